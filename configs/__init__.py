@@ -1,0 +1,1 @@
+"""ml_collections configs, one a stage; `configs/NAME.py:argument` selects a recipe."""

@@ -1,0 +1,169 @@
+"""What the stage configs share: argument strings, and the data, store, model and run sections."""
+
+import difflib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> ConfigDict:
+    """Parses the text after the colon of `--config=configs/NAME.py:ARG`.
+
+    ARG is a comma-separated list: at most one bare word, one of `variants` (the first of them is
+    the default), and `key=value` pairs, each value read as the type of that key's default.
+
+    Returns:
+      a ConfigDict with `variant` and every key of `defaults`.
+
+    Raises:
+      ValueError: an unknown variant or key (names the nearest known one), a value of another type,
+        two variants.
+    """
+    parsed: dict[str, object] = {"variant": variants[0], **defaults}
+    bare = [part for part in (arg or "").split(",") if part and "=" not in part]
+    if len(bare) > 1:
+        raise ValueError(f"config argument {arg!r} names {len(bare)} variants {bare}; give one")
+    if bare:
+        parsed["variant"] = _known(bare[0], variants, "variant")
+    for part in (arg or "").split(","):
+        if "=" in part:
+            key, text = part.split("=", 1)
+            key = _known(key, list(defaults), "config argument")
+            parsed[key] = _typed(key, text, defaults[key])
+    return ConfigDict(parsed)
+
+
+def _known(word: str, known: Sequence[str], what: str) -> str:
+    if word in known:
+        return word
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {word!r}, known: {', '.join(known) or 'none'}{hint}")
+
+
+def _typed(key: str, text: str, default: object) -> object:
+    if isinstance(default, bool):
+        if text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise ValueError(f"config argument {key}={text!r} is not a boolean (true or false)")
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise ValueError(
+            f"config argument {key}={text!r} is not of type {type(default).__name__}"
+        ) from None
+
+
+def data_config(split: str) -> ConfigDict:
+    """The pages a stage reads."""
+    data = ConfigDict()
+    # A folder of page images, a manifest CSV, or `synthetic` (the built-in corpus).
+    data.pages = "synthetic"
+    # Rows of the manifest whose column `split` has this value; all rows where empty or where the
+    # manifest has no such column.
+    data.split = split
+    # For folders: regular expressions searched in the path below the folder. The first group (or
+    # the group named `writer`/`page`) is the value; further named groups become columns. Without
+    # an expression the writer stays empty and the page is the file name.
+    data.writer_regex = ""
+    data.page_regex = ""
+    # Largest accepted image, in pixels (width x height): protects against decompression bombs.
+    data.max_pixels = 200_000_000
+    # Where the built-in corpus is written (once) so that its pages can be looked at.
+    data.cache = "runs/data"
+    return data
+
+
+def store_config(rule: str) -> ConfigDict:
+    """How patches are cut; one store a rule. Thresholds: REFERENCE.md section 10."""
+    store = ConfigDict()
+    # `pretrain` (ink 8 to 80 %), `offline` (Otsu, SIFT descriptors kept for pseudo labels) or
+    # `eval` (keypoint on ink).
+    store.rule = rule
+    # Side of a patch in pixels of the (scaled) page.
+    store.patch_size = 32
+    # The page is resized by this factor before anything else.
+    store.scale = 1.0
+    # `isauvola`, `sauvola`, `su`, `otsu`.
+    store.binarization = "otsu" if rule == "offline" else "isauvola"
+    # A patch is kept where min_ink <= share of ink pixels <= max_ink.
+    store.min_ink = {"pretrain": 0.08, "offline": 0.01, "eval": 0.01}[rule]
+    store.max_ink = {"pretrain": 0.8, "offline": 1.0, "eval": 1.0}[rule]
+    # The pixel under the keypoint must be ink.
+    store.keypoint_on_ink = rule == "eval"
+    # Evenly picked from what is kept of a page; -1 keeps all.
+    store.max_patches_per_page = 1000
+    # Folder that holds the stores, each in a subfolder named after the digest of what made it.
+    store.root = "runs/prepare"
+    # Pages a shard: the unit of atomic writing and of parallel work.
+    store.pages_per_shard = 16
+    # Worker processes; 0 takes one a core.
+    store.workers = 0
+    return store
+
+
+def pseudo_label_config() -> ConfigDict:
+    """Pseudo labels: clusters of RootSIFT descriptors (CL-S), REFERENCE.md section 10 (d)."""
+    labels = ConfigDict()
+    # Clusters; each is a class of the finetuning.
+    labels.num_clusters = 800
+    # PCA-whitened dimensions of the descriptors before clustering.
+    labels.pca_dim = 32
+    # Descriptors that PCA and k-means are fitted on, sampled from the store.
+    labels.fit_samples = 500_000
+    # Kept: distance to the nearest centre / to the second nearest <= max_ratio.
+    labels.max_ratio = 0.9
+    labels.seed = 0
+    return labels
+
+
+def model_config(size: str) -> ConfigDict:
+    """The ViT-MAE: `cpu` (trains in minutes on two cores) or `paper` (28.7 million parameters)."""
+    model = ConfigDict()
+    model.patch_size = 32
+    # Side of a token, the ViT's unit inside a patch: 64 tokens a patch.
+    model.token_size = 4
+    model.width, model.depth, model.heads = {"cpu": (128, 4, 4), "paper": (512, 8, 8)}[size]
+    model.mlp_ratio = 4
+    model.decoder_width, model.decoder_depth, model.decoder_heads = {
+        "cpu": (128, 1, 4),
+        "paper": (512, 1, 16),
+    }[size]
+    return model
+
+
+def run_config(config: ConfigDict) -> None:
+    """Adds what both training stages share to `config`, in place."""
+    # Root of all randomness: weights, data order, masks, augmentation.
+    config.seed = 0
+    # Patches a step, over all devices and hosts.
+    config.global_batch_size = 512
+    config.total_steps = 1000
+    # Axis sizes of the device mesh; -1 takes what is left of the devices.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # A line of metrics every so many steps.
+    config.log_every = 50
+    # A checkpoint every so many steps and at the end; the newest `keep_checkpoints` stay.
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 2
+    # Threads and batches in advance of the loader.
+    config.loader = ConfigDict({"threads": 2, "prefetch": 4})
+
+
+def optim_config() -> ConfigDict:
+    """AdamW with warm-up and cosine decay, a step at a time (REFERENCE.md section 6)."""
+    optim = ConfigDict()
+    # Peak, first and last learning rate.
+    optim.learning_rate = 8e-4
+    optim.start_learning_rate = 8e-5
+    optim.final_learning_rate = 8e-6
+    optim.warmup_steps = 100
+    optim.weight_decay = 0.05
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    # Global norm the gradient is clipped to.
+    optim.clip_norm = 0.02
+    return optim

@@ -1,0 +1,1 @@
+"""Flax linen modules; thin, pure, jit-compiled by their callers."""

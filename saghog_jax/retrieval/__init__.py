@@ -1,0 +1,1 @@
+"""From page descriptors to rankings, figures and evidence."""

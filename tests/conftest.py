@@ -1,0 +1,20 @@
+"""Every test runs on eight fake CPU devices, with strict dtype promotion and a compilation cache."""
+
+import os
+import tempfile
+from pathlib import Path
+
+CACHE = Path(tempfile.gettempdir()) / f"saghog_jax-test-cache-{os.getuid()}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+
+from absl import flags
+
+# grain reads absl flags when it starts worker processes; nothing here has a command line.
+flags.FLAGS.mark_as_parsed()
