@@ -1,0 +1,284 @@
+"""The embeddings folder: page descriptors with what they describe, readable with numpy alone.
+
+A folder holds `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
+strings, same order), `manifest.csv` (row i describes embedding i) and `meta.json`, written last: a
+folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
+"""
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+_FIXED = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1")
+_ROWS_A_CHECK = 1 << 24  # values looked at in one go when searching for NaN
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What an embeddings folder holds; every array has one row a page, in the same order."""
+
+    folder: Path
+    descriptors: np.ndarray  # float32 [p, d], memory-mapped
+    writers: np.ndarray  # str [p], '' = unknown
+    pages: np.ndarray  # str [p]
+    page_ids: np.ndarray  # str [p], unique
+    rows: list[dict[str, str]]  # manifest.csv
+    meta: dict
+
+    def __len__(self) -> int:
+        return len(self.page_ids)
+
+    @property
+    def name(self) -> str:
+        """Which weights made them (`meta.json: model`), else the folder's name."""
+        return str(self.meta.get("model") or self.folder.resolve().name)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the manifest's columns."""
+        return list(self.rows[0]) if self.rows else []
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the manifest, str [p].
+
+        Raises:
+          UserError: there is no such column.
+        """
+        if name not in self.columns:
+            known = ", ".join(self.columns)
+            raise UserError(f"{self.folder / 'manifest.csv'} has no column {name!r}, only: {known}")
+        return np.array([row[name] for row in self.rows])
+
+    def image(self, row: int) -> Path:
+        """Where the image of a row should lie (it may have moved since)."""
+        root = Path(self.meta.get("pages_root", ""))
+        return self.folder / root / self.rows[row]["path"]
+
+    def box(self, row: int) -> tuple[int, int, int, int] | None:
+        """The part of the image that the row describes, x0, y0, x1, y1 in pixels; None for all."""
+        return _box(self.rows[row])
+
+
+def save_embeddings(
+    folder: str | os.PathLike,
+    descriptors: np.ndarray,
+    pages: Sequence,
+    pages_root: str | os.PathLike,
+    meta: Mapping,
+) -> Path:
+    """Writes an embeddings folder; `meta.json` last, so that a killed run never looks whole.
+
+    Args:
+      folder: made if missing; other files in it (other models' subfolders) are left alone.
+      descriptors: [p, d], one row a page.
+      pages: p rows of a manifest (`input_pipeline.manifest.Page`).
+      pages_root: the folder that the pages' paths start from.
+      meta: kept in `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the embeddings
+        in tables, `checkpoint` (a digest of the weights) tells which embeddings may be compared.
+
+    Raises:
+      UserError: rows and pages differ in number, no page, a value that is not finite, a page listed
+        twice.
+    """
+    folder = Path(folder)
+    descriptors = np.asarray(descriptors, np.float32)
+    page_ids = np.array([page.page_id for page in pages], dtype=np.str_)
+    _check(descriptors, page_ids, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meta.json").unlink(missing_ok=True)
+    arrays = {
+        "embeddings": descriptors,
+        "writers": np.array([page.writer for page in pages], dtype=np.str_),
+        "pages": np.array([page.page for page in pages], dtype=np.str_),
+        "page_ids": page_ids,
+    }
+    for name, array in arrays.items():
+        with _replacing(folder / f"{name}.npy", "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    with _replacing(folder / "manifest.csv", "w") as file:
+        _write_rows(file, pages)
+    whole = {
+        "format": FORMAT_VERSION,
+        "rows": len(page_ids),
+        "dim": descriptors.shape[1],
+        "pages_root": _relative(pages_root, folder),
+        **meta,
+    }
+    with _replacing(folder / "meta.json", "w") as file:
+        json.dump(whole, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    return folder
+
+
+def load_embeddings(folder: str | os.PathLike) -> Embeddings:
+    """Opens an embeddings folder; the descriptors stay on disk until they are used.
+
+    Raises:
+      UserError: the folder is missing or incomplete (says which command makes it); an array that
+        is not what the format says (object arrays are refused, never unpickled), rows that do not
+        match, no rows, values that are not finite, a page_id twice.
+    """
+    folder = Path(folder)
+    if not (folder / "meta.json").is_file():
+        what = "is incomplete (no meta.json)" if folder.is_dir() else "does not exist"
+        raise UserError(
+            f"embeddings folder {folder} {what}; make it with: "
+            "python -m saghog_jax.main --config=configs/embed.py"
+        )
+    meta = _read_json(folder / "meta.json")
+    if meta.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / 'meta.json'}: format {meta.get('format')!r}, this version reads "
+            f"{FORMAT_VERSION}"
+        )
+    descriptors = _read_array(folder / "embeddings.npy")
+    if descriptors.ndim != 2 or descriptors.dtype != np.float32:
+        raise UserError(
+            f"{folder / 'embeddings.npy'}: expected float32 [pages, width], found "
+            f"{descriptors.dtype} {list(descriptors.shape)}"
+        )
+    if descriptors.shape[1] != meta.get("dim"):
+        raise UserError(
+            f"{folder / 'embeddings.npy'}: width {descriptors.shape[1]}, but meta.json says "
+            f"{meta.get('dim')}"
+        )
+    texts = {name: _read_texts(folder / f"{name}.npy") for name in ("writers", "pages", "page_ids")}
+    rows = _read_rows(folder / "manifest.csv")
+    counts = {name: len(array) for name, array in texts.items()} | {"manifest.csv": len(rows)}
+    for name, count in counts.items():
+        if count != len(descriptors):
+            raise UserError(f"{folder}: {name} has {count} rows, embeddings.npy {len(descriptors)}")
+    _check(descriptors, texts["page_ids"], folder)
+    for i, row in enumerate(rows):
+        if _page_id(row) != texts["page_ids"][i]:
+            raise UserError(
+                f"{folder / 'manifest.csv'}: row {i + 1} is {_page_id(row)!r}, but page_ids.npy "
+                f"has {str(texts['page_ids'][i])!r} there"
+            )
+    return Embeddings(folder, descriptors, rows=rows, meta=meta, **texts)
+
+
+def check_comparable(a: Embeddings, b: Embeddings) -> None:
+    """Refuses to mix embeddings of two models.
+
+    Raises:
+      UserError: other widths, or other checkpoints where both folders name theirs.
+    """
+    if a.descriptors.shape[1] != b.descriptors.shape[1]:
+        raise UserError(
+            f"{a.folder} holds descriptors of width {a.descriptors.shape[1]}, {b.folder} of width "
+            f"{b.descriptors.shape[1]}: embed both with the same checkpoint"
+        )
+    digests = a.meta.get("checkpoint"), b.meta.get("checkpoint")
+    if all(digests) and digests[0] != digests[1]:
+        raise UserError(
+            f"{a.folder} was made by checkpoint {digests[0]}, {b.folder} by {digests[1]}: embed "
+            "both with the same checkpoint"
+        )
+
+
+def _check(descriptors: np.ndarray, page_ids: np.ndarray, folder: Path) -> None:
+    if descriptors.ndim != 2 or len(descriptors) != len(page_ids):
+        raise UserError(
+            f"{folder}: descriptors {list(descriptors.shape)} for {len(page_ids)} pages"
+        )
+    if not len(page_ids) or not descriptors.shape[1]:
+        raise UserError(f"{folder}: no embeddings in it")
+    unique, counts = np.unique(page_ids, return_counts=True)
+    if len(unique) != len(page_ids):
+        raise UserError(f"{folder}: page {str(unique[counts > 1][0])!r} is listed twice")
+    step = max(1, _ROWS_A_CHECK // descriptors.shape[1])
+    for start in range(0, len(descriptors), step):
+        bad = ~np.isfinite(descriptors[start : start + step]).all(1)
+        if bad.any():
+            first = start + int(bad.argmax())
+            raise UserError(
+                f"{folder}: the descriptor of {str(page_ids[first])!r} (row {first}) holds NaN or "
+                "infinity"
+            )
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a readable .npy of plain values ({error})") from None
+
+
+def _read_texts(path: Path) -> np.ndarray:
+    array = _read_array(path)
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise UserError(f"{path}: expected strings [pages], found {array.dtype}")
+    return np.array(array)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return meta
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"path", "writer", "page"} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
+        return [{k: v or "" for k, v in row.items() if k is not None} for row in reader]
+
+
+def _write_rows(file: IO, pages: Sequence) -> None:
+    extra = sorted({name for page in pages for name in page.extra} - set(_FIXED))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*_FIXED, *extra])
+    for page in pages:
+        box = page.box if page.box is not None else ("",) * 4
+        others = [page.extra.get(name, "") for name in extra]
+        writer.writerow([page.path, page.writer, page.page, page.split, *box, *others])
+
+
+def _box(row: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    corners = [row.get(name, "") for name in ("x0", "y0", "x1", "y1")]
+    return tuple(int(c) for c in corners) if all(corners) else None
+
+
+def _page_id(row: Mapping[str, str]) -> str:
+    box = _box(row)
+    return row["path"] + ("#" + ",".join(map(str, box)) if box else "")
+
+
+def _relative(root: str | os.PathLike, folder: Path) -> str:
+    # Relative, so that pages and embeddings may be moved together; on Windows two drives have no
+    # relative path between them.
+    try:
+        return Path(os.path.relpath(Path(root).resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return Path(root).resolve().as_posix()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: str) -> Iterator[IO]:
+    # A reader sees the old file or the whole new one, never a half.
+    temporary = path.with_name(path.name + ".tmp")
+    text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
+    with temporary.open(mode, **text) as file:
+        yield file
+    temporary.replace(path)

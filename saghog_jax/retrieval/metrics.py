@@ -1,0 +1,304 @@
+"""Leave-one-page-out figures from counted ranks: mAP, Top-k, soft/hard/precision@k, nDCG.
+
+Every labelled page is a query, all other pages are its gallery; the query itself is left out by
+its row, never by its rank or distance. Pages without a label are distractors: in the gallery, never
+a query. Average precision is the mean over the relevant pages of j / (rank of the j-th of them)
+(the finite sum, as in the published code; no interpolation). Equally near pages rank by row index.
+
+Only the ranks of the relevant pages are needed, so ranks are counted, not sorted: one plus the
+number of gallery pages that are nearer. Axis letters: p pages, q queries of a chunk, m pages with
+the query's label.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
+ScoreRows = Callable[[np.ndarray], np.ndarray]
+
+# Float32 values of a chunk of scores; 32 MiB, and a few times that for what is made of them.
+_CHUNK_VALUES = 1 << 23
+# Rows that are counted together: their scores should stay in a core's cache.
+_TILE_VALUES = 1 << 18
+# From so many pages with one label on, sorting a row once is cheaper than counting for each page.
+_SORT_FROM = 24
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of each query, in the order of `rows`; means are taken by `summarize`."""
+
+    rows: np.ndarray  # int64 [n], the page that asks; only queries that have a partner
+    lonely: np.ndarray  # int64, labelled pages without a partner: reported, not averaged
+    distractors: np.ndarray  # int64, pages without a label
+    relevant: np.ndarray  # int64 [n], number of partners
+    ap: np.ndarray  # float64 [n]
+    ndcg: np.ndarray  # float64 [n]
+    first: np.ndarray  # int64 [n], rank of the nearest partner, from 1
+    ks: tuple[int, ...]
+    hits: np.ndarray  # int64 [n, len(ks)], partners among the first k
+    gallery: np.ndarray  # int64 [n], pages the query was compared with
+
+
+def encode_labels(values: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """Strings [p] to integers [p], equal where all given columns agree; '' anywhere gives -1."""
+    columns = [np.unique(column, return_inverse=True) for column in (values, *more)]
+    known = np.all([column != "" for column in (values, *more)], axis=0)
+    codes = np.zeros(len(values), np.int64)
+    for unique, inverse in columns:
+        codes = codes * len(unique) + inverse
+    codes = np.unique(codes, return_inverse=True)[1]
+    return np.where(known, codes, -1)
+
+
+def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
+    """Scores between rows of `descriptors` [p, d], computed for the rows that are asked for.
+
+    `cosine` is the inner product of the L2-normalised rows; `euclidean` orders by Euclidean
+    distance (q.g - |g|^2 / 2, float32). On unit vectors both give the same order.
+
+    Raises:
+      ValueError: an unknown metric.
+    """
+    x = np.asarray(descriptors, np.float32)
+    if metric == "cosine":
+        norms = np.linalg.norm(x, axis=1, keepdims=True)
+        x = x / np.maximum(norms, np.float32(1e-12))
+        return lambda rows: x[rows] @ x.T
+    if metric == "euclidean":
+        half = np.einsum("pd,pd->p", x, x) / 2
+        return lambda rows: x[rows] @ x.T - half
+    raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
+
+
+def evaluate(
+    scores: ScoreRows,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> Evaluation:
+    """Ranks the partners of every labelled page among all other pages.
+
+    Args:
+      scores: larger is nearer; see `score_rows`.
+      labels: int64 [p], -1 = unknown (`encode_labels`).
+      groups: int64 [p]; pages of the query's own group are left out of its gallery (the same sheet,
+        the same source); -1 = of no group. None leaves out the query alone.
+      ks: cut-offs for `hits`.
+
+    Raises:
+      ValueError: lengths that differ, a k below 1.
+    """
+    labels = np.asarray(labels)
+    groups = np.full(len(labels), -1) if groups is None else np.asarray(groups)
+    if labels.shape != groups.shape or labels.ndim != 1:
+        raise ValueError(f"labels {labels.shape} and groups {groups.shape} must both be [p]")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks {tuple(ks)}: give cut-offs of at least 1")
+    p = len(labels)
+    members = _Members(labels)
+    queries = np.flatnonzero(labels >= 0)
+    partners = members.partners(queries, groups)
+    lonely, queries = queries[partners == 0], queries[partners > 0]
+    # Queries with as many label mates as one another share a chunk, so that padding is small.
+    queries = queries[np.argsort(members.sizes(queries), kind="stable")]
+    found = [_ranked(scores(rows), rows, members, groups, ks) for rows in _chunks(queries, p)]
+    back = np.argsort(queries)
+    keys = ("relevant", "ap", "ndcg", "first", "hits", "gallery")
+    empty = _ranked(np.zeros((0, p), np.float32), queries[:0], members, groups, ks)
+    columns = {key: np.concatenate([f[key] for f in [empty, *found]])[back] for key in keys}
+    return Evaluation(
+        rows=queries[back],
+        lonely=lonely,
+        distractors=np.flatnonzero(labels < 0),
+        ks=tuple(ks),
+        **columns,
+    )
+
+
+def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str, float | int]:
+    """Means over the queries, as a flat dict (`map`, `top1`, `soft@5`, `hard@5`, `precision@5`...).
+
+    `top<k>` and `soft@k`: at least one partner among the first k. `hard@k`: all of the first k are
+    partners (so never for a query with fewer than k). `precision@k`: their share of k.
+
+    Convention `partners` averages everything over the queries that have a partner. `published`
+    (reference: section 7) does so for mAP and Top-k, but counts labelled pages without a partner as
+    failures in soft, hard and precision@k.
+
+    Returns:
+      the figures and the counts `queries`, `queries_without_partner`, `distractors`; figures are
+      absent where there is no query.
+
+    Raises:
+      ValueError: an unknown convention.
+    """
+    if convention not in ("partners", "published"):
+        raise ValueError(f"unknown convention {convention!r}, known: partners, published")
+    e = evaluation
+    counts = {
+        "queries": len(e.rows),
+        "queries_without_partner": len(e.lonely),
+        "distractors": len(e.distractors),
+    }
+    if not len(e.rows):
+        return counts
+    over = len(e.rows) + (len(e.lonely) if convention == "published" else 0)
+    figures = {"map": float(e.ap.mean()), "ndcg": float(e.ndcg.mean())}
+    for j, k in enumerate(e.ks):
+        hits = e.hits[:, j]
+        figures[f"top{k}"] = float((hits > 0).mean())
+        figures[f"soft@{k}"] = float((hits > 0).sum() / over)
+        figures[f"hard@{k}"] = float((hits == k).sum() / over)
+        figures[f"precision@{k}"] = float(hits.sum() / (k * over))
+    return {**figures, **counts}
+
+
+def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str, float | int]]:
+    """mAP, Top-1 and number of queries of each label that has a query."""
+    codes, inverse = np.unique(labels[evaluation.rows], return_inverse=True)
+    count = np.bincount(inverse, minlength=len(codes))
+    ap = np.bincount(inverse, evaluation.ap, len(codes)) / count
+    top = np.bincount(inverse, evaluation.first == 1, len(codes)) / count
+    return {
+        int(code): {"map": float(ap[i]), "top1": float(top[i]), "queries": int(count[i])}
+        for i, code in enumerate(codes)
+    }
+
+
+def nearest(
+    scores: ScoreRows, rows: np.ndarray, groups: np.ndarray | None, num_pages: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest pages of each row, nearest first, itself and its group left out.
+
+    Returns:
+      int64 [len(rows), k'] and their float32 scores, k' = min(k, num_pages - 1); -1 and -inf where
+      the gallery of a query is shorter.
+    """
+    groups = np.full(num_pages, -1) if groups is None else groups
+    k = max(0, min(k, num_pages - 1))
+    found, values = [], []
+    for part in _chunks(rows, num_pages):
+        block = _without_own(scores(part), part, groups)
+        keys = np.partition(_keys(block), range(k), axis=1)[:, :k] if k else _keys(block)[:, :0]
+        index = keys & 0xFFFFFFFF
+        value = np.take_along_axis(block, index, 1)
+        found.append(np.where(np.isneginf(value), -1, index))
+        values.append(value)
+    if not found:
+        return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+    return np.concatenate(found), np.concatenate(values)
+
+
+class _Members:
+    """The pages of each label as one padded look-up."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self._labels = labels
+        self._order = np.argsort(labels, kind="stable")
+        ordered = labels[self._order]
+        self._start = np.searchsorted(ordered, np.arange(labels.max(initial=-1) + 1))
+        self._count = np.bincount(labels[labels >= 0], minlength=labels.max(initial=-1) + 1)
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        return self._count[self._labels[rows]]
+
+    def table(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label mates of each row (itself among them), int64 [q, m], and which of them are real."""
+        count = self.sizes(rows)
+        slot = np.arange(count.max(initial=0))
+        real = slot < count[:, None]
+        start = self._start[self._labels[rows]]
+        return self._order[np.where(real, start[:, None] + slot, 0)], real
+
+    def partners(self, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Number of label mates outside of the row's own group, itself not counted, int64 [q]."""
+        pairs = self._labels * (groups.max(initial=0) + 2) + groups + 1
+        _, inverse, count = np.unique(pairs, return_inverse=True, return_counts=True)
+        own = np.where(groups < 0, 1, count[inverse])
+        return self.sizes(rows) - own[rows]
+
+
+def _chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:
+    step = max(1, _CHUNK_VALUES // max(1, p))
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+def _without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    # In place: the caller gave the block away.
+    block[np.arange(len(rows)), rows] = -np.inf
+    grouped = np.flatnonzero(groups[rows] >= 0)
+    if len(grouped):
+        same = groups[rows[grouped], None] == groups
+        block[grouped] = np.where(same, -np.inf, block[grouped])
+    return block
+
+
+def _ranked(
+    block: np.ndarray,
+    rows: np.ndarray,
+    members: _Members,
+    groups: np.ndarray,
+    ks: Sequence[int],
+) -> dict[str, np.ndarray]:
+    block = _without_own(block, rows, groups)
+    mates, real = members.table(rows)
+    own = (groups[mates] == groups[rows, None]) & (groups[rows, None] >= 0)
+    real &= (mates != rows[:, None]) & ~own
+    ranks = np.where(real, _ranks(block, mates), np.iinfo(np.int64).max)
+    ranks.sort(axis=1)
+    count = real.sum(1)
+    j = np.arange(1, ranks.shape[1] + 1)
+    inside = j <= count[:, None]
+    gain = 1 / np.log2(1 + np.where(inside, ranks, 1))
+    ideal = np.cumsum(1 / np.log2(1 + j))
+    return {
+        "relevant": count,
+        "ap": np.where(inside, j / ranks, 0).sum(1) / np.maximum(count, 1),
+        "ndcg": np.where(inside, gain, 0).sum(1) / ideal[count - 1] if len(j) else count * 0.0,
+        "first": ranks.min(axis=1, initial=np.iinfo(np.int64).max),
+        "hits": (ranks[:, :, None] <= np.asarray(ks)).sum(1),
+        "gallery": np.isfinite(block).sum(1),
+    }
+
+
+def _ranks(block: np.ndarray, mates: np.ndarray) -> np.ndarray:
+    if mates.shape[1] >= _SORT_FROM:
+        return _sorted_ranks(block, mates)
+    threshold = np.take_along_axis(block, mates, 1)
+    nearer = np.empty(mates.shape, np.int64)
+    as_near = np.empty(mates.shape, np.int64)
+    step = max(1, _TILE_VALUES // max(1, block.shape[1]))
+    for start in range(0, len(block), step):
+        tile = slice(start, start + step)
+        for j in range(mates.shape[1]):
+            limit = threshold[tile, j, None]
+            nearer[tile, j] = (block[tile] > limit).sum(1, dtype=np.int32)
+            as_near[tile, j] = (block[tile] >= limit).sum(1, dtype=np.int32)
+    # A page ties with itself; only where another one does too must the row indices be looked at.
+    tied = np.argwhere(as_near > nearer + 1)
+    step = max(1, _CHUNK_VALUES // max(1, block.shape[1]))
+    for start in range(0, len(tied), step):
+        i, j = tied[start : start + step].T
+        equal = block[i] == threshold[i, j, None]
+        before = np.arange(block.shape[1]) < mates[i, j, None]
+        nearer[i, j] += (equal & before).sum(1)
+    return nearer + 1
+
+
+def _keys(block: np.ndarray) -> np.ndarray:
+    # int64 that sorts as (score descending, index ascending): the bits of a float32 order as
+    # integers once those of negative numbers are flipped, and no two keys are equal.
+    bits = (-block + np.float32(0)).view(np.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits.astype(np.int64) << 32) | np.arange(block.shape[1])
+
+
+def _sorted_ranks(block: np.ndarray, mates: np.ndarray) -> np.ndarray:
+    keys = _keys(block)
+    keys.sort(axis=1)
+    ranks = np.empty(keys.shape, np.int32)
+    np.put_along_axis(ranks, keys & 0xFFFFFFFF, np.arange(1, keys.shape[1] + 1)[None], 1)
+    return np.take_along_axis(ranks, mates, 1).astype(np.int64)
