@@ -1,0 +1,181 @@
+"""The built-in corpus: pages of synthetic handwriting, written once from a seed.
+
+Every writer has letters and traits of their own (synthetic_hand.py); every page its own text, pen,
+paper, ink, light and noise (synthetic_page.py), drawn from a stream that knows nothing of the
+writer.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from input_pipeline.datasets import synthetic_hand, synthetic_page
+
+# Part of the digest: goes up with every change of what is drawn.
+FORMAT = 1
+# Temporary folders of killed writes are removed after this many seconds.
+STALE = 3600
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is written.
+
+    Attributes:
+      train_writers, test_writers: writers of split=train, and others of split=test.
+      pages: of each writer.
+      width, height: of a page, pixels.
+      lines: at most; each page has up to three fewer.
+      seed: of all of it.
+    """
+
+    train_writers: int = 40
+    test_writers: int = 20
+    pages: int = 4
+    width: int = 900
+    height: int = 600
+    lines: int = 9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pages", "lines"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Corpus.{name}={getattr(self, name)}, it must be at least 1")
+        for name in ("train_writers", "test_writers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Corpus.{name}={getattr(self, name)}, it must not be negative")
+        if min(self.width, self.height) < 100:
+            raise ValueError(f"Corpus page of {self.width}x{self.height} px, each side needs 100")
+
+    @property
+    def writers(self) -> int:
+        return self.train_writers + self.test_writers
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the pages, 12 hexadecimal digits."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def ensure(cache: Path, corpus: Corpus = Corpus(), workers: int = 0) -> Path:  # noqa: B008
+    """Writes the corpus below `cache` unless it is there already.
+
+    Args:
+      cache: the corpus becomes its subfolder `synthetic-<digest>`.
+      corpus: what is written.
+      workers: processes, 0 takes one a core; the bytes do not depend on it.
+
+    Returns:
+      path of the manifest, a CSV with the columns path, writer, page, split.
+    """
+    folder = Path(cache) / f"synthetic-{corpus.digest}"
+    manifest = folder / "manifest.csv"
+    if manifest.is_file():
+        return manifest
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        if time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        write_corpus(temporary, corpus, workers)
+        if not manifest.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another process was faster; its bytes are the same.
+            if not manifest.is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def write_corpus(folder: Path, corpus: Corpus, workers: int = 0) -> None:
+    """Writes `folder/pages/*.png` and then `folder/manifest.csv`; not atomic, see `ensure`.
+
+    Args:
+      folder: exists.
+      corpus: what is written.
+      workers: processes, 0 takes one a core.
+    """
+    (folder / "pages").mkdir(exist_ok=True)
+    rows = manifest_rows(corpus)
+    numbers = range(len(rows))
+    workers = min(workers or os.cpu_count() or 1, len(rows))
+    with _mapper(workers) as mapper:
+        for row, png in zip(rows, mapper(encode_page, itertools.repeat(corpus), numbers)):
+            (folder / row["path"]).write_bytes(png)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["path", "writer", "page", "split"], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def manifest_rows(corpus: Corpus) -> list[dict[str, str]]:
+    """The manifest; row n describes page n."""
+    rows = []
+    for writer, page in itertools.product(range(corpus.writers), range(corpus.pages)):
+        name = f"w{writer + 1:03d}"
+        rows.append(
+            {
+                "path": f"pages/{name}-p{page + 1}.png",
+                "writer": name,
+                "page": f"p{page + 1}",
+                "split": "train" if writer < corpus.train_writers else "test",
+            }
+        )
+    return rows
+
+
+def encode_page(corpus: Corpus, number: int) -> bytes:
+    """Page `number` of the corpus as PNG; a pure function of its arguments."""
+    image = render_page(corpus, number)
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+def render_page(corpus: Corpus, number: int) -> np.ndarray:
+    """Page `number` of the corpus, uint8 [height, width, 3], RGB."""
+    hand = synthetic_hand.draw_hand(_stream(corpus, "writer", number // corpus.pages))
+    rng = _stream(corpus, "page", number)
+    shape = (corpus.height, corpus.width)
+    path, pen = synthetic_page.lay_out(hand, shape, corpus.lines, rng)
+    ink = synthetic_page.draw_ink(path, hand, pen, shape, rng)
+    return synthetic_page.draw_page(ink, rng)
+
+
+def _stream(corpus: Corpus, kind: str, number: int) -> np.random.Generator:
+    key = ("writer", "page").index(kind)
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(corpus.seed, spawn_key=(key, number)))
+    )
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    if workers <= 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        yield partial(pool.map, chunksize=4)

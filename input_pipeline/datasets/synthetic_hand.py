@@ -1,0 +1,182 @@
+"""A hand of the built-in corpus: what stays the same whenever a writer writes, and its writing.
+
+Lengths are in units of the writer's x-height until `write_line` returns pixels; angles in radians.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.datasets.synthetic_glyphs import ALLOGRAPHS, Glyph
+
+# How far a writer's own letter shapes lie from the skeleton: whole letter, and single points.
+LETTER_DEFORMATION = 0.07
+POINT_DEFORMATION = 0.035
+# How far one instance of a letter lies from the writer's own shape of it.
+INSTANCE_DEFORMATION = 0.03
+INSTANCE_JITTER = 0.022
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A writer's traits and letters.
+
+    Attributes:
+      x_height: pixels.
+      aspect: width of a letter against its height.
+      slant: shift to the right for each unit of height.
+      roundness: length of a curve's tangents against its chord; about 1.2 is a circle.
+      pen: width of a stroke against 1 px.
+      nib_angle, contrast: a broad nib held at this angle; 0 is a ball pen.
+      pressure: how much wider a stroke down is than one up.
+      ascender, descender: scale of what lies above the x-height and below the baseline.
+      letter_space, word_space: added between letters and between words.
+      tail: length of a letter's last stroke where no join follows.
+      slope: of the baseline.
+      wobble: of the baseline, standard deviation.
+      joins: letters after which the writer joins the next one.
+      letters: the writer's own shape of every character.
+    """
+
+    x_height: float
+    aspect: float
+    slant: float
+    roundness: float
+    pen: float
+    nib_angle: float
+    contrast: float
+    pressure: float
+    ascender: float
+    descender: float
+    letter_space: float
+    word_space: float
+    tail: float
+    slope: float
+    wobble: float
+    joins: frozenset[str]
+    letters: dict[str, Glyph]
+
+
+class Path(NamedTuple):
+    """What the pen does; k points, pixels, y down.
+
+    Attributes:
+      points: float64 [k, 2].
+      smooth: float64 [k], 1 where the pen passes smoothly, 0 at a sharp turn.
+      start: bool [k], true at the first point of each stroke: the pen comes down there.
+    """
+
+    points: np.ndarray
+    smooth: np.ndarray
+    start: np.ndarray
+
+
+def deform(glyph: Glyph, whole: float, single: float, rng: np.random.Generator) -> Glyph:
+    """Scales and shears a glyph a little (by `whole`) and moves its points (by `single`)."""
+    matrix = np.eye(2) + rng.normal(0, whole, (2, 2)) * [[1.0, 1.0], [0.5, 0.7]]
+    moved = (glyph.points[:, None, :] * matrix).sum(-1)
+    return glyph._replace(points=moved + rng.normal(0, single, glyph.points.shape))
+
+
+def draw_hand(rng: np.random.Generator) -> Hand:
+    """A new writer."""
+    join_habit = rng.beta(0.9, 0.7)
+    letters, joins = {}, set()
+    for letter, allographs in ALLOGRAPHS.items():
+        glyph = allographs[rng.integers(len(allographs))]
+        letters[letter] = deform(glyph, LETTER_DEFORMATION, POINT_DEFORMATION, rng)
+        if rng.random() < join_habit and letter.islower():
+            joins.add(letter)
+    return Hand(
+        x_height=rng.uniform(15.0, 20.0),
+        aspect=rng.uniform(0.85, 1.15),
+        slant=rng.normal(0.15, 0.16),
+        roundness=rng.uniform(0.8, 1.3),
+        pen=rng.uniform(0.9, 1.1),
+        nib_angle=rng.uniform(0.2, 1.2),
+        contrast=rng.uniform(0.0, 0.6),
+        pressure=rng.uniform(0.0, 0.5),
+        ascender=rng.uniform(0.8, 1.15),
+        descender=rng.uniform(0.8, 1.15),
+        letter_space=rng.uniform(0.02, 0.22),
+        word_space=rng.uniform(0.55, 1.0),
+        tail=rng.uniform(0.4, 1.3),
+        slope=rng.normal(0.0, 0.006),
+        wobble=rng.uniform(0.02, 0.09),
+        joins=frozenset(joins),
+        letters=letters,
+    )
+
+
+def write_line(
+    hand: Hand, words: Sequence[str], x: float, y: float, width: float, rng: np.random.Generator
+) -> tuple[Path, int]:
+    """Writes words from left to right until the line is full.
+
+    Args:
+      hand: the writer.
+      words: at least one; the first is written even where it is wider than the line.
+      x, y: where the baseline starts, pixels.
+      width: of the line, pixels.
+      rng: of this line.
+
+    Returns:
+      what the pen did, and the number of words written.
+    """
+    bodies, marks = [], []
+    limit = width / (hand.x_height * hand.aspect)
+    at, written = 0.0, 0
+    for word in words:
+        if written and at + 0.95 * len(word) > limit:
+            break
+        lift = rng.normal(0, hand.wobble)
+        joined = False
+        for place, letter in enumerate(word):
+            glyph = deform(hand.letters[letter], INSTANCE_DEFORMATION, INSTANCE_JITTER, rng)
+            body = _body_length(glyph)
+            right = glyph.points[:, 0].max()
+            joins = (
+                place + 1 < len(word)
+                and letter in hand.joins
+                # A letter whose body ends on its left (a hooked y) leaves no way to join.
+                and glyph.points[body - 1, 0] > 0.55 * right
+                and rng.random() < 0.95
+            )
+            points = glyph.points + np.array([at, lift + rng.normal(0, 0.5 * hand.wobble)])
+            if not joins and glyph.smooth[body - 1]:
+                points[body - 1] += (hand.tail - 1) * (points[body - 1] - points[body - 2])
+            start = glyph.start.copy()
+            start[0] = not joined
+            bodies.append(Path(points[:body], glyph.smooth[:body], start[:body]))
+            marks.append(Path(points[body:], glyph.smooth[body:], start[body:]))
+            at += right + hand.letter_space * (1.0 if joins else 1.6)
+            joined = joins
+        at += hand.word_space * rng.uniform(0.85, 1.2)
+        written += 1
+    path = join_paths(bodies + marks)
+    return path._replace(points=_to_pixels(hand, path.points, x, y, rng)), written
+
+
+def join_paths(paths: Sequence[Path]) -> Path:
+    """One path after the other."""
+    return Path(*(np.concatenate(arrays) for arrays in zip(*paths)))
+
+
+def _body_length(glyph: Glyph) -> int:
+    later = np.flatnonzero(glyph.start[1:])
+    return int(later[0]) + 1 if len(later) else len(glyph.start)
+
+
+def _to_pixels(
+    hand: Hand, points: np.ndarray, x: float, y: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Proportions, slant, size and the baseline's course: x-heights, y up -> pixels, y down."""
+    u, v = points[:, 0], points[:, 1]
+    v = np.where(v > 1, 1 + (v - 1) * hand.ascender, np.where(v < 0, v * hand.descender, v))
+    length, phase = rng.uniform(12, 30), rng.uniform(0, 2 * np.pi)
+    course = hand.wobble * np.sin(2 * np.pi * u / length + phase)
+    slope = hand.slope + rng.normal(0, 0.003)
+    right = x + hand.x_height * (hand.aspect * u + hand.slant * v)
+    return np.stack([right, y - hand.x_height * (v + course) - slope * (right - x)], axis=1)
