@@ -1,0 +1,380 @@
+"""Pages to a patch store: on one core or many, resumable, the same bytes however it was run.
+
+A store is named after the digest of what made it: the cutting rule, the shard size, the manifest
+rows and the contents of the page files. The unit of work is a shard, a fixed group of pages; a
+shard is a pure function of its `ShardJob` and gets its name when it is whole. So a build that was
+killed goes on where it stopped, and several builders in one folder (the processes of a training
+job, or machines on a shared file system) share the work: each takes the missing shards in an order
+of its own, and where two finish the same shard the bytes are equal and the first stays.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from threadpoolctl import threadpool_limits
+
+from input_pipeline.errors import PageError, UserError
+from input_pipeline.fingerprint import fingerprints
+from input_pipeline.images import load_page
+from input_pipeline.manifest import Manifest, Page, load_manifest
+from input_pipeline.patches import Rule, cut_page
+from input_pipeline.store import (
+    FORMAT_VERSION,
+    PageResult,
+    Store,
+    finish_store,
+    read_shard,
+    shard_name,
+    write_shard,
+)
+
+LOG_SECONDS = 10.0
+# Skipped pages that a summary names; all are in the store's manifest.csv.
+NAMED_SKIPPED = 5
+FINGERPRINTS = "page_fingerprints.json"
+
+
+class ShardJob(NamedTuple):
+    """All that decides a shard, and where it goes; sent to the workers."""
+
+    folder: Path
+    workspace: Path
+    number: int
+    first_row: int
+    root: Path
+    pages: tuple[Page, ...]
+    rule: Rule
+    max_pixels: int
+
+
+def ensure_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print) -> Path:
+    """Returns the folder of the store of these pages cut by this rule, building what is missing.
+
+    Args:
+      data: `configs.common.data_config()`.
+      store: `configs.common.store_config()`.
+      log: called with one line at a time.
+
+    Raises:
+      UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a
+        worker was killed; whole shards are kept.
+    """
+    manifest = load_manifest(data)
+    rule = Rule.from_config(store)
+    config = store_identity(rule, store.pages_per_shard, data.max_pixels)
+    root = Path(store.root)
+    digest = store_digest(manifest, config, root / FINGERPRINTS)
+    folder = root / f"{store.rule}-{digest[:12]}"
+    if not (folder / "store.json").exists():
+        _build(folder, manifest, rule, config, digest, store.workers, log)
+    return folder
+
+
+def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[str, object]:
+    """The settings that decide a store's bytes."""
+    return {
+        **dataclasses.asdict(rule),
+        "pages_per_shard": pages_per_shard,
+        "max_pixels": max_pixels,
+    }
+
+
+def store_digest(manifest: Manifest, config: dict[str, object], cache: Path) -> str:
+    """SHA-256 over settings, manifest rows and page contents; not over where the pages lie."""
+    contents = fingerprints(manifest.root, (page.path for page in manifest.pages), cache)
+    rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
+    text = json.dumps([FORMAT_VERSION, config, manifest.columns, rows], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def build_shard(job: ShardJob) -> int:
+    """Cuts and writes one shard, unless it is there already; returns its number.
+
+    Raises:
+      UserError: the shard cannot be written.
+    """
+    shards = job.folder / "shards"
+    name = shard_name(job.number)
+    if read_shard(shards / name) is not None:
+        return job.number
+    parts: dict[str, list[np.ndarray]] = {}
+    results = []
+    for row, page in enumerate(job.pages, start=job.first_row):
+        result, arrays = _cut(job, row, page)
+        results.append(result)
+        for key, array in arrays.items():
+            parts.setdefault(key, []).append(array)
+    try:
+        write_shard(shards, job.workspace, name, parts, results)
+    except OSError as error:
+        shutil.rmtree(job.workspace / name, ignore_errors=True)
+        # Another builder that thought this one dead may have taken its workspace away.
+        if read_shard(shards / name) is None:
+            raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
+    return job.number
+
+
+def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:
+    """One page's patches as the arrays of a shard; empty arrays if it gives none."""
+    try:
+        image = load_page(job.root / page.path, page.box, job.max_pixels, job.rule.scale)
+        reason = ""
+    except PageError as error:
+        image, reason = np.full((1, 1, 3), 255, np.uint8), str(error)
+    try:
+        cut = cut_page(image, job.rule, row)
+    except Exception as error:
+        error.add_note(f"while cutting page {page.page_id}")
+        raise
+    n = len(cut.patches)
+    arrays = {
+        "patches": cut.patches,
+        "ink": cut.ink,
+        "page": np.full(n, row, np.int32),
+        "x": cut.x,
+        "y": cut.y,
+    }
+    if cut.descriptors is not None:
+        arrays["descriptors"] = cut.descriptors
+    if reason:
+        return PageResult(0, "unreadable", " ".join(reason.split())), arrays
+    if n == 0:
+        return PageResult(0, "empty", "no patch passed the rule (a blank page?)"), arrays
+    return PageResult(n, "ok", ""), arrays
+
+
+def _build(
+    folder: Path,
+    manifest: Manifest,
+    rule: Rule,
+    config: dict[str, object],
+    digest: str,
+    workers: int,
+    log: Callable[[str], None],
+) -> None:
+    try:
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    start = time.monotonic()
+    with _workspace(folder) as workspace:
+        jobs = _jobs(folder, workspace, manifest, rule, config)
+        missing = [
+            job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
+        ]
+        random.SystemRandom().shuffle(missing)
+        workers = min(workers or usable_cores(), len(missing))
+        ready = len(manifest) - sum(len(job.pages) for job in missing)
+        log(
+            f"cutting {len(manifest):,} pages into {folder}"
+            + (f", {ready:,} of them are there already" if ready else "")
+            + f"; {workers} process{'es' if workers != 1 else ''}"
+        )
+        progress = _Progress(len(manifest), ready, log)
+        pages_of = {job.number: len(job.pages) for job in missing}
+        try:
+            for number in _run(missing, workers):
+                progress.add(pages_of[number])
+        except UserError as error:
+            raise UserError(
+                f"{error}; {progress.done:,} of {len(manifest):,} pages are kept, "
+                "the same command goes on from there"
+            ) from None
+        try:
+            finish_store(folder, workspace, manifest, config, digest)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {folder / 'store.json'}: {error.strerror}; all shards are kept, "
+                "the same command finishes the store"
+            ) from error
+    _summarise(folder, time.monotonic() - start, log)
+
+
+def _jobs(
+    folder: Path, workspace: Path, manifest: Manifest, rule: Rule, config: dict[str, object]
+) -> list[ShardJob]:
+    step = config["pages_per_shard"]
+    return [
+        ShardJob(
+            folder,
+            workspace,
+            number,
+            first,
+            manifest.root,
+            manifest.pages[first : first + step],
+            rule,
+            config["max_pixels"],
+        )
+        for number, first in enumerate(range(0, len(manifest), step))
+    ]
+
+
+def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None:
+    store = Store.open(folder)
+    skipped = store.skipped
+    if len(store) == 0:
+        reasons = "; ".join(f"{page}: {reason}" for page, reason in skipped[:NAMED_SKIPPED])
+        raise UserError(f"none of the {len(store.manifest)} pages gave a patch ({reasons})")
+    size = sum(f.stat().st_size for f in folder.rglob("*.npy"))
+    log(
+        f"{len(store.manifest):,} pages gave {len(store):,} patches ({size / 1e6:,.0f} MB) "
+        f"in {seconds:.1f} s"
+    )
+    if skipped:
+        named = "; ".join(f"{page}: {reason}" for page, reason in skipped[:NAMED_SKIPPED])
+        more = len(skipped) - NAMED_SKIPPED
+        log(
+            f"{len(skipped):,} pages skipped: {named}"
+            + (f"; and {more:,} more, all in {folder / 'manifest.csv'}" if more > 0 else "")
+        )
+
+
+class _Progress:
+    """Says how far the build is, once every LOG_SECONDS."""
+
+    def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
+        self.done = ready
+        self._total, self._ready, self._log = total, ready, log
+        self._start = self._last = time.monotonic()
+
+    def add(self, pages: int) -> None:
+        self.done += pages
+        now = time.monotonic()
+        if now - self._last < LOG_SECONDS or self.done == self._total:
+            return
+        self._last = now
+        rate = (self.done - self._ready) / (now - self._start)
+        self._log(
+            f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
+            f"{(self._total - self.done) / rate:,.0f} s left"
+        )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
+    """Runs the jobs, yielding the number of each shard as it becomes whole."""
+    if workers <= 1:
+        with _one_thread():
+            yield from map(build_shard, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        with _hidden_main():
+            # The first submission starts the processes.
+            futures: list[Future[int]] = [pool.submit(build_shard, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; if so, lower "
+            f"--config.store.workers (now {workers})"
+        ) from None
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Keeps a worker to one thread, and ends it when its parent is gone."""
+    # Ctrl-C reaches the whole process group; the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hides the main program from the processes started meanwhile.
+
+    A spawned process runs the main program's module again, which would load jax in every worker
+    and start an unguarded script a second time; the workers need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    kept = {key: vars(main).pop(key) for key in ("__spec__", "__file__") if key in vars(main)}
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A folder of this builder's own beside the shards; removes those of builders now dead.
+
+    A builder holds a lock on its workspace as long as it lives, however it ends.
+    """
+    for other in folder.glob("building-*"):
+        with _locked(other / "lock") as dead:
+            if dead:
+                shutil.rmtree(other, ignore_errors=True)
+    workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    try:
+        with _locked(workspace / "lock"):
+            yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether this process could lock the file; where files cannot be locked, it could not."""
+    try:
+        file = path.open("a")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

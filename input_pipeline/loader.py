@@ -1,0 +1,278 @@
+"""Which patches make up each step's global batch (plans), and reading this process's share of it.
+
+A plan is a random-access source: plan[step] holds the indices of the global batch of that step, a
+pure function of the plan's arguments and the step. So the batches are the same for every number of
+threads and processes and after every restart, and the position in the data is the step itself.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.store import Store
+
+# Epochs whose order a uniform plan keeps: a batch can span two, and threads run ahead of it.
+CACHED_EPOCHS = 2
+
+
+class Plan(Protocol):
+    """Random access to the global batches of a run."""
+
+    global_batch_size: int
+
+    def __len__(self) -> int:
+        """Steps of the run."""
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Indices of the global batch of `step`, int64 [global_batch_size]."""
+
+
+class UniformPlan:
+    """Each epoch is a random order of all patches; batches may span epochs."""
+
+    def __init__(self, n: int, global_batch_size: int, total_steps: int, seed: int) -> None:
+        """Use `uniform_plan`."""
+        self.global_batch_size = global_batch_size
+        self._n = n
+        self._total_steps = total_steps
+        self._seed = seed
+        self._orders: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._total_steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        start = _checked(step, self) * self.global_batch_size
+        epoch, first = divmod(start, self._n)
+        head = self._order(epoch)[first : first + self.global_batch_size]
+        rest = self.global_batch_size - len(head)
+        if rest:
+            head = np.concatenate([head, self._order(epoch + 1)[:rest]])
+        return head.astype(np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            order = self._orders.get(epoch)
+            if order is None:
+                rng = np.random.default_rng([self._seed, epoch])
+                dtype = np.int32 if self._n < 2**31 else np.int64
+                order = rng.permutation(np.arange(self._n, dtype=dtype))
+                self._orders[epoch] = order
+                for old in sorted(self._orders)[:-CACHED_EPOCHS]:
+                    del self._orders[old]
+            return order
+
+
+class MPerClassPlan:
+    """Each batch: classes drawn without replacement, then `per_class` patches of each.
+
+    Patches of a class are drawn without replacement, with replacement only where the class has
+    fewer than `per_class`.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        per_class: int,
+        global_batch_size: int,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        """Use `m_per_class_plan`."""
+        self.global_batch_size = global_batch_size
+        self._per_class = per_class
+        self._total_steps = total_steps
+        self._seed = seed
+        # Members of each class side by side: class c is members[starts[c] : starts[c] + sizes[c]].
+        drawn = np.flatnonzero(labels >= 0)
+        self._members = drawn[np.argsort(labels[drawn], kind="stable")]
+        _, self._starts, self._sizes = np.unique(
+            labels[self._members], return_index=True, return_counts=True
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that have at least one patch."""
+        return len(self._sizes)
+
+    def __len__(self) -> int:
+        return self._total_steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, _checked(step, self)])
+        count = self.global_batch_size // self._per_class
+        classes = rng.choice(self.num_classes, count, replace=False)
+        positions = _subsets(rng, self._sizes[classes], self._per_class)
+        return self._members[self._starts[classes, None] + positions].reshape(-1)
+
+
+def _subsets(rng: np.random.Generator, sizes: np.ndarray, m: int) -> np.ndarray:
+    """For each size s, m distinct numbers below s (repeats allowed where s < m), int64 [c, m].
+
+    Floyd's algorithm for all sizes at once: the j-th draw is uniform below s - m + j + 1, and a
+    number drawn before is replaced by the largest one then allowed, which cannot have been drawn.
+    """
+    out = np.empty((len(sizes), m), np.int64)
+    small = sizes < m
+    for j in range(m):
+        last = np.where(small, sizes - 1, sizes - m + j)
+        draw = rng.integers(0, last + 1)
+        repeated = (out[:, :j] == draw[:, None]).any(axis=1) & ~small
+        out[:, j] = np.where(repeated, last, draw)
+    return out
+
+
+def uniform_plan(n: int, global_batch_size: int, total_steps: int, seed: int) -> UniformPlan:
+    """Global batches that go through all n patches in a new random order every epoch.
+
+    Raises:
+      UserError: fewer patches than a batch.
+    """
+    _check_sizes(global_batch_size, total_steps)
+    if n < global_batch_size:
+        raise UserError(
+            f"the store holds {n:,} patches, fewer than one batch of {global_batch_size:,}; "
+            f"give more pages or lower --config.global_batch_size to {n} or less"
+        )
+    return UniformPlan(n, global_batch_size, total_steps, seed)
+
+
+def m_per_class_plan(
+    labels: np.ndarray, per_class: int, global_batch_size: int, total_steps: int, seed: int
+) -> MPerClassPlan:
+    """Global batches of `global_batch_size / per_class` classes with `per_class` patches each.
+
+    The reference draws the same way, an epoch at a time (reference: section 9).
+
+    Args:
+      labels: int [n], class of each patch; patches with a negative label are never drawn.
+
+    Raises:
+      UserError: the batch is not a whole number of classes, or the labels have too few classes.
+    """
+    _check_sizes(global_batch_size, total_steps)
+    if per_class < 1 or global_batch_size % per_class:
+        raise UserError(
+            f"a batch of {global_batch_size} is not a whole number of classes with {per_class} "
+            "patches each; change --config.global_batch_size or --config.per_class"
+        )
+    plan = MPerClassPlan(np.asarray(labels), per_class, global_batch_size, total_steps, seed)
+    needed = global_batch_size // per_class
+    if plan.num_classes < needed:
+        raise UserError(
+            f"a batch of {global_batch_size} with {per_class} patches a class needs {needed} "
+            f"classes, the labels have {plan.num_classes}; lower --config.global_batch_size to "
+            f"{plan.num_classes * per_class} or less, raise --config.per_class, or give more pages"
+        )
+    return plan
+
+
+def _check_sizes(global_batch_size: int, total_steps: int) -> None:
+    if global_batch_size < 1 or total_steps < 1:
+        raise UserError(
+            "--config.global_batch_size and --config.total_steps must be at least 1, not "
+            f"{global_batch_size} and {total_steps}"
+        )
+
+
+def _checked(step: int, plan: Plan) -> int:
+    if not 0 <= step < len(plan):
+        raise IndexError(f"step {step} is not in [0, {len(plan)})")
+    return step
+
+
+class Batches:
+    """Iterator over this process's rows of the batches of a plan; close it when done."""
+
+    def __init__(self, iterator: Any) -> None:
+        """Use `batches`."""
+        self._iterator = iterator
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def local_rows(global_batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of every global batch that a process reads; together they are all rows, once.
+
+    Raises:
+      UserError: the batch cannot be shared out evenly.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in [0, {process_count})")
+    if global_batch_size % process_count:
+        raise UserError(
+            f"--config.global_batch_size={global_batch_size} does not divide evenly among "
+            f"{process_count} processes"
+        )
+    size = global_batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def batches(
+    store: Store,
+    plan: Plan,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    threads: int,
+    prefetch: int,
+    labels: np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the plan's batches from `start_step` on, read ahead by threads.
+
+    Args:
+      threads: reading threads; with 0 the caller's own thread reads.
+      prefetch: batches read in advance; with 0 none.
+      labels: int [n], class of each patch of the store.
+
+    Returns:
+      an iterator (with `close()`, and a context manager) of `patches` uint8 [b, s, s, 3], `ink`
+      uint8 [b, s*s/8] and, with labels, `label` int32 [b]; b rows are local_batch_size.
+    """
+    # Imported here because grain imports jax, which the processes that cut pages must not.
+    import grain
+
+    rows = local_rows(plan.global_batch_size, process_index, process_count)
+    if not 0 <= start_step <= len(plan):
+        raise ValueError(f"start_step {start_step} is not in [0, {len(plan)}]")
+    if start_step == len(plan):
+        return Batches(_Finished())
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        local = indices[rows]
+        batch = store.gather(local)
+        if labels is not None:
+            batch["label"] = labels[local].astype(np.int32)
+        return batch
+
+    dataset = grain.MapDataset.source(plan)[start_step:].map(read)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return Batches(iter(dataset.to_iter_dataset(options)))
+
+
+class _Finished:
+    """An iterator without elements that can be closed."""
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        raise StopIteration
+
+    def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,393 @@
+"""The patch store: its format, the writer of one shard, and the memory-mapped reader.
+
+    FOLDER/
+      store.json              written last: a folder without it is not a store, only a start of one
+      manifest.csv            the pages, with columns n_patches, status (`ok`, `empty`,
+                              `unreadable`) and reason appended; row i is page i of the index
+      shards/00000/           a fixed group of pages, whole as soon as it has its name
+        patches.npy           uint8 [n, s, s, 3], RGB
+        ink.npy               uint8 [n, s*s/8], np.packbits of the ink mask, row-major, 1 = ink
+        page.npy x.npy y.npy  int32 [n], row of manifest.csv and key point in pixels
+        descriptors.npy       uint8 [n, 128], SIFT, only if the rule keeps them
+        shard.json            what became of each page, and the SHA-256 of every array file
+      labels/DIGEST/          pseudo labels, see `pseudo_labels`
+
+Nothing in a store depends on when, on how many processes or in which order it was built. Arrays
+open with numpy alone. Patch i of the store is patch i of the shards laid end to end.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.manifest import Manifest, read_csv
+
+FORMAT = "saghog_jax patch store"
+# Raised whenever the layout changes, or the same pages and rule would be cut to other bytes.
+FORMAT_VERSION = 1
+# Columns that the store appends to the manifest.
+STATUS_COLUMNS = ("n_patches", "status", "reason")
+# Libraries whose version can change the bytes that are cut.
+CUTTING_LIBRARIES = ("doxapy", "numpy", "opencv-python-headless", "pillow")
+
+
+class PageResult(NamedTuple):
+    """What became of a page: `status` is `ok`, `empty` or `unreadable`; `reason` says why."""
+
+    n_patches: int
+    status: str
+    reason: str
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that cut patches."""
+    return {name: version(name) for name in CUTTING_LIBRARIES}
+
+
+def record_type(key: str, patch_size: int) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape of one record of the array file `key`."""
+    shapes = {
+        "patches": (patch_size, patch_size, 3),
+        "ink": (patch_size**2 // 8,),
+        "descriptors": (128,),
+    }
+    return np.dtype(np.uint8 if key in shapes else np.int32), shapes.get(key, ())
+
+
+def shard_name(number: int) -> str:
+    """Folder name of shard `number` below `shards/`."""
+    return f"{number:05d}"
+
+
+def read_shard(folder: Path) -> dict[str, Any] | None:
+    """Reads `shard.json` of a shard; None where there is none, or one cut by other libraries."""
+    try:
+        info = json.loads((folder / "shard.json").read_text())
+    except FileNotFoundError:
+        return None
+    if info["version"] != FORMAT_VERSION or info["libraries"] != library_versions():
+        return None
+    return info
+
+
+def write_shard(
+    shards: Path,
+    workspace: Path,
+    name: str,
+    arrays: Mapping[str, Sequence[np.ndarray]],
+    pages: Sequence[PageResult],
+) -> None:
+    """Writes a shard beside the store, flushes it to the disk, then gives it its name.
+
+    If another builder finished the same shard in between, its (equal) bytes stay.
+
+    Args:
+      shards: the folder `shards/` of the store.
+      workspace: a folder of this builder on the same file system, for the half-written shard.
+      name: from `shard_name`.
+      arrays: for every array file its parts, joined along the first axis.
+      pages: one result a page of the shard, in order.
+
+    Raises:
+      OSError: the disk is full, or anything else that keeps files from being written.
+    """
+    temporary = workspace / name
+    temporary.mkdir(parents=True)
+    checksums = {
+        f"{key}.npy": _write_npy(temporary / f"{key}.npy", np.concatenate(parts))
+        for key, parts in arrays.items()
+    }
+    info = {
+        "version": FORMAT_VERSION,
+        "libraries": library_versions(),
+        "n_patches": sum(page.n_patches for page in pages),
+        "pages": [page._asdict() for page in pages],
+        "sha256": checksums,
+    }
+    write_file(temporary / "shard.json", _json_bytes(info))
+    _sync_folder(temporary)
+    if (shards / name).exists() and read_shard(shards / name) is None:
+        os.rename(shards / name, workspace / f"old-{name}")
+    try:
+        os.rename(temporary, shards / name)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(temporary)
+    _sync_folder(shards)
+
+
+def finish_store(
+    folder: Path, workspace: Path, manifest: Manifest, config: Mapping[str, Any], digest: str
+) -> None:
+    """Writes `manifest.csv` and, last of all, `store.json` over the whole shards of `folder`."""
+    results: list[PageResult] = []
+    shards = []
+    for number in range(-(-len(manifest) // config["pages_per_shard"])):
+        name = shard_name(number)
+        info = read_shard(folder / "shards" / name)
+        if info is None:
+            raise RuntimeError(f"shard {name} of {folder} vanished while it was built")
+        results.extend(PageResult(**page) for page in info["pages"])
+        shards.append({"name": name, "n_patches": info["n_patches"], "sha256": info["sha256"]})
+    pages = tuple(
+        page._replace(
+            extra={
+                **page.extra,
+                "n_patches": str(result.n_patches),
+                "status": result.status,
+                "reason": result.reason,
+            }
+        )
+        for page, result in zip(manifest.pages, results, strict=True)
+    )
+    columns = tuple(c for c in manifest.columns if c not in STATUS_COLUMNS) + STATUS_COLUMNS
+    workspace.mkdir(exist_ok=True)
+    replace(manifest, pages=pages, columns=columns).write(workspace / "manifest.csv")
+    table = (workspace / "manifest.csv").read_bytes()
+    info = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "digest": digest,
+        "config": dict(config),
+        "libraries": library_versions(),
+        # Where the pages lay when they were cut; paths in manifest.csv are relative to it.
+        "pages_root": str(manifest.root.resolve()),
+        "counts": {
+            "pages": len(results),
+            "patches": sum(r.n_patches for r in results),
+            "empty": sum(r.status == "empty" for r in results),
+            "unreadable": sum(r.status == "unreadable" for r in results),
+        },
+        "shards": shards,
+        "sha256": {"manifest.csv": hashlib.sha256(table).hexdigest()},
+    }
+    for name, data in (("manifest.csv", table), ("store.json", _json_bytes(info))):
+        write_file(workspace / f"new-{name}", data)
+        os.replace(workspace / f"new-{name}", folder / name)
+        _sync_folder(folder)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file and flushes it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_npy(path: Path, array: np.ndarray) -> str:
+    """Writes an array as .npy and returns the file's SHA-256."""
+    # Not np.save: it reports a full disk without an error number, and the file would have to be
+    # read again for its checksum.
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (header.getvalue(), array.data.cast("B") if array.size else b""):
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_store_json(folder: Path) -> dict[str, Any]:
+    """Reads and checks `store.json`.
+
+    Raises:
+      UserError: no whole store there, or one of another format or version.
+    """
+    path = folder / "store.json"
+    try:
+        info = json.loads(path.read_text())
+    except FileNotFoundError:
+        state = (
+            "holds an unfinished patch store"
+            if (folder / "shards").is_dir()
+            else ("holds no patch store" if folder.is_dir() else "does not exist")
+        )
+        raise UserError(
+            f"{folder} {state} (no store.json); "
+            "`python -m saghog_jax.main --config=configs/prepare.py` makes or finishes stores"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}; delete {folder} and prepare again") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise UserError(f"{path} does not describe a patch store of this program")
+    if info["version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} is a patch store of format version {info['version']}, this program reads "
+            f"version {FORMAT_VERSION}; prepare the pages again, or use the program that cut it"
+        )
+    return info
+
+
+class Store:
+    """A whole patch store, memory-mapped. All reading is safe from several threads."""
+
+    def __init__(self, path: Path, info: Mapping[str, Any], manifest: Manifest) -> None:
+        """Use `Store.open`."""
+        self.path = path
+        self.info = info
+        self.manifest = manifest
+        self._counts = [shard["n_patches"] for shard in info["shards"]]
+        self._offsets = np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)])
+        self.patch_size: int = info["config"]["patch_size"]
+        self._patches = self._map("patches")
+        self._ink = self._map("ink")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Store":
+        """Opens a store.
+
+        Raises:
+          UserError: `path` is not a whole store of this format version, or a file of it has not
+            the size it should have (contents are checked by `configs/verify.py`).
+        """
+        folder = Path(path)
+        info = read_store_json(folder)
+        manifest = replace(read_csv(folder / "manifest.csv"), root=Path(info["pages_root"]))
+        if len(manifest) != info["counts"]["pages"]:
+            raise UserError(
+                f"{folder / 'manifest.csv'} lists {len(manifest)} pages, store.json "
+                f"{info['counts']['pages']}; delete {folder} and prepare again"
+            )
+        return cls(folder, info, manifest)
+
+    def __len__(self) -> int:
+        """Patches."""
+        return int(self._offsets[-1])
+
+    @cached_property
+    def index(self) -> dict[str, np.ndarray]:
+        """Where each patch lies: `page` (row of `manifest`), `x`, `y`, int32 [n]; in memory."""
+        return {key: np.concatenate(self._map(key))[:, 0] for key in ("page", "x", "y")}
+
+    @cached_property
+    def writer_ids(self) -> np.ndarray:
+        """For each patch the writer, int32 [n]: index in `manifest.writers`, -1 if unknown."""
+        ids = {writer: i for i, writer in enumerate(self.manifest.writers)}
+        of_page = np.array([ids.get(page.writer, -1) for page in self.manifest.pages], np.int32)
+        return of_page[self.index["page"]]
+
+    @cached_property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Pages that gave no patch, as (page_id, reason)."""
+        return [
+            (page.page_id, page.extra["reason"])
+            for page in self.manifest.pages
+            if page.extra["status"] != "ok"
+        ]
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether the store was cut by a rule that keeps SIFT descriptors."""
+        return "descriptors.npy" in self.info["shards"][0]["sha256"]
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Patches and ink masks of `indices` [b], in that order.
+
+        Returns:
+          `patches` uint8 [b, s, s, 3] and `ink` uint8 [b, s*s/8].
+        """
+        size = self.patch_size
+        patches, ink = self._take(indices, self._patches, self._ink)
+        return {"patches": patches.reshape(-1, size, size, 3), "ink": ink}
+
+    def descriptors(self, indices: np.ndarray) -> np.ndarray:
+        """SIFT descriptors of `indices` [b], uint8 [b, 128].
+
+        Raises:
+          UserError: the store's rule keeps no descriptors.
+        """
+        if not self.has_descriptors:
+            raise UserError(
+                f"{self.path} was cut by the rule {self.info['config']['rule']!r}, which keeps no "
+                "descriptors; the rule 'offline' does"
+            )
+        return self._take(indices, self._descriptors)[0]
+
+    @cached_property
+    def _descriptors(self) -> list[np.ndarray]:
+        return self._map("descriptors")
+
+    def _map(self, key: str) -> list[np.ndarray]:
+        """Memory-maps one array of every shard, checking shapes."""
+        _allow_open_files(len(self._counts))
+        maps = []
+        for shard in self.info["shards"]:
+            path = self.path / "shards" / shard["name"] / f"{key}.npy"
+            try:
+                array = np.load(path, mmap_mode="r" if shard["n_patches"] else None)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}); delete {self.path} and prepare again"
+                ) from None
+            dtype, record = record_type(key, self.patch_size)
+            if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):
+                raise UserError(
+                    f"{path} holds {array.dtype} {list(array.shape)}, expected "
+                    f"{dtype} {[shard['n_patches'], *record]}; delete {self.path} and prepare again"
+                )
+            # Taking rows of a np.memmap costs more than the rows, of a plain array it does not.
+            maps.append(array.view(np.ndarray).reshape(len(array), math.prod(record)))
+        return maps
+
+    def _take(self, indices: np.ndarray, *arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Rows `indices` of each of `arrays` (lists of shards [n, bytes]), in that order."""
+        indices = np.asarray(indices)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"patch indices must lie in [0, {len(self)})")
+        order = np.argsort(indices, kind="stable")
+        ordered = indices[order]
+        bounds = np.searchsorted(ordered, self._offsets)
+        shards = np.flatnonzero(np.diff(bounds))
+        outs = [np.empty((len(indices), a[0].shape[1]), a[0].dtype) for a in arrays]
+        for shard in shards.tolist():
+            part = slice(bounds[shard], bounds[shard + 1])
+            rows = ordered[part] - self._offsets[shard]
+            for out, array in zip(outs, arrays, strict=True):
+                out[order[part]] = array[shard][rows]
+        return outs
+
+
+def _allow_open_files(extra: int) -> None:
+    """Raises this process's soft limit of open files: every memory map holds one open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Three maps a shard (patches, ink, descriptors) and room for everything else.
+    wanted = 3 * extra + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise UserError(
+                f"a store of {extra} shards needs {wanted} open files, this machine allows {hard};"
+                " raise `ulimit -Hn`, or prepare with a larger --config.store.pages_per_shard"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
