@@ -76,25 +76,59 @@ def data_config(split: str) -> ConfigDict:
     return data
 
 
+STORE_RULES = ("pretrain", "offline", "offline_color", "eval", "eval_color")
+
+
 def store_config(rule: str) -> ConfigDict:
-    """How patches are cut; one store a rule. Thresholds: REFERENCE.md section 10."""
+    """How patches are cut; one store a rule. Thresholds: REFERENCE.md section 10.
+
+    Args:
+      rule: `pretrain` (ink 8 to 80 %), `offline` (Otsu, SIFT descriptors kept for pseudo labels)
+        and `offline_color` (the same by edges), `eval` (keypoint on ink) and `eval_color` (the
+        same by black and white). It only sets the defaults of the fields below.
+    """
+    _known(rule, STORE_RULES, "store rule")
+    offline = rule.startswith("offline")
     store = ConfigDict()
-    # `pretrain` (ink 8 to 80 %), `offline` (Otsu, SIFT descriptors kept for pseudo labels) or
-    # `eval` (keypoint on ink).
+    # Name of the store's folder; what is cut is decided by the fields below alone.
     store.rule = rule
     # Side of a patch in pixels of the (scaled) page.
     store.patch_size = 32
-    # The page is resized by this factor before anything else.
+    # The page is resized by this factor (cubic) before anything else.
     store.scale = 1.0
+    # Grey conversion: `pillow`, or `opencv` as the published extraction scripts (0.1 % of pixels
+    # differ by one).
+    store.grey = "opencv" if offline else "pillow"
     # `isauvola`, `sauvola`, `su`, `otsu`.
-    store.binarization = "otsu" if rule == "offline" else "isauvola"
-    # A patch is kept where min_ink <= share of ink pixels <= max_ink.
-    store.min_ink = {"pretrain": 0.08, "offline": 0.01, "eval": 0.01}[rule]
-    store.max_ink = {"pretrain": 0.8, "offline": 1.0, "eval": 1.0}[rule]
+    store.binarization = "otsu" if offline else "isauvola"
+    # SIFT finds keypoints on the `binary` or the `grey` page.
+    store.detect_on = "binary"
+    # Blur of SIFT's first octave, in pixels.
+    store.sift_sigma = 1.6
+    # What decides about a patch: the share of `ink`, of black and white pixels of the `grey` crop,
+    # or of `edges` (Canny, 30 and 200); the thresholds follow.
+    store.keep = {"offline_color": "edges", "eval_color": "grey"}.get(rule, "ink")
+    # `ink`: kept where min_ink <= share of ink pixels <= max_ink.
+    store.min_ink = 0.08 if rule == "pretrain" else 0.01
+    store.max_ink = 0.8 if rule == "pretrain" else 1.0
+    # `grey`: kept where the shares of black and of white pixels are below these.
+    store.max_black = 0.5
+    store.max_white = 0.95
+    # `edges`: kept where the share of edge pixels is at least this.
+    store.min_edges = 0.1
     # The pixel under the keypoint must be ink.
-    store.keypoint_on_ink = rule == "eval"
-    # Evenly picked from what is kept of a page; -1 keeps all.
+    store.keypoint_on_ink = rule.startswith("eval")
+    # Patches across the page's border: filled up with `white` paper, with `black` (ink, as the
+    # published samplers do), or `drop` (as the published extraction scripts do).
+    store.border = "drop" if offline else "white"
+    # A page without any patch gives the one at its centre.
+    store.centre_if_empty = False
+    # Keep the SIFT descriptor of each patch: pseudo labels need it.
+    store.descriptors = offline
+    # At most so many patches a page; -1 keeps all. `even` picks them evenly in the order of x,
+    # `random` draws them.
     store.max_patches_per_page = 1000
+    store.pick = "even"
     # Folder that holds the stores, each in a subfolder named after the digest of what made it.
     store.root = "runs/prepare"
     # Pages a shard: the unit of atomic writing and of parallel work.

@@ -1,0 +1,42 @@
+"""Stage 3: a checkpoint and pages to page descriptors that numpy opens.
+
+    python -m saghog_jax.main --config=configs/embed.py
+
+Reads runs/finetune, embeds the test half of the built-in corpus in well under a minute on two CPU
+cores and writes runs/embed (embeddings.npy, writers.npy, pages.npy, page_ids.npy, manifest.csv,
+meta.json); beside it, from the same patches, runs/embed/random and runs/embed/pretrained, the CLS
+descriptors of random weights and of the pretrained encoder. On your own pages:
+
+    python -m saghog_jax.main --config=configs/embed.py --config.data.pages=FOLDER_OR_MANIFEST \
+        --config.data.split= --workdir=runs/mine/embed
+
+Variants: `compare` (default) and `plain` (the given checkpoint only).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    arg = common.parse_arg(arg, ("compare", "plain"))
+    config = ConfigDict()
+    config.stage = "embed"
+    config.data = common.data_config("test")
+    config.store = common.store_config("eval")
+    config.store.max_patches_per_page = -1
+    # Run folder of the model: one that finetune wrote (NetRVLAD) or pretrain (CLS).
+    config.checkpoint = "runs/finetune"
+    # What the encoder sees: `page`, `binary`, or `auto`, what the checkpoint was trained on.
+    config.input = "auto"
+    # Also embedded from the same patches, into subfolders: `random` (the encoder before any
+    # training) and `pretrained` (the one finetuning started from), both by CLS.
+    config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
+    # Patches a device call; pages are mixed in a batch.
+    config.batch_size = 1024
+    # Page descriptors are signed powers of the sums of their patch descriptors.
+    config.power = 0.4
+    # Pages are embedded and kept in groups of so many; a killed run goes on after the last group.
+    config.pages_per_group = 64
+    config.seed = 0
+    return config

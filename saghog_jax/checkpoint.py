@@ -1,0 +1,125 @@
+"""Checkpoints of a run folder: whole training states, and parameters alone for the next stage.
+
+A checkpoint N holds a state of N finished updates; the data position is N too, so nothing else is
+needed to go on. Its `meta` names the kind, which says what the parameters can be used for:
+`mae` (encoder and decoder) or `writer` (encoder and NetRVLAD).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from saghog_jax.train_state import TrainState
+
+KINDS = ("mae", "writer")
+# What each stage that makes checkpoints is called on the command line, for messages.
+_MADE_BY = {
+    "mae": "python -m saghog_jax.main --config=configs/pretrain.py",
+    "writer": "python -m saghog_jax.main --config=configs/finetune.py",
+}
+
+
+class Checkpoints:
+    """The `checkpoints` folder of one run."""
+
+    def __init__(self, run_folder: Path, keep: int, kind: str) -> None:
+        self._kind = kind
+        self._manager = ocp.CheckpointManager(
+            (run_folder / "checkpoints").resolve(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to write a checkpoint; it counts only once it is whole."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
+                meta=ocp.args.JsonSave({"kind": self._kind, "step": step}),
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of checkpoint `step`, laid out as `like`, an abstract state with shardings."""
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                optimizer=ocp.args.StandardRestore({"step": like.step, "opt": like.opt_state}),
+            ),
+        )
+        return TrainState(
+            step=found.optimizer["step"], params=found.params, opt_state=found.optimizer["opt"]
+        )
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def read_config(run_folder: Path) -> ConfigDict:
+    """The resolved config a run folder was made with.
+
+    Raises:
+      UserError: no such run; says which command makes one.
+    """
+    path = run_folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run_folder} holds no run (no config.json); make one with "
+            f"`{_MADE_BY['mae']}` or `{_MADE_BY['writer']}`"
+        )
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def load_params(run_folder: Path, kinds: Sequence[str]) -> tuple[dict, dict]:
+    """The parameters of the newest checkpoint of a run, on the host, and its `meta`.
+
+    Args:
+      run_folder: a folder that pretrain or finetune wrote.
+      kinds: the kinds of checkpoint the caller can use.
+
+    Raises:
+      UserError: no checkpoint, or one of another kind.
+    """
+    commands = " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
+    folder = run_folder / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise UserError(f"no checkpoint in {run_folder}; make one with {commands}")
+    newest = folder.resolve() / str(max(steps))
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(newest / "meta")
+    if meta["kind"] not in kinds:
+        raise UserError(
+            f"the checkpoint in {run_folder} is of kind {meta['kind']!r}, but this needs "
+            f"{' or '.join(map(repr, kinds))}, which {commands} makes"
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            reader.metadata(newest / "params").item_metadata.tree,
+        )
+        params = reader.restore(newest / "params", like)
+    return jax.device_get(params), meta
+
+
+def params_digest(params: dict) -> str:
+    """SHA-256 over names, shapes and values of parameters: what identifies a model."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(jax.device_get(leaf).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""The command line: flags only; the config's `stage` names the module that does the work.
+
+Exit status: 0 done; 1 a fault of the program (with a traceback); 2 a mistake of the user (one
+line); 3 done, but some pages could not be used and were skipped.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline.errors import UserError
+
+STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "verify")
+SKIPPED_PAGES = 3
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A config file, such as configs/pretrain.py or configs/pretrain.py:paper."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder the stage writes to; by default runs/STAGE."
+)
+
+
+def run_stage(config: ConfigDict, workdir: Path) -> int:
+    """Runs the stage that `config.stage` names and returns how many pages it had to skip.
+
+    Raises:
+      UserError: an unknown stage, or whatever the stage finds wrong with its input.
+    """
+    if config.stage not in STAGES:
+        raise UserError(f"unknown stage {config.stage!r}, known: {', '.join(STAGES)}")
+    stage = importlib.import_module(f"saghog_jax.{config.stage}")
+    return stage.run(config, workdir.resolve()) or 0
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; whatever is wrong with it becomes one line and exit status 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            raise UserError(f"--config is missing; one of {', '.join(_known_configs())}")
+        _CONFIG.value.is_locked  # noqa: B018  a config file that failed to load raises here
+    except Exception as error:
+        _exit_with(_explain(error))
+    if rest[1:]:
+        _exit_with(f"unexpected argument {rest[1]!r}; fields are set as --config.FIELD=VALUE")
+    return rest
+
+
+def _known_configs() -> list[str]:
+    return [f"configs/{path.stem}.py" for path in sorted(Path("configs").glob("[a-z]*.py"))]
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, AttributeError | KeyError):
+        return "unknown config field: " + " ".join(str(error.args[0]).split())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A config file that raises reaches us as its formatted traceback: its last line says why.
+    reasons = [line for line in lines if line.startswith(("ValueError:", "[Errno"))]
+    return (reasons or lines or [type(error).__name__])[-1]
+
+
+def _exit_with(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the stage of the parsed config in the parsed work directory."""
+    del argv
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
+    try:
+        skipped = run_stage(config, workdir)
+    except UserError as error:
+        _exit_with(str(error))
+    if skipped:
+        print(f"done, but {skipped} pages were skipped (exit status {SKIPPED_PAGES})")
+        sys.exit(SKIPPED_PAGES)
+
+
+def run_main() -> None:
+    """Entry point; what must be set before jax starts is set here."""
+    # A second start of the same program then finds its compiled steps.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "saghog_jax" / "jit"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run_main()
