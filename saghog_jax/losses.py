@@ -1,0 +1,146 @@
+"""Metric losses on a matrix of similarities; pairs are chosen by masks, shapes are static.
+
+Axis letters: b patches (anchors and their partners).
+
+The reference of the multi-similarity and the semi-hard triplet loss is pytorch-metric-learning 2.0
+as the published code uses it (reference: section 5).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def pair_masks(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Boolean [b, b] of positive (same label, not itself) and of negative pairs."""
+    same = labels[:, None] == labels[None, :]
+    return same & ~jnp.eye(labels.shape[0], dtype=bool), ~same
+
+
+def mine(gram: jax.Array, labels: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """The multi-similarity miner: pairs that are hard for their anchor (row).
+
+    A positive is kept if less similar than the nearest negative plus `epsilon`, a negative if more
+    similar than the farthest positive less `epsilon`. An anchor without positives or without
+    negatives selects nothing.
+
+    Args:
+      gram: [b, b] similarities.
+      labels: int [b].
+      epsilon: margin.
+
+    Returns:
+      boolean [b, b] of kept positive and kept negative pairs.
+    """
+    positive, negative = pair_masks(labels)
+    infinity = jnp.array(jnp.inf, gram.dtype)
+    nearest_negative = jnp.max(jnp.where(negative, gram, -infinity), axis=1, keepdims=True)
+    farthest_positive = jnp.min(jnp.where(positive, gram, infinity), axis=1, keepdims=True)
+    return (
+        positive & (gram - epsilon < nearest_negative),
+        negative & (gram + epsilon > farthest_positive),
+    )
+
+
+def multi_similarity(
+    gram: jax.Array,
+    labels: jax.Array,
+    alpha: float = 2.0,
+    beta: float = 40.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+) -> jax.Array:
+    """Multi-similarity loss, the mean over all anchors (those without a kept pair count as 0).
+
+    As in pytorch-metric-learning the loss of a batch with at most one kept positive and at most one
+    kept negative pair is 0.
+
+    Args:
+      gram: [b, b] cosine similarities.
+      labels: int [b].
+      alpha, beta: sharpness for positive and negative pairs.
+      base: similarity that separates them.
+      epsilon: margin of the miner; None takes all pairs.
+
+    Returns:
+      scalar.
+    """
+    if epsilon is None:
+        positive, negative = pair_masks(labels)
+    else:
+        positive, negative = mine(jax.lax.stop_gradient(gram), labels, epsilon)
+    loss = _log_one_plus_sum(-alpha * (gram - base), positive) / alpha
+    loss += _log_one_plus_sum(beta * (gram - base), negative) / beta
+    enough = (jnp.sum(positive) > 1) | (jnp.sum(negative) > 1)
+    return jnp.where(enough, jnp.mean(loss), 0 * jnp.mean(loss))
+
+
+def _log_one_plus_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """log(1 + sum over mask of exp(values)) by row, without overflow; exactly 0 where empty."""
+    values = jnp.where(mask, values, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(values, axis=1), 0))
+    total = jnp.sum(jnp.exp(values - top[:, None]), axis=1)
+    # Both forms are equal; log1p keeps a small sum exact where nothing had to be scaled down.
+    return jnp.where(top > 0, top + jnp.log(jnp.exp(-top) + total), jnp.log1p(total))
+
+
+def triplet_semihard(gram: jax.Array, labels: jax.Array, margin: float = 0.1) -> jax.Array:
+    """Triplet margin loss over all semi-hard triplets, the mean over those with a loss.
+
+    Distances are Euclidean between unit vectors, sqrt(2 - 2 s). A triplet counts if its negative is
+    farther than its positive, by less than `margin`; without any the loss is 0.
+
+    Args:
+      gram: [b, b] cosine similarities.
+      labels: int [b].
+      margin: of the distances.
+
+    Returns:
+      scalar.
+    """
+    positive, negative = pair_masks(labels)
+    square = 2 - 2 * gram
+    # The root has no gradient at 0, where duplicates lie.
+    safe = jnp.where(square > 0, square, 1)
+    distances = jnp.where(square > 0, jnp.sqrt(safe), 0)
+
+    @jax.checkpoint
+    def anchor(row: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        distance, is_positive, is_negative = row
+        gap = distance[None, :] - distance[:, None]
+        chosen = is_positive[:, None] & is_negative[None, :] & (gap > 0) & (gap < margin)
+        return jnp.sum(jnp.where(chosen, margin - gap, 0)), jnp.sum(chosen)
+
+    # One anchor at a time: [b, b] instead of [b, b, b].
+    losses, counts = jax.lax.map(anchor, (distances, positive, negative))
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1).astype(gram.dtype)
+
+
+def triplet(
+    gram: jax.Array, labels: jax.Array, margin: float = 0.1, include_self: bool = False
+) -> jax.Array:
+    """The published code's own triplet loss, on similarities.
+
+    A positive counts with 1 - s if it is less similar than the nearest negative plus `margin`; a
+    negative with s if it is more similar than max(0.6, nearest positive) less `margin`. Sums by
+    anchor, mean over anchors. An anchor without negatives keeps no positive, and one without
+    positives takes 0.6.
+
+    Args:
+      gram: [b, b] inner products.
+      labels: int [b].
+      margin: of the similarities.
+      include_self: count each anchor as its own positive, as the published code does by mistake:
+        then the threshold for negatives is always near 1 - margin.
+
+    Returns:
+      scalar.
+    """
+    positive, negative = pair_masks(labels)
+    if include_self:
+        positive = ~negative
+    nearest_negative = jnp.max(jnp.where(negative, gram, -jnp.inf), axis=1, keepdims=True)
+    nearest_positive = jnp.max(jnp.where(positive, gram, -jnp.inf), axis=1, keepdims=True)
+    kept_positive = positive & (gram < nearest_negative + margin)
+    kept_negative = negative & (gram > jnp.maximum(0.6, nearest_positive) - margin)
+    losses = jnp.where(kept_positive, 1 - gram, 0) + jnp.where(kept_negative, gram, 0)
+    return jnp.mean(jnp.sum(losses, axis=1))

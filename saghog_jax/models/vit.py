@@ -1,0 +1,128 @@
+"""The vision transformer that encodes patches (paper, section 3; reference: section 3).
+
+Axis letters: b patches, l tokens, k kept tokens, d width; h w c image axes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from saghog_jax.models.layers import Block, Dense, layer_norm
+from saghog_jax.models.pos_embed import sincos_2d
+
+
+def patchify(images: jax.Array, token_size: int) -> jax.Array:
+    """Cuts images [b, h, w, c] into tokens [b, l, token_size^2 * c], row-major in (row, col, c).
+
+    Raises:
+      ValueError: the sides are no multiples of `token_size`.
+    """
+    b, h, w, c = images.shape
+    if h % token_size or w % token_size:
+        raise ValueError(f"images of {h} x {w} pixels do not divide into tokens of {token_size}")
+    rows, columns = h // token_size, w // token_size
+    tokens = images.reshape(b, rows, token_size, columns, token_size, c).swapaxes(2, 3)
+    return tokens.reshape(b, rows * columns, token_size * token_size * c)
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of tokens: the published strided convolution as one matrix product."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[b, l, i] raw tokens of `patchify` -> [b, l, d]."""
+        # The published convolution keeps PyTorch's default bias, U(+-1/sqrt(fan in)).
+        bound = tokens.shape[-1] ** -0.5
+        return Dense(self.width, self.dtype, bias_init=symmetric_uniform(bound), name="proj")(
+            tokens
+        )
+
+
+def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
+    """Uniform between -bound and bound."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Encoder(nn.Module):
+    """ViT with a CLS token, fixed positions and a final LayerNorm.
+
+    Attributes:
+      token_size: side of a token in pixels.
+      width, depth, heads, mlp_ratio: of the transformer.
+      dropout: rate on the tokens before the first block, only with `train=True`.
+      dtype: of the operands of the products.
+    """
+
+    token_size: int = 4
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        self.cls_token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width))
+        self.patch_embed = PatchEmbed(self.width, self.dtype)
+        self.block = [Block(self.heads, self.mlp_ratio, self.dtype) for _ in range(self.depth)]
+        self.norm = layer_norm()
+        self.drop = nn.Dropout(self.dropout)
+
+    def embed(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+        """Tokens before the first block: CLS, then the embedded tokens with their positions.
+
+        Args:
+          images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
+          ids_keep: int32 [b, k] tokens to keep, in the order wanted; None keeps all.
+
+        Returns:
+          [b, 1 + k, d].
+        """
+        b, h, w, _ = images.shape
+        tokens = patchify(images, self.token_size)
+        positions = jnp.asarray(sincos_2d(self.width, (h // self.token_size, w // self.token_size)))
+        if ids_keep is not None:
+            # Pixels are gathered rather than embedded tokens: less work, and no gradient.
+            tokens = jnp.take_along_axis(tokens, ids_keep[:, :, None], axis=1)
+            positions = positions[ids_keep]
+        # The position of CLS is zero.
+        cls = jnp.broadcast_to(self.cls_token, (b, 1, self.width))
+        return jnp.concatenate([cls, self.patch_embed(tokens) + positions], axis=1)
+
+    def __call__(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+        """Encodes the kept tokens: [b, h, w, c] -> [b, 1 + k, d], CLS first, normalised."""
+        x = self.embed(images, ids_keep)
+        for block in self.block:
+            x = block(x)
+        return self.norm(x)
+
+    def tokens(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """All tokens for finetuning and evaluation: [b, h, w, c] -> [b, 1 + l, d], CLS first.
+
+        With `train=True` tokens are dropped out, which needs the rng stream `dropout`.
+        """
+        x = self.drop(self.embed(images), deterministic=not train)
+        for block in self.block:
+            x = block(x)
+        return self.norm(x)
+
+    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """CLS alone: [b, h, w, c] -> [b, d], equal to `tokens(...)[:, 0]`.
+
+        The last block is computed for CLS alone (keys and values of all tokens): exact, a tenth
+        less work at paper size.
+        """
+        x = self.drop(self.embed(images), deterministic=not train)
+        for block in self.block[:-1]:
+            x = block(x)
+        return self.norm(self.block[-1](x, slice(0, 1)))[:, 0]

@@ -1,0 +1,103 @@
+"""The writer model: an encoder, and NetRVLAD on its descriptors (paper, section 3).
+
+Axis letters: b patches, l tokens, d width of a descriptor, v clusters; h w c image axes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from saghog_jax.models.layers import Dense
+from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
+from saghog_jax.models.vit import patchify
+
+DESCRIPTORS = ("cls", "gmp", "foreground")
+GMP_RIDGE = 1000.0  # Initial value of the learned ridge, as published.
+
+
+def token_ink(binary: jax.Array, token_size: int) -> jax.Array:
+    """Share of ink pixels in each token: binary [b, h, w, 1] (1 = paper) -> [b, l]."""
+    return 1 - jnp.mean(patchify(binary, token_size), axis=-1)
+
+
+class WriterModel(nn.Module):
+    """Encoder, choice of descriptor, NetRVLAD; parameters {"encoder": ..., "netrvlad": ...}.
+
+    Attributes:
+      encoder: module with `features(images, train)` -> [b, d]; `tokens(images, train)` ->
+        [b, 1 + l, d] too for descriptors other than `cls`.
+      num_clusters, normalized: see `NetRVLAD`.
+      descriptor: `cls` (the CLS token), `gmp` (generalised max pooling of all tokens, the ridge is
+        learned) or `foreground` (every token with enough ink is a descriptor).
+      min_token_ink: least share of ink of a foreground token. A patch without any foreground token
+        has no descriptor: its assignment is zero.
+      embed_dim: width of a linear map (after dropout) before NetRVLAD; 0 for none.
+      dropout: rate before that map.
+      dtype: of the operands of the products.
+    """
+
+    encoder: nn.Module
+    num_clusters: int = 100
+    normalized: bool = False
+    descriptor: str = "cls"
+    min_token_ink: float = 0.05
+    embed_dim: int = 0
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        if self.descriptor not in DESCRIPTORS:
+            raise ValueError(
+                f"unknown descriptor {self.descriptor!r}, known: {', '.join(DESCRIPTORS)}"
+            )
+        self.netrvlad = NetRVLAD(self.num_clusters, self.normalized, dtype=self.dtype)
+        if self.descriptor == "gmp":
+            self.ridge = self.param("ridge", nn.initializers.constant(GMP_RIDGE), (1,))
+        if self.embed_dim:
+            self.drop = nn.Dropout(self.dropout)
+            self.embed = Dense(self.embed_dim, self.dtype, use_bias=False)
+
+    def encode(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Descriptors of patches, before NetRVLAD.
+
+        Args:
+          images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
+          train: with dropout (rng stream `dropout`), and with batch statistics where the encoder
+            has them (collection `batch_stats`, mutable).
+
+        Returns:
+          [b, d]; for `foreground` [b, l, d], all tokens but CLS: `token_ink` tells which count.
+        """
+        if self.descriptor == "cls":
+            x = self.encoder.features(images, train)
+        elif self.descriptor == "gmp":
+            x = generalized_max_pool(self.encoder.tokens(images, train), self.ridge)
+        else:
+            x = self.encoder.tokens(images, train)[:, 1:]
+        if self.embed_dim:
+            x = self.embed(self.drop(x, deterministic=not train))
+        return x
+
+    def __call__(
+        self, images: jax.Array, train: bool = False, binary: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `cosine_gram` and `page_sum` need, beside the centroids in the parameters.
+
+        Args:
+          images, train: as `encode`.
+          binary: float32 [b, h, w, 1], 1 = paper; needed for `foreground` alone.
+
+        Returns:
+          features [b, d] and assignment [b, v]; for `foreground` [b, l, d] and [b, l, v].
+
+        Raises:
+          ValueError: `foreground` without `binary`.
+        """
+        x = self.encode(images, train)
+        if self.descriptor != "foreground":
+            return x, self.netrvlad(x)
+        if binary is None:
+            raise ValueError("descriptor 'foreground' needs the binary patches")
+        ink = token_ink(binary, self.encoder.token_size)
+        return x, self.netrvlad(x, (ink >= self.min_token_ink).astype(jnp.float32))
