@@ -1,0 +1,333 @@
+"""The table of pages: from a folder of images, a CSV, or the built-in corpus.
+
+A CSV has a header with at least `path` (relative to the CSV's folder; the published code's name
+`imgs` is understood too). `writer`, `page` and `split` are labels, `x0,y0,x1,y1` a box in pixels
+that makes a page of a part of the image; all other columns are carried along. It is UTF-8, its
+cells separated by comma, semicolon or tab.
+"""
+
+import csv
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from input_pipeline.datasets import synthetic
+from input_pipeline.errors import UserError
+from input_pipeline.images import SUFFIXES
+
+LABELS = ("writer", "page", "split")
+BOX = ("x0", "y0", "x1", "y1")
+# Examples that a message names.
+_NAMED = 3
+
+
+class Page(NamedTuple):
+    """One page: an image file, or a box of one.
+
+    path: relative to the manifest's root, with forward slashes.
+    writer, page, split: labels, empty where unknown.
+    box: x0, y0, x1, y1 in pixels, the last two exclusive; None for the whole image.
+    extra: further columns.
+    """
+
+    path: str
+    writer: str
+    page: str
+    split: str
+    box: tuple[int, int, int, int] | None
+    extra: dict[str, str]
+
+    @property
+    def page_id(self) -> str:
+        """What identifies the page: its path, with the box if it has one."""
+        if self.box is None:
+            return self.path
+        return f"{self.path}#{','.join(map(str, self.box))}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Pages in a fixed order.
+
+    root: folder that the paths are relative to.
+    columns: names of the further columns, in order.
+    """
+
+    root: Path
+    pages: tuple[Page, ...]
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    @property
+    def writers(self) -> list[str]:
+        """Known writers, sorted; the empty one is none of them."""
+        return sorted({page.writer for page in self.pages} - {""})
+
+    def select(self, split: str) -> "Manifest":
+        """The pages of a split; all of them where `split` is empty or no page has one.
+
+        Raises:
+          UserError: no page has this split.
+        """
+        known = sorted({page.split for page in self.pages} - {""})
+        if not split or not known:
+            return self
+        if split not in known:
+            raise UserError(f"no page has the split {split!r}, known: {', '.join(known)}")
+        return replace(self, pages=tuple(page for page in self.pages if page.split == split))
+
+    def write(self, csv_path: Path) -> None:
+        """Writes the table as a CSV. Paths stay as they are, relative to `root`."""
+        boxed = any(page.box for page in self.pages)
+        header = ["path", *LABELS, *(BOX if boxed else ()), *self.columns]
+        with open(csv_path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(header)
+            for page in self.pages:
+                box = (page.box or ("",) * 4) if boxed else ()
+                extra = (page.extra[name] for name in self.columns)
+                table.writerow([page.path, page.writer, page.page, page.split, *box, *extra])
+
+
+def load_manifest(data: ConfigDict) -> Manifest:
+    """The pages that a data section (configs/common.py data_config) names, of its split.
+
+    Raises:
+      UserError: whatever keeps `data.pages` from naming at least one page.
+    """
+    source = Path(data.pages).expanduser()
+    expressions = bool(data.writer_regex or data.page_regex)
+    if data.pages == "synthetic":
+        manifest = read_csv(synthetic.ensure(Path(data.cache)))
+    elif source.is_dir() and (expressions or not (source / "manifest.csv").is_file()):
+        manifest = scan_folder(source, data.writer_regex, data.page_regex)
+    elif source.exists():
+        if expressions:
+            raise UserError(
+                "data.writer_regex and data.page_regex are for folders of images; "
+                f"data.pages={data.pages} is a file"
+            )
+        manifest = read_csv(source / "manifest.csv" if source.is_dir() else source)
+    else:
+        raise UserError(
+            f"data.pages={data.pages}: no such folder or file; give a folder of images, a "
+            "manifest CSV, or `synthetic`"
+        )
+    root, pages = manifest.root, manifest.pages
+    if not any((root / page.path).exists() for page in pages):
+        raise UserError(
+            f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
+            f"{root / pages[0].path}; paths are relative to the folder of the CSV"
+        )
+    return manifest.select(data.split)
+
+
+def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
+    """Lists the images in a folder and below, sorted by path; hidden files are left out.
+
+    Args:
+      folder: where to look. Links to other folders are not followed.
+      writer_regex, page_regex: searched in the path below the folder. The group named `writer`
+        or `page`, else the first group, is the value; every other named group becomes a column
+        (`split` the split). Without an expression the writer is empty, the page the file's name.
+        A group that takes no part in a match gives an empty value.
+
+    Raises:
+      UserError: no image; an expression that is malformed, has no group, or does not match.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    names = sorted(_image_names(folder))
+    if not names:
+        raise UserError(f"{folder} holds no image, known: {' '.join(SUFFIXES)}")
+    found = [{} for _ in names]
+    columns: list[str] = []
+    for label, regex in (("writer", writer_regex), ("page", page_regex)):
+        if regex:
+            expression = _compile(label, regex)
+            _search(expression, label, names, found)
+            columns += [c for c in expression.groupindex if c not in (*LABELS, *columns)]
+    pages = tuple(
+        Page(
+            name,
+            values.get("writer", ""),
+            values.get("page", posixpath.splitext(posixpath.basename(name))[0]),
+            values.get("split", ""),
+            None,
+            {column: values[column] for column in columns},
+        )
+        for name, values in zip(names, found)
+    )
+    return Manifest(folder, pages, tuple(columns))
+
+
+def _image_names(folder: Path) -> Iterator[str]:
+    """Paths of the images below the folder, relative to it, with forward slashes."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder)
+        for name in files:
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+                continue
+            path = (below / name).as_posix()
+            if not _is_utf8(path):
+                raise UserError(f"{folder}: the file name {path!r} is not UTF-8; rename the file")
+            yield path
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _compile(label: str, regex: str) -> re.Pattern[str]:
+    where = f"data.{label}_regex={regex!r}"
+    try:
+        expression = re.compile(regex)
+    except re.error as error:
+        raise UserError(f"{where} is not a regular expression: {error}") from None
+    if not expression.groups:
+        raise UserError(f"{where} has no group; put the part that is the {label} in parentheses")
+    reserved = {"path", *BOX} & set(expression.groupindex)
+    if reserved:
+        raise UserError(
+            f"{where} names a group {reserved.pop()!r}, a name with a meaning of its own"
+        )
+    return expression
+
+
+def _search(
+    expression: re.Pattern[str], label: str, names: Sequence[str], found: list[dict[str, str]]
+) -> None:
+    """Adds to `found` what the expression finds in each of the names."""
+    missed = []
+    for name, values in zip(names, found):
+        match = expression.search(name)
+        if match is None:
+            missed.append(name)
+            continue
+        values.update(match.groupdict(default=""))
+        group = label if label in expression.groupindex else 1
+        values[label] = match[group] or ""
+    if missed:
+        named = ", ".join(map(repr, missed[:_NAMED]))
+        raise UserError(
+            f"data.{label}_regex={expression.pattern!r} does not match {len(missed)} of "
+            f"{len(names)} images, such as {named}; a part that may be missing can be made "
+            "optional with `?`"
+        )
+
+
+def read_csv(path: Path, root: Path | None = None) -> Manifest:
+    """Reads a manifest; see the top of this file for its form.
+
+    Args:
+      path: the CSV.
+      root: folder that the paths in it are relative to, the CSV's own by default.
+
+    Raises:
+      UserError: a file that is missing or no such table, a page listed twice, no page at all;
+        names the file and the line.
+    """
+    path = Path(path)
+    root = path.parent if root is None else Path(root)
+    header, rows = _read_table(path)
+    # The name of the column in the published code's tables.
+    header = ["path" if name == "imgs" and "path" not in header else name for name in header]
+    if "path" not in header:
+        raise UserError(
+            f"{path}: the header has no column `path`, only {', '.join(map(repr, header))}"
+        )
+    repeated = {name for name in header if header.count(name) > 1}
+    if repeated:
+        raise UserError(f"{path}: the header names the column {repeated.pop()!r} twice")
+    if any(name in header for name in BOX) and not all(name in header for name in BOX):
+        raise UserError(f"{path}: a box needs all of the columns x0, y0, x1, y1")
+    columns = tuple(name for name in header if name not in ("path", *LABELS, *BOX))
+    pages: list[Page] = []
+    lines: dict[str, int] = {}
+    for line, cells in rows:
+        where = f"{path} line {line}"
+        if len(cells) != len(header):
+            raise UserError(
+                f"{where}: {len(cells)} cells under a header of {len(header)}; a cell that holds "
+                "the separator must stand in double quotes"
+            )
+        page = _page(dict(zip(header, cells)), columns, root, where)
+        if page.page_id in lines:
+            raise UserError(
+                f"{where}: {page.page_id!r} is listed already in line {lines[page.page_id]}; "
+                "a page is listed once, under one writer"
+            )
+        lines[page.page_id] = line
+        pages.append(page)
+    if not pages:
+        raise UserError(f"{path} lists no page")
+    return Manifest(root, tuple(pages), columns)
+
+
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and rows, each row with the number of its last line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no CSV in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+    first = text.split("\n", 1)[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if any(cells)]
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}") from None
+    if not rows:
+        raise UserError(f"{path} is empty; its first line must name the columns")
+    return [name.strip() for name in rows[0][1]], rows[1:]
+
+
+def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -> Page:
+    path = row["path"]
+    if not path:
+        raise UserError(f"{where}: the cell `path` is empty")
+    if posixpath.isabs(path):
+        path = Path(os.path.relpath(path, root)).as_posix()
+    path = posixpath.normpath(path)
+    labels = {name: row.get(name, "").strip() for name in LABELS}
+    labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0]
+    extra = {name: row[name] for name in columns}
+    return Page(path, box=_box(row, where), extra=extra, **labels)
+
+
+def _box(row: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
+    cells = [row.get(name, "").strip() for name in BOX]
+    if not any(cells):
+        return None
+    try:
+        x0, y0, x1, y1 = map(int, cells)
+    except ValueError:
+        raise UserError(f"{where}: the box {','.join(cells)} is not four whole numbers") from None
+    if not (0 <= x0 < x1 and 0 <= y0 < y1):
+        raise UserError(
+            f"{where}: the box {x0},{y0},{x1},{y1} must satisfy 0 <= x0 < x1, 0 <= y0 < y1"
+        )
+    return x0, y0, x1, y1
