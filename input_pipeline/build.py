@@ -44,6 +44,7 @@ from input_pipeline.store import (
     Store,
     finish_store,
     read_shard,
+    record_type,
     shard_name,
     write_shard,
 )
@@ -138,15 +139,16 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
     """One page's patches as the arrays of a shard; empty arrays if it gives none."""
     try:
         image = load_page(job.root / page.path, page.box, job.max_pixels, job.rule.scale)
-        reason = ""
+        cut = cut_page(image, job.rule, page_seed=row)
     except PageError as error:
-        image, reason = np.full((1, 1, 3), 255, np.uint8), str(error)
-    try:
-        cut = cut_page(image, job.rule, row)
+        return PageResult(0, "unreadable", " ".join(str(error).split())), _no_patches(job.rule)
     except Exception as error:
         error.add_note(f"while cutting page {page.page_id}")
         raise
     n = len(cut.patches)
+    if n == 0:
+        reason = "no patch passed the rule (a blank page?)"
+        return PageResult(0, "empty", reason), _no_patches(job.rule)
     arrays = {
         "patches": cut.patches,
         "ink": cut.ink,
@@ -154,13 +156,18 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
         "x": cut.x,
         "y": cut.y,
     }
-    if cut.descriptors is not None:
+    if job.rule.descriptors:
         arrays["descriptors"] = cut.descriptors
-    if reason:
-        return PageResult(0, "unreadable", " ".join(reason.split())), arrays
-    if n == 0:
-        return PageResult(0, "empty", "no patch passed the rule (a blank page?)"), arrays
     return PageResult(n, "ok", ""), arrays
+
+
+def _no_patches(rule: Rule) -> dict[str, np.ndarray]:
+    keys = ("patches", "ink", "page", "x", "y") + ("descriptors",) * rule.descriptors
+    empty = {}
+    for key in keys:
+        dtype, shape = record_type(key, rule.patch_size)
+        empty[key] = np.empty((0, *shape), dtype)
+    return empty
 
 
 def _build(
