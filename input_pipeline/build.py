@@ -13,13 +13,9 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -28,10 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
-from threadpoolctl import threadpool_limits
 
 from input_pipeline.errors import PageError, UserError
 from input_pipeline.fingerprint import fingerprints
@@ -48,6 +42,7 @@ from input_pipeline.store import (
     shard_name,
     write_shard,
 )
+from input_pipeline.workers import hidden_main, one_thread, start_worker, usable_cores
 
 LOG_SECONDS = 10.0
 # Skipped pages that a summary names; all are in the store's manifest.csv.
@@ -277,24 +272,17 @@ class _Progress:
         )
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
     """Runs the jobs, yielding the number of each shard as it becomes whole."""
     if workers <= 1:
-        with _one_thread():
+        with one_thread():
             yield from map(build_shard, jobs)
         return
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
-        with _hidden_main():
+        with hidden_main():
             # The first submission starts the processes.
             futures: list[Future[int]] = [pool.submit(build_shard, job) for job in jobs]
         for future in as_completed(futures):
@@ -310,46 +298,6 @@ def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Keeps a worker to one thread, and ends it when its parent is gone."""
-    # Ctrl-C reaches the whole process group; the parent answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threadpool_limits(1)
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Hides the main program from the processes started meanwhile.
-
-    A spawned process runs the main program's module again, which would load jax in every worker
-    and start an unguarded script a second time; the workers need nothing of it.
-    """
-    main = sys.modules["__main__"]
-    kept = {key: vars(main).pop(key) for key in ("__spec__", "__file__") if key in vars(main)}
-    try:
-        yield
-    finally:
-        vars(main).update(kept)
 
 
 @contextmanager

@@ -274,7 +274,7 @@ class Store:
         """
         folder = Path(path)
         info = read_store_json(folder)
-        manifest = replace(read_csv(folder / "manifest.csv"), root=Path(info["pages_root"]))
+        manifest = read_csv(folder / "manifest.csv", root=Path(info["pages_root"]))
         if len(manifest) != info["counts"]["pages"]:
             raise UserError(
                 f"{folder / 'manifest.csv'} lists {len(manifest)} pages, store.json "
