@@ -103,9 +103,9 @@ def save_embeddings(
         "page_ids": page_ids,
     }
     for name, array in arrays.items():
-        with _replacing(folder / f"{name}.npy", "wb") as file:
+        with replacing(folder / f"{name}.npy", "wb") as file:
             np.save(file, array, allow_pickle=False)
-    with _replacing(folder / "manifest.csv", "w") as file:
+    with replacing(folder / "manifest.csv", "w") as file:
         _write_rows(file, pages)
     whole = {
         "format": FORMAT_VERSION,
@@ -114,7 +114,7 @@ def save_embeddings(
         "pages_root": _relative(pages_root, folder),
         **meta,
     }
-    with _replacing(folder / "meta.json", "w") as file:
+    with replacing(folder / "meta.json", "w") as file:
         json.dump(whole, file, indent=2, ensure_ascii=False)
         file.write("\n")
     return folder
@@ -275,8 +275,8 @@ def _relative(root: str | os.PathLike, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, mode: str) -> Iterator[IO]:
-    # A reader sees the old file or the whole new one, never a half.
+def replacing(path: Path, mode: str) -> Iterator[IO]:
+    """Opens a file whose reader sees the old one or the whole new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")
     text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
     with temporary.open(mode, **text) as file:

@@ -10,16 +10,13 @@ number of gallery pages that are nearer. Axis letters: p pages, q queries of a c
 the query's label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
-ScoreRows = Callable[[np.ndarray], np.ndarray]
+from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, sort_keys, without_own
 
-# Float32 values of a chunk of scores; 32 MiB, and a few times that for what is made of them.
-_CHUNK_VALUES = 1 << 23
 # Rows that are counted together: their scores should stay in a core's cache.
 _TILE_VALUES = 1 << 18
 # From so many pages with one label on, sorting a row once is cheaper than counting for each page.
@@ -53,26 +50,6 @@ def encode_labels(values: np.ndarray, *more: np.ndarray) -> np.ndarray:
     return np.where(known, codes, -1)
 
 
-def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
-    """Scores between rows of `descriptors` [p, d], computed for the rows that are asked for.
-
-    `cosine` is the inner product of the L2-normalised rows; `euclidean` orders by Euclidean
-    distance (q.g - |g|^2 / 2, float32). On unit vectors both give the same order.
-
-    Raises:
-      ValueError: an unknown metric.
-    """
-    x = np.asarray(descriptors, np.float32)
-    if metric == "cosine":
-        norms = np.linalg.norm(x, axis=1, keepdims=True)
-        x = x / np.maximum(norms, np.float32(1e-12))
-        return lambda rows: x[rows] @ x.T
-    if metric == "euclidean":
-        half = np.einsum("pd,pd->p", x, x) / 2
-        return lambda rows: x[rows] @ x.T - half
-    raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
-
-
 def evaluate(
     scores: ScoreRows,
     labels: np.ndarray,
@@ -104,7 +81,7 @@ def evaluate(
     lonely, queries = queries[partners == 0], queries[partners > 0]
     # Queries with as many label mates as one another share a chunk, so that padding is small.
     queries = queries[np.argsort(members.sizes(queries), kind="stable")]
-    found = [_ranked(scores(rows), rows, members, groups, ks) for rows in _chunks(queries, p)]
+    found = [_ranked(scores(rows), rows, members, groups, ks) for rows in chunks(queries, p)]
     back = np.argsort(queries)
     keys = ("relevant", "ap", "ndcg", "first", "hits", "gallery")
     empty = _ranked(np.zeros((0, p), np.float32), queries[:0], members, groups, ks)
@@ -168,30 +145,6 @@ def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str,
     }
 
 
-def nearest(
-    scores: ScoreRows, rows: np.ndarray, groups: np.ndarray | None, num_pages: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest pages of each row, nearest first, itself and its group left out.
-
-    Returns:
-      int64 [len(rows), k'] and their float32 scores, k' = min(k, num_pages - 1); -1 and -inf where
-      the gallery of a query is shorter.
-    """
-    groups = np.full(num_pages, -1) if groups is None else groups
-    k = max(0, min(k, num_pages - 1))
-    found, values = [], []
-    for part in _chunks(rows, num_pages):
-        block = _without_own(scores(part), part, groups)
-        keys = np.partition(_keys(block), range(k), axis=1)[:, :k] if k else _keys(block)[:, :0]
-        index = keys & 0xFFFFFFFF
-        value = np.take_along_axis(block, index, 1)
-        found.append(np.where(np.isneginf(value), -1, index))
-        values.append(value)
-    if not found:
-        return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-    return np.concatenate(found), np.concatenate(values)
-
-
 class _Members:
     """The pages of each label as one padded look-up."""
 
@@ -221,21 +174,6 @@ class _Members:
         return self.sizes(rows) - own[rows]
 
 
-def _chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:
-    step = max(1, _CHUNK_VALUES // max(1, p))
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-
-def _without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    # In place: the caller gave the block away.
-    block[np.arange(len(rows)), rows] = -np.inf
-    grouped = np.flatnonzero(groups[rows] >= 0)
-    if len(grouped):
-        same = groups[rows[grouped], None] == groups
-        block[grouped] = np.where(same, -np.inf, block[grouped])
-    return block
-
-
 def _ranked(
     block: np.ndarray,
     rows: np.ndarray,
@@ -243,7 +181,7 @@ def _ranked(
     groups: np.ndarray,
     ks: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    block = _without_own(block, rows, groups)
+    block = without_own(block, rows, groups)
     mates, real = members.table(rows)
     own = (groups[mates] == groups[rows, None]) & (groups[rows, None] >= 0)
     real &= (mates != rows[:, None]) & ~own
@@ -279,7 +217,7 @@ def _ranks(block: np.ndarray, mates: np.ndarray) -> np.ndarray:
             as_near[tile, j] = (block[tile] >= limit).sum(1, dtype=np.int32)
     # A page ties with itself; only where another one does too must the row indices be looked at.
     tied = np.argwhere(as_near > nearer + 1)
-    step = max(1, _CHUNK_VALUES // max(1, block.shape[1]))
+    step = max(1, CHUNK_VALUES // max(1, block.shape[1]))
     for start in range(0, len(tied), step):
         i, j = tied[start : start + step].T
         equal = block[i] == threshold[i, j, None]
@@ -288,16 +226,8 @@ def _ranks(block: np.ndarray, mates: np.ndarray) -> np.ndarray:
     return nearer + 1
 
 
-def _keys(block: np.ndarray) -> np.ndarray:
-    # int64 that sorts as (score descending, index ascending): the bits of a float32 order as
-    # integers once those of negative numbers are flipped, and no two keys are equal.
-    bits = (-block + np.float32(0)).view(np.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (bits.astype(np.int64) << 32) | np.arange(block.shape[1])
-
-
 def _sorted_ranks(block: np.ndarray, mates: np.ndarray) -> np.ndarray:
-    keys = _keys(block)
+    keys = sort_keys(block)
     keys.sort(axis=1)
     ranks = np.empty(keys.shape, np.int32)
     np.put_along_axis(ranks, keys & 0xFFFFFFFF, np.arange(1, keys.shape[1] + 1)[None], 1)

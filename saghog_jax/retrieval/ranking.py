@@ -1,0 +1,111 @@
+"""Who is nearest to whom: scores between pages in chunks, and ranked lists without a full sort.
+
+Axis letters: p pages, q queries of a chunk, d width of a descriptor, k ranks of a list.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
+ScoreRows = Callable[[np.ndarray], np.ndarray]
+
+# Float32 values of a chunk of scores; 32 MiB, and a few times that for what is made of them.
+CHUNK_VALUES = 1 << 23
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The nearest pages of every page, and what the labels say of them."""
+
+    labels: np.ndarray  # int64 [p], -1 = unknown
+    found: np.ndarray  # int64 [p, k], nearest first, -1 where the gallery is shorter
+    distances: np.ndarray  # float32 [p, k]
+
+    def hits(self, row: int) -> list[tuple[int, float]]:
+        """The pages that `row` lists and their distances."""
+        pairs = zip(self.found[row].tolist(), self.distances[row].tolist(), strict=True)
+        return [(other, distance) for other, distance in pairs if other >= 0]
+
+    def mark(self, row: int, other: int) -> str:
+        """`right` or `wrong`; `unknown` where one of the two has no label."""
+        a, b = self.labels[row], self.labels[other]
+        if a < 0 or b < 0:
+            return "unknown"
+        return "right" if a == b else "wrong"
+
+
+def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
+    """Scores between rows of `descriptors` [p, d], computed for the rows that are asked for.
+
+    `cosine` is the inner product of the L2-normalised rows; `euclidean` orders by Euclidean
+    distance (q.g - |g|^2 / 2, float32). On unit vectors both give the same order.
+
+    Raises:
+      ValueError: an unknown metric.
+    """
+    x = np.asarray(descriptors, np.float32)
+    if metric == "cosine":
+        norms = np.linalg.norm(x, axis=1, keepdims=True)
+        x = x / np.maximum(norms, np.float32(1e-12))
+        return lambda rows: x[rows] @ x.T
+    if metric == "euclidean":
+        half = np.einsum("pd,pd->p", x, x) / 2
+        return lambda rows: x[rows] @ x.T - half
+    raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
+
+
+def nearest(
+    scores: ScoreRows, rows: np.ndarray, groups: np.ndarray | None, num_pages: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest pages of each row, nearest first, itself and its group left out.
+
+    Returns:
+      int64 [len(rows), k'] and their float32 scores, k' = min(k, num_pages - 1); -1 and -inf where
+      the gallery of a query is shorter.
+    """
+    groups = np.full(num_pages, -1) if groups is None else groups
+    k = max(0, min(k, num_pages - 1))
+    found, values = [], []
+    for part in chunks(rows, num_pages):
+        block = without_own(scores(part), part, groups)
+        keys = (
+            np.partition(sort_keys(block), range(k), axis=1)[:, :k]
+            if k
+            else sort_keys(block)[:, :0]
+        )
+        index = keys & 0xFFFFFFFF
+        value = np.take_along_axis(block, index, 1)
+        found.append(np.where(np.isneginf(value), -1, index))
+        values.append(value)
+    if not found:
+        return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+    return np.concatenate(found), np.concatenate(values)
+
+
+def chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:
+    """Splits `rows` so that the scores of a part against p pages stay within CHUNK_VALUES."""
+    step = max(1, CHUNK_VALUES // max(1, p))
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+def without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Scores [q, p] with -inf, in place, where a page is the query or of the query's group."""
+    block[np.arange(len(rows)), rows] = -np.inf
+    grouped = np.flatnonzero(groups[rows] >= 0)
+    if len(grouped):
+        same = groups[rows[grouped], None] == groups
+        block[grouped] = np.where(same, -np.inf, block[grouped])
+    return block
+
+
+def sort_keys(block: np.ndarray) -> np.ndarray:
+    """int64 [q, p] that sort as (score descending, column ascending); the low 32 bits: the column.
+
+    The bits of a float32 order as integers once those of negative numbers are flipped; no two keys
+    of a row are equal, so that a partition is as definite as a stable sort.
+    """
+    bits = (-block + np.float32(0)).view(np.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits.astype(np.int64) << 32) | np.arange(block.shape[1])

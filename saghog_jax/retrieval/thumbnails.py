@@ -1,0 +1,62 @@
+"""Small pictures of pages as data URIs; a page whose image cannot be read gets a reason instead."""
+
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from input_pipeline.errors import PageError
+from input_pipeline.images import load_page
+from saghog_jax.retrieval.embeddings import Embeddings
+
+_JPEG_QUALITY = 72
+
+
+def thumbnails(
+    pages: Embeddings, rows: Iterable[int], side: int, max_pixels: int
+) -> dict[int, dict[str, str]]:
+    """For each row `{"image": data URI}`, or `{"missing": reason}`.
+
+    Args:
+      side: longer side of the picture in pixels; smaller pages keep their size.
+      max_pixels: larger images are not decoded.
+    """
+    made: dict[int, dict[str, str]] = {}
+    # Boxes of one image one after the other, so that it is decoded once.
+    image: np.ndarray | None = None
+    opened: Path | None = None
+    reason = ""
+    for row in sorted(set(rows), key=lambda row: (pages.rows[row]["path"], row)):
+        if pages.image(row) != opened:
+            opened, image, reason = pages.image(row), None, ""
+            try:
+                image = load_page(opened, None, max_pixels)
+            except PageError as error:
+                reason = str(error)
+        part = None if image is None else _crop(image, pages.box(row))
+        if part is None:
+            made[row] = {"missing": reason or "box outside of the image"}
+        else:
+            made[row] = {"image": _data_uri(part, side)}
+    return made
+
+
+def _crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarray | None:
+    if box is None:
+        return image
+    x0, y0, x1, y1 = box
+    part = image[max(0, y0) : y1, max(0, x0) : x1]
+    return part if part.size else None
+
+
+def _data_uri(image: np.ndarray, side: int) -> str:
+    h, w = image.shape[:2]
+    factor = side / max(h, w)
+    if factor < 1:
+        size = max(1, round(w * factor)), max(1, round(h * factor))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
