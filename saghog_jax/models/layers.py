@@ -1,6 +1,7 @@
 """Building blocks of the encoder and the decoder: the one product, dense layer, attention, block.
 
-Axis letters: b patches, l tokens, d width, n heads, h channels of a head, q query tokens.
+Axis letters: b patches, l tokens, d width, n heads, h channels of a head, q query tokens,
+k key tokens.
 Every matrix product of the models goes through `product`, so that its precision is set in one
 place; everything between products (residual stream, LayerNorm, softmax, GELU) is float32.
 """
@@ -110,7 +111,7 @@ class Attention(nn.Module):
         def project(tokens: jax.Array, columns: slice) -> list[jax.Array]:
             y = product("bld,de->ble", tokens, kernel[:, columns], self.dtype) + bias[columns]
             return [
-                part.reshape(*part.shape[:2], self.heads, width // self.heads)
+                part.reshape(*part.shape[:2], self.heads, width // self.heads).swapaxes(1, 2)
                 for part in jnp.split(y, y.shape[-1] // width, axis=-1)
             ]
 
@@ -120,8 +121,10 @@ class Attention(nn.Module):
             (q,) = project(x[:, queries], slice(0, width))
             k, v = project(x, slice(width, 3 * width))
         q = q * (width // self.heads) ** -0.5
-        weights = nn.softmax(product("bqnh,bknh->bnqk", q, k, self.dtype))
-        y = product("bnqk,bknh->bqnh", weights, v, self.dtype)
+        # Heads before tokens: on CPUs both gradients are then products XLA has kernels for, also
+        # of bfloat16 operands.
+        weights = nn.softmax(product("bnqh,bnkh->bnqk", q, k, self.dtype))
+        y = product("bnqk,bnkh->bnqh", weights, v, self.dtype).swapaxes(1, 2)
         return Dense(width, self.dtype, name="proj")(y.reshape(*y.shape[:2], width))
 
 
