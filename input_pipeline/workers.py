@@ -52,9 +52,12 @@ def hidden_main() -> Iterator[None]:
     A spawned process runs the main program's module again, which would load jax in every worker
     and start an unguarded script a second time; the workers need nothing of it.
     """
-    main = sys.modules["__main__"]
-    kept = {key: vars(main).pop(key) for key in ("__spec__", "__file__") if key in vars(main)}
+    main = vars(sys.modules["__main__"])
+    spec, file = main["__spec__"], main.pop("__file__", None)
+    main["__spec__"] = None
     try:
         yield
     finally:
-        vars(main).update(kept)
+        main["__spec__"] = spec
+        if file is not None:
+            main["__file__"] = file
