@@ -71,7 +71,7 @@ def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
         raise UserError(f"unknown binarisation {method!r}, known: {', '.join(BINARIZATIONS)}")
     h, w = grey.shape
     # doxapy writes outside of its buffers where a side is shorter than half of the window.
-    short = [max(0, _WINDOW - side) if side <= _WINDOW // 2 else 0 for side in (h, w)]
+    short = [max(0, _WINDOW - side) if side < _WINDOW // 2 else 0 for side in (h, w)]
     padded = np.pad(grey, [(0, short[0]), (0, short[1])], mode="symmetric")
     # doxapy reads any other layout as garbage, without an error.
     padded = np.ascontiguousarray(padded)

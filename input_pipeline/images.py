@@ -4,6 +4,7 @@ Transparent parts are laid on white paper, 16-bit greys are scaled to 8 bits, th
 is applied, and of a file with several frames the first is read.
 """
 
+import functools
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ SUFFIXES = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 # Pillow's readers for these; formats that run other programs (EPS) stay out.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,7 +80,7 @@ def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
         raise PageError("an empty file (0 bytes)")
     file.seek(0)
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=_known_formats())
     except Image.UnidentifiedImageError:
         raise PageError("not an image, or of a kind that is not read") from None
     width, height = image.size
@@ -94,6 +95,13 @@ def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return _rgb(image)
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_jpeg_end(file: BinaryIO) -> None:
