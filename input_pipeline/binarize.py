@@ -19,7 +19,6 @@ _PARAMETERS = {
     "sauvola": {"window": 75, "k": 0.2},
     "su": {"window": 0, "minN": 0},
 }
-_WINDOW = 75
 
 
 def to_grey(image: np.ndarray, method: str) -> np.ndarray:
@@ -71,7 +70,8 @@ def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
         raise UserError(f"unknown binarisation {method!r}, known: {', '.join(BINARIZATIONS)}")
     h, w = grey.shape
     # doxapy writes outside of its buffers where a side is shorter than half of the window.
-    short = [max(0, _WINDOW - side) if side < _WINDOW // 2 else 0 for side in (h, w)]
+    window = _PARAMETERS[method]["window"]
+    short = [window - side if side < window // 2 else 0 for side in (h, w)]
     padded = np.pad(grey, [(0, short[0]), (0, short[1])], mode="symmetric")
     # doxapy reads any other layout as garbage, without an error.
     padded = np.ascontiguousarray(padded)
