@@ -17,6 +17,7 @@ import numpy as np
 
 from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, sort_keys, without_own
 
+CONVENTIONS = ("partners", "published", "hisir19")
 # Rows that are counted together: their scores should stay in a core's cache.
 _TILE_VALUES = 1 << 18
 # From so many pages with one label on, sorting a row once is cheaper than counting for each page.
@@ -96,14 +97,15 @@ def evaluate(
 
 
 def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str, float | int]:
-    """Means over the queries, as a flat dict (`map`, `top1`, `soft@5`, `hard@5`, `precision@5`...).
+    """Means over the queries, as a flat dict (`map`, `ndcg`, `top1`, `soft@5`, `hard@5`...).
 
     `top<k>` and `soft@k`: at least one partner among the first k. `hard@k`: all of the first k are
     partners (so never for a query with fewer than k). `precision@k`: their share of k.
 
-    Convention `partners` averages everything over the queries that have a partner. `published`
-    (reference: section 7) does so for mAP and Top-k, but counts labelled pages without a partner as
-    failures in soft, hard and precision@k.
+    mAP and nDCG always average the queries that have a partner. Convention `partners` does so for
+    the others too; `published` (reference: section 7) counts labelled pages without a partner as
+    failures in soft, hard and precision@k; `hisir19` (the competition's evaluator) also in Top-k.
+    Where every writer has several pages (Historical-WI) the three agree.
 
     Returns:
       the figures and the counts `queries`, `queries_without_partner`, `distractors`; figures are
@@ -112,8 +114,8 @@ def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str,
     Raises:
       ValueError: an unknown convention.
     """
-    if convention not in ("partners", "published"):
-        raise ValueError(f"unknown convention {convention!r}, known: partners, published")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}, known: {', '.join(CONVENTIONS)}")
     e = evaluation
     counts = {
         "queries": len(e.rows),
@@ -122,15 +124,40 @@ def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str,
     }
     if not len(e.rows):
         return counts
-    over = len(e.rows) + (len(e.lonely) if convention == "published" else 0)
+    everyone = len(e.rows) + len(e.lonely)
+    over = len(e.rows) if convention == "partners" else everyone
+    over_top = everyone if convention == "hisir19" else len(e.rows)
     figures = {"map": float(e.ap.mean()), "ndcg": float(e.ndcg.mean())}
     for j, k in enumerate(e.ks):
         hits = e.hits[:, j]
-        figures[f"top{k}"] = float((hits > 0).mean())
+        figures[f"top{k}"] = float((hits > 0).sum() / over_top)
         figures[f"soft@{k}"] = float((hits > 0).sum() / over)
         figures[f"hard@{k}"] = float((hits == k).sum() / over)
         figures[f"precision@{k}"] = float(hits.sum() / (k * over))
     return {**figures, **counts}
+
+
+def confidence(
+    evaluation: Evaluation, labels: np.ndarray, samples: int, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap percentile intervals of mAP and Top-1 over the queries that have a partner.
+
+    Whole labels are drawn, with replacement, not queries: pages of one writer succeed and fail
+    together, and intervals over queries would be too narrow.
+
+    Returns:
+      low and high of `map` and `top1`; nothing where fewer than two labels ask.
+    """
+    codes, inverse = np.unique(labels[evaluation.rows], return_inverse=True)
+    n = len(codes)
+    if n < 2 or samples < 1:
+        return {}
+    sums = [np.bincount(inverse, w, n) for w in (None, evaluation.ap, evaluation.first == 1)]
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=samples) @ np.stack(sums, 1)
+    means = drawn[:, 1:] / drawn[:, :1]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return {key: (float(low[i]), float(high[i])) for i, key in enumerate(("map", "top1"))}
 
 
 def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str, float | int]]:

@@ -34,18 +34,22 @@ class Whitening(NamedTuple):
     pages: int  # p it was fitted on
 
 
-def choose_dim(dim: int, pages: int, width: int) -> tuple[int, str]:
+def choose_dim(dim: int, pages: int, width: int, only_beyond: int = 0) -> tuple[int, str]:
     """Number of components to keep, and a remark where that is not what was asked for or unwise.
 
     With k near the number of pages every page becomes equidistant from every other: the directions
     of smallest variance, which are noise, count as much as the first. So `dim` 0 takes at most a
     quarter of the pages; more is done as told, up to what the pages span (p - 1), with a remark.
+    0 components, no whitening, where pages or width are not more than `only_beyond` (the published
+    code has 500 there, in another place 600).
 
     Raises:
       UserError: fewer than two pages, a negative dim.
     """
     if pages < 2 or dim < 0:
         raise UserError(f"whitening to {dim} dimensions fitted on {pages} pages: impossible")
+    if min(pages, width) <= only_beyond:
+        return 0, f"no whitening: {pages} pages of width {width}, not more than {only_beyond}"
     quarter = max(1, pages // 4)
     if dim == 0:
         return min(512, quarter, width), ""
