@@ -57,14 +57,12 @@ def load_page(
             page = _read(file, max_pixels)
     except PageError:
         raise
-    except FileNotFoundError:
-        raise PageError("no such file") from None
-    except PermissionError:
-        raise PageError("no permission to read the file") from None
-    except IsADirectoryError:
-        raise PageError("a folder, not a file") from None
+    except MemoryError:
+        raise PageError("too little memory to decode it") from None
     # A damaged file makes Pillow's readers fail in many ways; none of them is this program's bug.
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise PageError(f"cannot read it: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PageError(f"damaged image: {reason}") from None
     if box is not None:
