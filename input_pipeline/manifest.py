@@ -126,7 +126,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
     if not any((root / page.path).exists() for page in pages):
         raise UserError(
             f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
-            f"{root / pages[0].path}; paths are relative to the folder of the CSV"
+            f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
     return manifest.select(data.split)
 
@@ -160,11 +160,9 @@ def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
     pages = tuple(
         Page(
             name,
-            values.get("writer", ""),
-            values.get("page", posixpath.splitext(posixpath.basename(name))[0]),
-            values.get("split", ""),
-            None,
-            {column: values[column] for column in columns},
+            **_labels(name, values),
+            box=None,
+            extra={column: values[column] for column in columns},
         )
         for name, values in zip(names, found)
     )
@@ -207,9 +205,7 @@ def _compile(label: str, regex: str) -> re.Pattern[str]:
         raise UserError(f"{where} has no group; put the part that is the {label} in parentheses")
     reserved = {"path", *BOX} & set(expression.groupindex)
     if reserved:
-        raise UserError(
-            f"{where} names a group {reserved.pop()!r}, a name with a meaning of its own"
-        )
+        raise UserError(f"{where}: a group cannot be named {min(reserved)!r}")
     return expression
 
 
@@ -257,7 +253,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
         )
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
-        raise UserError(f"{path}: the header names the column {repeated.pop()!r} twice")
+        raise UserError(f"{path}: the header names the column {min(repeated)!r} twice")
     if any(name in header for name in BOX) and not all(name in header for name in BOX):
         raise UserError(f"{path}: a box needs all of the columns x0, y0, x1, y1")
     columns = tuple(name for name in header if name not in ("path", *LABELS, *BOX))
@@ -312,10 +308,15 @@ def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -
     if posixpath.isabs(path):
         path = Path(os.path.relpath(path, root)).as_posix()
     path = posixpath.normpath(path)
-    labels = {name: row.get(name, "").strip() for name in LABELS}
-    labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0]
     extra = {name: row[name] for name in columns}
-    return Page(path, box=_box(row, where), extra=extra, **labels)
+    return Page(path, **_labels(path, row), box=_box(row, where), extra=extra)
+
+
+def _labels(path: str, values: dict[str, str]) -> dict[str, str]:
+    """Writer, page and split of a page, without space around them; the page has always a name."""
+    labels = {name: values.get(name, "").strip() for name in LABELS}
+    labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0].strip()
+    return labels
 
 
 def _box(row: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
@@ -328,6 +329,6 @@ def _box(row: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
         raise UserError(f"{where}: the box {','.join(cells)} is not four whole numbers") from None
     if not (0 <= x0 < x1 and 0 <= y0 < y1):
         raise UserError(
-            f"{where}: the box {x0},{y0},{x1},{y1} must satisfy 0 <= x0 < x1, 0 <= y0 < y1"
+            f"{where}: the box {x0},{y0},{x1},{y1} must satisfy 0 <= x0 < x1 and 0 <= y0 < y1"
         )
     return x0, y0, x1, y1
