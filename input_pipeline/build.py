@@ -12,14 +12,11 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +39,7 @@ from input_pipeline.store import (
     shard_name,
     write_shard,
 )
-from input_pipeline.workers import hidden_main, one_thread, start_worker, usable_cores
+from input_pipeline.workers import run_jobs, usable_cores
 
 LOG_SECONDS = 10.0
 # Skipped pages that a summary names; all are in the store's manifest.csv.
@@ -195,7 +192,7 @@ def _build(
         progress = _Progress(len(manifest), ready, log)
         pages_of = {job.number: len(job.pages) for job in missing}
         try:
-            for number in _run(missing, workers):
+            for number in run_jobs(build_shard, missing, workers):
                 progress.add(pages_of[number])
         except UserError as error:
             raise UserError(
@@ -209,6 +206,10 @@ def _build(
                 f"cannot write {folder / 'store.json'}: {error.strerror}; all shards are kept, "
                 "the same command finishes the store"
             ) from error
+        except UserError:
+            # A store without a patch: worth nothing, and the next attempt should look again.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     _summarise(folder, time.monotonic() - start, log)
 
 
@@ -234,9 +235,6 @@ def _jobs(
 def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None:
     store = Store.open(folder)
     skipped = store.skipped
-    if len(store) == 0:
-        reasons = "; ".join(f"{page}: {reason}" for page, reason in skipped[:NAMED_SKIPPED])
-        raise UserError(f"none of the {len(store.manifest)} pages gave a patch ({reasons})")
     size = sum(f.stat().st_size for f in folder.rglob("*.npy"))
     log(
         f"{len(store.manifest):,} pages gave {len(store):,} patches ({size / 1e6:,.0f} MB) "
@@ -270,34 +268,6 @@ class _Progress:
             f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
             f"{(self._total - self.done) / rate:,.0f} s left"
         )
-
-
-def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
-    """Runs the jobs, yielding the number of each shard as it becomes whole."""
-    if workers <= 1:
-        with one_thread():
-            yield from map(build_shard, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    try:
-        with hidden_main():
-            # The first submission starts the processes.
-            futures: list[Future[int]] = [pool.submit(build_shard, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory; if so, lower "
-            f"--config.store.workers (now {workers})"
-        ) from None
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -167,7 +168,7 @@ def load_model(folder: Path) -> ClusterModel:
     try:
         with np.load(folder / "model.npz") as arrays:
             return ClusterModel(*(arrays[name] for name in ClusterModel._fields))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / 'model.npz'} is no cluster model: {error}") from None
 
 
@@ -188,6 +189,10 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
             for part in _chunks(np.arange(n), config.num_clusters)
         ]
     )
+    arrays, archive = io.BytesIO(), io.BytesIO()
+    np.save(arrays, labels)
+    np.savez(archive, **model._asdict())
+    files = {"labels.npy": arrays.getvalue(), "model.npz": archive.getvalue()}
     info = {
         "version": VERSION,
         "config": config.to_dict(),
@@ -195,16 +200,14 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
         "patches": n,
         "labelled": int((labels >= 0).sum()),
         "clusters_used": len(np.unique(labels[labels >= 0])),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+    files["labels.json"] = (json.dumps(info, indent=1) + "\n").encode()
     folder.parent.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
-        arrays, archive = io.BytesIO(), io.BytesIO()
-        np.save(arrays, labels)
-        np.savez(archive, **model._asdict())
-        write_file(temporary / "model.npz", archive.getvalue())
-        write_file(temporary / "labels.json", (json.dumps(info, indent=1) + "\n").encode())
-        write_file(temporary / "labels.npy", arrays.getvalue())
+        for name, data in files.items():
+            write_file(temporary / name, data)
         os.rename(temporary, folder)
     except OSError as error:
         # Another process may have saved the same labels first.

@@ -134,7 +134,11 @@ def write_shard(
 def finish_store(
     folder: Path, workspace: Path, manifest: Manifest, config: Mapping[str, Any], digest: str
 ) -> None:
-    """Writes `manifest.csv` and, last of all, `store.json` over the whole shards of `folder`."""
+    """Writes `manifest.csv` and, last of all, `store.json` over the whole shards of `folder`.
+
+    Raises:
+      UserError: not one page gave a patch.
+    """
     results: list[PageResult] = []
     shards = []
     for number in range(-(-len(manifest) // config["pages_per_shard"])):
@@ -144,6 +148,12 @@ def finish_store(
             raise RuntimeError(f"shard {name} of {folder} vanished while it was built")
         results.extend(PageResult(**page) for page in info["pages"])
         shards.append({"name": name, "n_patches": info["n_patches"], "sha256": info["sha256"]})
+    if not any(result.n_patches for result in results):
+        reasons = [f"{p.page_id}: {r.reason}" for p, r in zip(manifest.pages, results, strict=True)]
+        raise UserError(
+            f"none of the {len(results)} pages gave a patch, so there is no store; "
+            + "; ".join(reasons[:3])
+        )
     pages = tuple(
         page._replace(
             extra={

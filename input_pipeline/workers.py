@@ -5,11 +5,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import TypeVar
 
 import cv2
 from threadpoolctl import threadpool_limits
+
+from input_pipeline.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
@@ -61,3 +69,42 @@ def hidden_main() -> Iterator[None]:
         main["__spec__"] = spec
         if file is not None:
             main["__file__"] = file
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
+    """Runs function(job) for every job, yielding results as they come, in any order.
+
+    Args:
+      function: importable by name.
+      workers: processes; up to 1 works in this one. Each keeps to one thread.
+
+    Raises:
+      UserError: a worker was killed.
+      Exception: the first that a job raises; the other jobs are given up at once.
+    """
+    if workers <= 1:
+        with one_thread():
+            yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    try:
+        with hidden_main():
+            # Submitting is what starts the processes.
+            futures: list[Future[Result]] = [pool.submit(function, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; if so, lower the number of "
+            f"workers (now {workers}, --config...workers)"
+        ) from None
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,145 @@
+"""What a build would make of a manifest: every page read once, a few of them cut."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import PageError
+from input_pipeline.images import load_page
+from input_pipeline.manifest import Manifest, Page
+from input_pipeline.patches import Rule, cut_page
+from input_pipeline.store import record_type
+from input_pipeline.workers import run_jobs, usable_cores
+
+# Rows, writers and pages that a survey shows.
+SHOWN = 5
+
+
+class SurveyJob(NamedTuple):
+    """A page to look at; cut by every rule in `rules`."""
+
+    row: int
+    root: Path
+    page: Page
+    max_pixels: int
+    rules: tuple[Rule, ...]
+
+
+class Finding(NamedTuple):
+    """Of one page: height and width, or why it cannot be read; patches a rule, if it was cut."""
+
+    row: int
+    shape: tuple[int, int] | None
+    reason: str
+    n_patches: tuple[int, ...]
+
+
+def look(job: SurveyJob) -> Finding:
+    """Reads a page as the build would."""
+    try:
+        image = load_page(job.root / job.page.path, job.page.box, job.max_pixels)
+        counts = []
+        for rule in job.rules:
+            scaled = image
+            if rule.scale != 1:
+                scaled = load_page(
+                    job.root / job.page.path, job.page.box, job.max_pixels, rule.scale
+                )
+            counts.append(len(cut_page(scaled, rule, page_seed=job.row).patches))
+        return Finding(job.row, image.shape[:2], "", tuple(counts))
+    except PageError as error:
+        return Finding(job.row, None, " ".join(str(error).split()), ())
+
+
+def survey(
+    manifest: Manifest, rules: Sequence[Rule], max_pixels: int, samples: int, workers: int
+) -> list[Finding]:
+    """Reads all pages and cuts `samples` of them, evenly picked; in the manifest's order.
+
+    Args:
+      workers: processes; 0 takes one a core.
+    """
+    chosen = set(np.linspace(0, len(manifest) - 1, min(samples, len(manifest))).astype(int))
+    jobs = [
+        SurveyJob(row, manifest.root, page, max_pixels, tuple(rules) if row in chosen else ())
+        for row, page in enumerate(manifest.pages)
+    ]
+    return sorted(run_jobs(look, jobs, min(workers or usable_cores(), len(jobs))))
+
+
+def patch_bytes(rule: Rule) -> int:
+    """Bytes a patch takes in a store."""
+    keys = ("patches", "ink", "page", "x", "y") + ("descriptors",) * rule.descriptors
+    types = [record_type(key, rule.patch_size) for key in keys]
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in types)
+
+
+def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Finding]) -> list[str]:
+    """The survey in words, a line each."""
+    return [
+        *_describe_pages(manifest),
+        *_describe_files(manifest, findings),
+        *(_describe_store(i, rule, findings) for i, rule in enumerate(rules)),
+    ]
+
+
+def _describe_pages(manifest: Manifest) -> Iterator[str]:
+    yield f"{len(manifest):,} pages below {manifest.root}"
+    columns = ", ".join(manifest.columns)
+    if columns:
+        yield f"further columns: {columns}"
+    splits = Counter(page.split for page in manifest.pages)
+    if set(splits) != {""}:
+        yield "splits: " + ", ".join(f"{s or '(none)'} {n:,}" for s, n in sorted(splits.items()))
+    writers = Counter(page.writer for page in manifest.pages)
+    unknown = writers.pop("", 0)
+    if writers:
+        counts = np.array(list(writers.values()))
+        yield (
+            f"{len(writers):,} writers with {counts.min()} to {counts.max()} pages "
+            f"(median {np.median(counts):g}), {(counts == 1).sum():,} of them with one page only: "
+            + ", ".join(f"{w} {n}" for w, n in sorted(writers.items())[:SHOWN])
+            + (", ..." if len(writers) > SHOWN else "")
+        )
+    if unknown:
+        yield f"{unknown:,} pages without a writer"
+    yield "first pages (path, writer, page, split, box, further columns):"
+    for page in manifest.pages[:SHOWN]:
+        yield "  " + ", ".join(
+            str(value) for value in (*page[:4], page.box or "", *page.extra.values())
+        )
+
+
+def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator[str]:
+    shapes = np.array([f.shape for f in findings if f.shape is not None])
+    if len(shapes):
+        areas = np.argsort(shapes.prod(axis=1), kind="stable")
+        smallest, median, largest = (
+            "{1} x {0}".format(*shapes[areas[i]]) for i in (0, len(areas) // 2, -1)
+        )
+        yield f"sizes in pixels: smallest {smallest}, median {median}, largest {largest}"
+    unreadable = [f for f in findings if f.shape is None]
+    yield f"{len(unreadable):,} pages would be skipped" + (":" if unreadable else "")
+    for finding in unreadable:
+        yield f"  {manifest.pages[finding.row].page_id}: {finding.reason}"
+
+
+def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
+    counts = np.array([f.n_patches[i] for f in findings if f.n_patches])
+    readable = sum(f.shape is not None for f in findings)
+    each = patch_bytes(rule)
+    if not len(counts):
+        return f"store {rule.rule}: no page could be cut"
+    patches = counts.mean() * readable
+    text = (
+        f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, by "
+        f"{len(counts)} sample pages with {counts.min():,} to {counts.max():,} patches"
+    )
+    if rule.max_patches_per_page != -1:
+        most = rule.max_patches_per_page * readable * each
+        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches a page)"
+    empty = int((counts == 0).sum())
+    return text + (f"; {empty} of the sample pages gave no patch" if empty else "")

@@ -1,0 +1,76 @@
+"""Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
+
+import shlex
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import common
+from input_pipeline.build import ensure_store
+from input_pipeline.errors import UserError
+from input_pipeline.manifest import load_manifest
+from input_pipeline.patches import Rule
+from input_pipeline.pseudo_labels import ensure_labels
+from input_pipeline.store import Store
+from input_pipeline.survey import describe, survey
+
+# The stage that reads a store, by the store's rule.
+NEXT = {"pretrain": "pretrain", "offline": "finetune"}
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Builds the stores of `config.stores`, each in its own `root`; `workdir` stays unused.
+
+    Returns:
+      pages that gave no patch, counted once.
+
+    Raises:
+      UserError: see `ensure_store` and `ensure_labels`.
+    """
+    del workdir
+    if config.dry_run:
+        return _dry_run(config)
+    skipped: set[str] = set()
+    for name, section in config.stores.items():
+        store = Store.open(ensure_store(config.data, section))
+        print(f"store {name}: {store.path}, {len(store):,} patches")
+        skipped |= {page_id for page_id, _ in store.skipped}
+        if section.descriptors:
+            labels = ensure_labels(store, config.pseudo_labels)
+            print(
+                f"pseudo labels: {(labels >= 0).sum():,} of {len(labels):,} patches in "
+                f"{config.pseudo_labels.num_clusters:,} clusters, the others between two clusters"
+            )
+    for name, section in config.stores.items():
+        if name in NEXT:
+            print(f"next: {next_command(NEXT[name], config.data, section)}")
+    return len(skipped)
+
+
+def next_command(stage: str, data: ConfigDict, store: ConfigDict) -> str:
+    """The command that reads a store, with the fields that are not at their defaults."""
+    words = ["python -m saghog_jax.main", f"--config=configs/{stage}.py"]
+    for name, section, default in (
+        ("data", data, common.data_config("train")),
+        ("store", store, common.store_config(store.rule)),
+    ):
+        words += [
+            shlex.quote(f"--config.{name}.{key}={value}")
+            for key, value in section.items()
+            if value != default[key]
+        ]
+    return " ".join(words)
+
+
+def _dry_run(config: ConfigDict) -> int:
+    manifest = load_manifest(config.data)
+    sections = list(config.stores.values())
+    rules = [Rule.from_config(section) for section in sections]
+    workers = max(section.workers for section in sections)
+    findings = survey(manifest, rules, config.data.max_pixels, config.dry_run_samples, workers)
+    for line in describe(manifest, rules, findings):
+        print(line)
+    skipped = sum(finding.shape is None for finding in findings)
+    if skipped == len(manifest):
+        raise UserError(f"none of the {len(manifest)} pages can be read")
+    return skipped
