@@ -4,7 +4,7 @@ Lengths are in units of the writer's x-height until `write_line` returns pixels;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy as np
 from input_pipeline.datasets.synthetic_glyphs import ALLOGRAPHS, Glyph
 
 # How far a writer's own letter shapes lie from the skeleton: whole letter, and single points.
-LETTER_DEFORMATION = 0.07
-POINT_DEFORMATION = 0.035
+LETTER_DEFORMATION = 0.05
+POINT_DEFORMATION = 0.025
 # How far one instance of a letter lies from the writer's own shape of it.
-INSTANCE_DEFORMATION = 0.03
-INSTANCE_JITTER = 0.022
+INSTANCE_DEFORMATION = 0.05
+INSTANCE_JITTER = 0.035
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Hand:
       aspect: width of a letter against its height.
       slant: shift to the right for each unit of height.
       roundness: length of a curve's tangents against its chord; about 1.2 is a circle.
-      pen: width of a stroke against 1 px.
+      pen: width of a stroke, pixels.
       nib_angle, contrast: a broad nib held at this angle; 0 is a ball pen.
       pressure: how much wider a stroke down is than one up.
       ascender, descender: scale of what lies above the x-height and below the baseline.
@@ -75,6 +75,7 @@ class Path(NamedTuple):
 
 def deform(glyph: Glyph, whole: float, single: float, rng: np.random.Generator) -> Glyph:
     """Scales and shears a glyph a little (by `whole`) and moves its points (by `single`)."""
+    # Letters vary more in width and slant than in height, and least in how level they stand.
     matrix = np.eye(2) + rng.normal(0, whole, (2, 2)) * [[1.0, 1.0], [0.5, 0.7]]
     moved = (glyph.points[:, None, :] * matrix).sum(-1)
     return glyph._replace(points=moved + rng.normal(0, single, glyph.points.shape))
@@ -90,23 +91,37 @@ def draw_hand(rng: np.random.Generator) -> Hand:
         if rng.random() < join_habit and letter.islower():
             joins.add(letter)
     return Hand(
-        x_height=rng.uniform(15.0, 20.0),
-        aspect=rng.uniform(0.85, 1.15),
-        slant=rng.normal(0.15, 0.16),
-        roundness=rng.uniform(0.8, 1.3),
-        pen=rng.uniform(0.9, 1.1),
-        nib_angle=rng.uniform(0.2, 1.2),
-        contrast=rng.uniform(0.0, 0.6),
-        pressure=rng.uniform(0.0, 0.5),
+        x_height=rng.uniform(16.0, 20.0),
+        aspect=rng.uniform(0.9, 1.12),
+        slant=rng.normal(0.15, 0.1),
+        roundness=rng.uniform(0.9, 1.25),
+        pen=rng.uniform(1.8, 2.2),
+        nib_angle=rng.uniform(0.4, 1.1),
+        contrast=rng.uniform(0.0, 0.4),
+        pressure=rng.uniform(0.0, 0.4),
         ascender=rng.uniform(0.8, 1.15),
         descender=rng.uniform(0.8, 1.15),
-        letter_space=rng.uniform(0.02, 0.22),
-        word_space=rng.uniform(0.55, 1.0),
+        letter_space=rng.uniform(0.08, 0.28),
+        word_space=rng.uniform(0.6, 1.0),
         tail=rng.uniform(0.4, 1.3),
-        slope=rng.normal(0.0, 0.006),
+        slope=rng.normal(0.0, 0.004),
         wobble=rng.uniform(0.02, 0.09),
         joins=frozenset(joins),
         letters=letters,
+    )
+
+
+def on_page(hand: Hand, rng: np.random.Generator) -> Hand:
+    """The hand as it is on one page: with another pen, a little larger, a little more slanted."""
+    return replace(
+        hand,
+        x_height=hand.x_height * rng.uniform(0.93, 1.07),
+        aspect=hand.aspect * rng.uniform(0.95, 1.05),
+        slant=hand.slant + rng.normal(0, 0.05),
+        pen=hand.pen * rng.uniform(0.7, 1.4),
+        contrast=hand.contrast * rng.uniform(0.6, 1.4),
+        letter_space=hand.letter_space + rng.normal(0, 0.03),
+        slope=hand.slope + rng.normal(0, 0.006),
     )
 
 
@@ -129,7 +144,7 @@ def write_line(
     limit = width / (hand.x_height * hand.aspect)
     at, written = 0.0, 0
     for word in words:
-        if written and at + 0.95 * len(word) > limit:
+        if written and at + sum(_advance(hand, hand.letters[letter]) for letter in word) > limit:
             break
         lift = rng.normal(0, hand.wobble)
         joined = False
@@ -149,9 +164,11 @@ def write_line(
                 points[body - 1] += (hand.tail - 1) * (points[body - 1] - points[body - 2])
             start = glyph.start.copy()
             start[0] = not joined
+            if joined:
+                bodies.append(_way_over(points, right))
             bodies.append(Path(points[:body], glyph.smooth[:body], start[:body]))
             marks.append(Path(points[body:], glyph.smooth[body:], start[body:]))
-            at += right + hand.letter_space * (1.0 if joins else 1.6)
+            at += _advance(hand, glyph)
             joined = joins
         at += hand.word_space * rng.uniform(0.85, 1.2)
         written += 1
@@ -162,6 +179,18 @@ def write_line(
 def join_paths(paths: Sequence[Path]) -> Path:
     """One path after the other."""
     return Path(*(np.concatenate(arrays) for arrays in zip(*paths)))
+
+
+def _advance(hand: Hand, glyph: Glyph) -> float:
+    return max(glyph.points[:, 0].max(), 0.3) + hand.letter_space
+
+
+def _way_over(points: np.ndarray, right: float) -> Path:
+    """The turn a join takes over a letter that begins at its upper right (a, c, d, g, q)."""
+    (x, y), (next_x, _) = points[:2]
+    left = points[:, 0].min()
+    over = [[left + 0.3 * right, 0.93 * y + 0.1]] if next_x < x and x - left > 0.45 * right else []
+    return Path(np.reshape(over, (-1, 2)), np.ones(len(over)), np.zeros(len(over), bool))
 
 
 def _body_length(glyph: Glyph) -> int:

@@ -1,7 +1,5 @@
 """A page of the built-in corpus: pen strokes to ink, and ink on paper, both drawn with OpenCV."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 
@@ -16,9 +14,7 @@ PIECES = 5
 SHIFT = 4
 
 
-def lay_out(
-    hand: Hand, shape: tuple[int, int], lines: int, rng: np.random.Generator
-) -> tuple[Path, float]:
+def lay_out(hand: Hand, shape: tuple[int, int], lines: int, rng: np.random.Generator) -> Path:
     """Writes a page of new text.
 
     Args:
@@ -26,19 +22,14 @@ def lay_out(
       shape: h, w of the page, pixels.
       lines: at most; fewer where the hand is too large, and up to three fewer by chance.
       rng: of the page.
-
-    Returns:
-      what the pen does, and the width of the pen taken for this page, pixels.
     """
     h, w = shape
-    pen = hand.pen * rng.uniform(1.5, 2.6)
-    hand = replace(hand, x_height=hand.x_height * rng.uniform(0.93, 1.07))
     left, right = rng.uniform(0.02, 0.08, 2) * w
     top, bottom = 2.4 * hand.x_height, 1.4 * hand.x_height
     lines -= int(rng.integers(0, min(4, lines)))
     pitch = max((h - top - bottom) / lines, 2.6 * hand.x_height)
-    pitch = min(pitch, hand.x_height * rng.uniform(3.2, 4.2))
-    words = pseudo_words(40 * lines, rng)
+    pitch = min(pitch, hand.x_height * rng.uniform(3.0, 4.5))
+    words = pseudo_words(lines * (w // 20 + 1), rng)
     paths = []
     y = top + rng.uniform(0, 0.4) * hand.x_height
     while len(paths) < lines and y < h - bottom:
@@ -47,7 +38,7 @@ def lay_out(
         paths.append(path)
         words = words[written:]
         y += pitch * rng.uniform(0.95, 1.05)
-    return join_paths(paths), pen
+    return join_paths(paths)
 
 
 def trace(path: Path, roundness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -80,14 +71,13 @@ def trace(path: Path, roundness: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_ink(
-    path: Path, hand: Hand, pen: float, shape: tuple[int, int], rng: np.random.Generator
+    path: Path, hand: Hand, shape: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
     """Coverage by ink, uint8 [h, w], 255 where a pixel is covered.
 
     Args:
       path: of the whole page.
-      hand: gives the pen's angle, contrast and pressure.
-      pen: width of a stroke, pixels.
+      hand: gives the pen, its angle, contrast and pressure.
       shape: h, w.
       rng: of the page, for the unsteadiness of the pressure.
     """
@@ -97,7 +87,9 @@ def draw_ink(
     nib = np.abs(np.sin(angle - hand.nib_angle))
     down = np.maximum(0, -np.sin(angle))
     steady = 1 + rng.normal(0, 0.06, (len(curves), 1)) - 0.15 * at_end[:, None]
-    width = pen * (1 - hand.contrast * (0.75 - nib)) * (1 + hand.pressure * (down - 0.35)) * steady
+    width = (
+        hand.pen * (1 - hand.contrast * (0.75 - nib)) * (1 + hand.pressure * (down - 0.35)) * steady
+    )
     level = np.clip(np.rint(width * OVERSAMPLING), 2, 10 * OVERSAMPLING).astype(int)
     pieces = np.stack([curves[:, :-1], curves[:, 1:]], axis=2).reshape(-1, 2, 2)
     fixed = np.rint((pieces + 0.5) * OVERSAMPLING * (1 << SHIFT)).astype(np.int32)
@@ -125,18 +117,29 @@ def draw_page(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     y, x = np.linspace(-1, 1, h)[:, None], np.linspace(-1, 1, w)[None, :]
     gx, gy, gxy, gr = rng.normal(0, [0.04, 0.04, 0.02, 0.02])
     light = np.clip(1 + gx * x + gy * y + gxy * x * y - abs(gr) * (x * x + y * y), 0.6, 1.06)
-    light *= 1 + rng.uniform(0.01, 0.04) * _cloud(h, w, 24, rng)
+    light *= 1 + rng.uniform(0.0, 0.02) * _cloud(h, w, 60, rng)
+    grain = rng.integers(-1, 2, (h, w), np.int8) * rng.uniform(0.3, 2.5)
+    # Whole steps, the same in all three channels: a page then packs to half the bytes.
+    light = np.rint(light * 230 + grain) / 230
     # Ink is unevenly thick: it lets some paper through, more on some pages than on others.
     cover = rng.uniform(0.75, 1.0) * (1 + 0.15 * _cloud(h, w, 9, rng))
     if rng.random() < 0.6:
         ink = cv2.GaussianBlur(ink, (3, 3), 0)
-    alpha = np.clip(ink * (cover / 255), 0, 1)[..., None]
-    grain = rng.integers(-1, 2, (h, w), np.int8) * rng.uniform(0.5, 3.0)
-    page = (paper * (1 - alpha) + colour * alpha) * light[..., None] + grain[..., None]
-    return np.clip(np.rint(page), 0, 255).astype(np.uint8)
+    alpha = np.minimum(ink * (cover / 255), 1)
+    page = np.empty((h, w, 3), np.uint8)
+    for channel in range(3):
+        shade = (paper[channel] + (colour[channel] - paper[channel]) * alpha) * light
+        page[..., channel] = np.minimum(np.rint(shade), 255)
+    return page
 
 
 def _cloud(h: int, w: int, cell: int, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise in -1 to 1, float64 [h, w], that changes over about `cell` pixels."""
-    small = rng.integers(0, 256, (h // cell + 2, w // cell + 2), np.uint8)
-    return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC) / 127.5 - 1
+    # Not cv2.resize: it rounds differently on different processors.
+    noise = rng.uniform(-1, 1, (h // cell + 2, w // cell + 2))
+    for axis, size in ((0, h), (1, w)):
+        at, between = np.divmod(np.arange(size) / cell, 1)
+        between = np.expand_dims(between * between * (3 - 2 * between), 1 - axis)
+        at = at.astype(int)
+        noise = noise.take(at, axis) * (1 - between) + noise.take(at + 1, axis) * between
+    return noise
