@@ -9,14 +9,10 @@ import csv
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +21,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.datasets import synthetic_hand, synthetic_page
+from input_pipeline.workers import run_jobs, usable_cores
 
 # Part of the digest: goes up with every change of what is drawn.
 FORMAT = 2
@@ -100,8 +97,10 @@ def ensure(cache: Path, corpus: Corpus = DEFAULT, workers: int = 0) -> Path:
         return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-*"):
-        if time.time() - left.stat().st_mtime > STALE:
-            shutil.rmtree(left, ignore_errors=True)
+        # Another process may be tidying up as well.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > STALE:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)
@@ -128,11 +127,9 @@ def write_corpus(folder: Path, corpus: Corpus, workers: int = 0) -> None:
     """
     (folder / "pages").mkdir(exist_ok=True)
     rows = manifest_rows(corpus)
-    numbers = range(len(rows))
-    cores = min(len(os.sched_getaffinity(0)), len(rows) // PAGES_PER_WORKER)
-    with _mapper(workers or cores) as mapper:
-        for row, png in zip(rows, mapper(encode_page, itertools.repeat(corpus), numbers)):
-            (folder / row["path"]).write_bytes(png)
+    workers = workers or min(usable_cores(), len(rows) // PAGES_PER_WORKER)
+    for _ in run_jobs(partial(_write_page, folder, corpus), range(len(rows)), workers):
+        pass
     with (folder / "manifest.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["path", "writer", "page", "split"], lineterminator="\n")
         table.writeheader()
@@ -153,6 +150,10 @@ def manifest_rows(corpus: Corpus) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _write_page(folder: Path, corpus: Corpus, number: int) -> None:
+    (folder / manifest_rows(corpus)[number]["path"]).write_bytes(encode_page(corpus, number))
 
 
 def encode_page(corpus: Corpus, number: int) -> bytes:
@@ -180,15 +181,3 @@ def _stream(corpus: Corpus, kind: str, number: int) -> np.random.Generator:
     return np.random.Generator(
         np.random.PCG64(np.random.SeedSequence(corpus.seed, spawn_key=(key, number)))
     )
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    if workers <= 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
-        yield partial(pool.map, chunksize=4)
