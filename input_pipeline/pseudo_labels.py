@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from input_pipeline.store import Store, write_file
+from input_pipeline.store import Store, read_npy, write_file
 
 # Raised whenever the same descriptors and config would give other labels.
 VERSION = 1
@@ -144,10 +144,7 @@ def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
     path = folder / "labels.npy"
     if not path.exists():
         _make(store, config, folder)
-    try:
-        labels = np.load(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {folder}") from None
+    labels = read_npy(path)
     if labels.shape != (len(store),):
         raise UserError(f"{path} holds {labels.shape} labels for {len(store)}; delete {folder}")
     return labels
@@ -166,7 +163,8 @@ def load_model(folder: Path) -> ClusterModel:
       UserError: no readable model there.
     """
     try:
-        with np.load(folder / "model.npz") as arrays:
+        # Opened here: numpy leaves a file open that turns out to be no archive.
+        with (folder / "model.npz").open("rb") as file, np.load(file) as arrays:
             return ClusterModel(*(arrays[name] for name in ClusterModel._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / 'model.npz'} is no cluster model: {error}") from None

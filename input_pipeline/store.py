@@ -29,7 +29,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -229,6 +229,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """Reads or memory-maps an array file.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged or missing ({reason}); see configs/verify.py") from None
+
+
 def read_store_json(folder: Path) -> dict[str, Any]:
     """Reads and checks `store.json`.
 
@@ -355,12 +368,7 @@ class Store:
         maps = []
         for shard in self.info["shards"]:
             path = self.path / "shards" / shard["name"] / f"{key}.npy"
-            try:
-                array = np.load(path, mmap_mode="r" if shard["n_patches"] else None)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} is damaged ({error}); delete {self.path} and prepare again"
-                ) from None
+            array = read_npy(path, mmap_mode="r" if shard["n_patches"] else None)
             dtype, record = record_type(key, self.patch_size)
             if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):
                 raise UserError(

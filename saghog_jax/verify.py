@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import read_csv
 from input_pipeline.pseudo_labels import load_model
-from input_pipeline.store import read_store_json, record_type
+from input_pipeline.store import read_npy, read_store_json, record_type
 
 # Problems that the final message names; all are printed.
 NAMED = 3
@@ -105,9 +105,9 @@ def _verify_shard(
         try:
             with path.open("rb") as file:
                 right = hashlib.file_digest(file, "sha256").hexdigest() == expected
-            array = np.load(path)
-        except (OSError, ValueError) as error:
-            problems.append(f"{path} cannot be read ({' '.join(str(error).split())})")
+            array = read_npy(path)
+        except (OSError, UserError) as error:
+            problems.append(" ".join(str(error).split()))
             continue
         if not right:
             problems.append(f"{path} is not the one that was written (checksum)")
@@ -128,7 +128,7 @@ def _verify_labels(folder: Path, patches: int) -> Iterator[str]:
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in stated["sha256"]
         }
-        labels, clusters = np.load(folder / "labels.npy"), len(load_model(folder).centres)
+        labels, clusters = read_npy(folder / "labels.npy"), len(load_model(folder).centres)
     except (OSError, ValueError, KeyError) as error:
         yield f"{folder} cannot be read ({' '.join(str(error).split())}); delete this folder"
         return

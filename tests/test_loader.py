@@ -1,0 +1,208 @@
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from store_helpers import make_store
+
+from input_pipeline import loader
+from input_pipeline.errors import UserError
+from input_pipeline.loader import batches, local_rows, m_per_class_plan, uniform_plan
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("loader") / "store", [30, 0, 25, 40])
+
+
+def steps(plan):
+    return np.stack([plan[step] for step in range(len(plan))])
+
+
+class TestUniformPlan:
+    def test_every_epoch_holds_every_patch_once(self):
+        # 7 does not divide 25: batches span epochs.
+        stream = steps(uniform_plan(25, 7, 50, seed=3)).reshape(-1)
+        epochs = stream[: 14 * 25].reshape(14, 25)
+        np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(25), (14, 1)))
+        assert len({tuple(epoch) for epoch in epochs}) == 14
+
+    def test_it_is_a_pure_function_of_its_arguments_and_the_step(self):
+        forward = steps(uniform_plan(25, 7, 50, seed=3))
+        plan = uniform_plan(25, 7, 50, seed=3)
+        for step in np.random.default_rng(0).permutation(50):
+            np.testing.assert_array_equal(plan[int(step)], forward[step])
+        np.testing.assert_array_equal(steps(uniform_plan(25, 7, 20, seed=3)), forward[:20])
+        assert (steps(uniform_plan(25, 7, 50, seed=4)) != forward).any()
+
+    def test_threads_far_apart_see_the_same(self):
+        expected = steps(uniform_plan(25, 7, 200, seed=3))
+        plan, wrong = uniform_plan(25, 7, 200, seed=3), []
+
+        def read(order):
+            wrong.extend(s for s in order if not np.array_equal(plan[int(s)], expected[s]))
+
+        orders = [np.random.default_rng(i).permutation(200) for i in range(4)]
+        threads = [threading.Thread(target=read, args=(order,)) for order in orders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    def test_only_two_epochs_are_kept_in_memory(self):
+        plan = uniform_plan(25, 7, 200, seed=3)
+        steps(plan)
+        assert len(plan._orders) == 2
+
+    def test_a_batch_of_all_patches(self):
+        plan = uniform_plan(7, 7, 3, seed=0)
+        np.testing.assert_array_equal(np.sort(steps(plan)), np.tile(np.arange(7), (3, 1)))
+
+    def test_fewer_patches_than_a_batch(self):
+        with pytest.raises(UserError, match=r"6 patches.*batch of 7.*global_batch_size to 6"):
+            uniform_plan(6, 7, 3, seed=0)
+
+    @pytest.mark.parametrize("step", [-1, 3])
+    def test_steps_outside_are_refused(self, step):
+        with pytest.raises(IndexError):
+            uniform_plan(7, 7, 3, seed=0)[step]
+
+
+class TestMPerClassPlan:
+    # Class sizes 2 (smaller than m), 4, 5, ..., 30, and patches without a class.
+    labels = np.random.default_rng(0).permutation(
+        np.repeat(np.arange(-1, 29), [40, 2, *range(3, 31)])
+    )
+
+    def plan(self, total_steps=300, seed=1, labels=labels):
+        return m_per_class_plan(labels, 4, 20, total_steps, seed)
+
+    def test_distinct_classes_with_m_distinct_patches_each(self):
+        sizes = np.bincount(self.labels[self.labels >= 0])
+        for batch in steps(self.plan()):
+            groups = self.labels[batch].reshape(5, 4)
+            assert (groups >= 0).all()
+            assert (groups == groups[:, :1]).all()
+            assert len(set(groups[:, 0])) == 5
+            for label, members in zip(groups[:, 0], batch.reshape(5, 4), strict=True):
+                assert len(set(members)) == 4 or sizes[label] < 4
+
+    def test_patches_of_a_class_are_equally_likely(self):
+        # Two classes always drawn: 4 of 10 patches, 4,000 times, 1,600 expected each. Standard
+        # deviation sqrt(4000 * .4 * .6) = 31; five of them, for 20 patches.
+        labels = np.repeat([0, 1], 10)
+        counts = np.bincount(steps(m_per_class_plan(labels, 4, 8, 4000, 0)).reshape(-1))
+        assert np.abs(counts - 1600).max() < 155
+        # Pairs too: every pair of one class together 4000 * (4*3)/(10*9) = 533 times, sd 21.5.
+        batch = steps(m_per_class_plan(labels, 4, 8, 4000, 0))[:, :8]
+        together = np.zeros((20, 20), int)
+        for i, j in itertools.combinations(range(8), 2):
+            np.add.at(together, (batch[:, i], batch[:, j]), 1)
+        pairs = together + together.T
+        pairs = pairs[:10, :10][~np.eye(10, dtype=bool)]
+        assert np.abs(pairs - 533).max() < 108
+
+    def test_classes_are_equally_likely(self):
+        # 5 of 29 classes, 6,000 times: 1034 expected, sd 29.
+        drawn = self.labels[steps(self.plan(6000))[:, ::4]]
+        assert np.abs(np.bincount(drawn.reshape(-1)) - 6000 * 5 / 29).max() < 145
+
+    def test_it_is_a_pure_function_of_its_arguments_and_the_step(self):
+        forward = steps(self.plan(50))
+        plan = self.plan(50)
+        for step in np.random.default_rng(0).permutation(50):
+            np.testing.assert_array_equal(plan[int(step)], forward[step])
+        assert (steps(self.plan(50, seed=2)) != forward).any()
+        assert len({tuple(batch) for batch in forward}) == 50
+
+    def test_too_few_classes(self):
+        labels = np.repeat([-1, 0, 1, 2, 3], 10)
+        with pytest.raises(
+            UserError,
+            match=r"needs 5 classes, the labels have 4; lower .*global_batch_size to 16.*per_class",
+        ):
+            self.plan(labels=labels)
+
+    def test_batch_not_a_whole_number_of_classes(self):
+        with pytest.raises(UserError, match="batch of 20 is not a whole number of classes with 3"):
+            m_per_class_plan(self.labels, 3, 20, 10, 0)
+
+
+class TestBatches:
+    def read(self, store, plan, start=0, index=0, count=1, threads=2, prefetch=4, labels=None):
+        with batches(store, plan, start, index, count, threads, prefetch, labels) as iterator:
+            return list(iterator)
+
+    def test_it_reads_what_the_plan_says(self, made):
+        store, arrays = made
+        plan, labels = uniform_plan(len(store), 16, 9, seed=5), np.arange(len(store)) % 7
+        read = self.read(store, plan, labels=labels)
+        assert len(read) == 9
+        for step, batch in enumerate(read):
+            np.testing.assert_array_equal(batch["patches"], arrays["patches"][plan[step]])
+            np.testing.assert_array_equal(batch["ink"], arrays["ink"][plan[step]])
+            np.testing.assert_array_equal(batch["label"], labels[plan[step]])
+            assert batch["label"].dtype == np.int32
+        assert "label" not in self.read(store, plan)[0]
+
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_processes_share_each_batch_without_overlap_or_gap(self, made, count):
+        store, arrays = made
+        plan = uniform_plan(len(store), 16, 9, seed=5)
+        shares = [self.read(store, plan, index=i, count=count) for i in range(count)]
+        for step, parts in enumerate(zip(*shares, strict=True)):
+            together = np.concatenate([part["patches"] for part in parts])
+            np.testing.assert_array_equal(together, arrays["patches"][plan[step]])
+
+    @pytest.mark.parametrize("start", [0, 1, 5, 8, 9])
+    def test_it_goes_on_at_any_step(self, made, start):
+        store, _ = made
+        plan = uniform_plan(len(store), 16, 9, seed=5)
+        rest = self.read(store, plan, start=start)
+        assert len(rest) == 9 - start
+        for batch, expected in zip(rest, self.read(store, plan)[start:], strict=True):
+            np.testing.assert_array_equal(batch["patches"], expected["patches"])
+
+    @pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 1), (3, 2), (8, 16)])
+    def test_threads_do_not_change_the_batches(self, made, threads, prefetch):
+        store, _ = made
+        # 60 patches a batch of 95: three epochs in five steps, read far ahead.
+        plan = uniform_plan(len(store), 60, 20, seed=5)
+        read = self.read(store, plan, threads=threads, prefetch=prefetch)
+        for step, batch in enumerate(read):
+            np.testing.assert_array_equal(batch["ink"], store.gather(plan[step])["ink"])
+
+    def test_closing_early_leaves_no_thread(self, made):
+        store, _ = made
+        before = threading.active_count()
+        iterator = batches(store, uniform_plan(len(store), 16, 500, seed=5), 0, 0, 1, 4, 8)
+        next(iterator)
+        assert threading.active_count() > before
+        iterator.close()
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def test_uneven_shares_are_refused(self, made):
+        store, _ = made
+        plan = uniform_plan(len(store), 16, 9, seed=5)
+        with pytest.raises(UserError, match="=16 does not divide evenly among 3 processes"):
+            self.read(store, plan, count=3)
+        with pytest.raises(ValueError, match="process_index 2"):
+            local_rows(16, 2, 2)
+
+    def test_a_start_beyond_the_end_is_refused(self, made):
+        with pytest.raises(ValueError, match="start_step 10"):
+            self.read(made[0], uniform_plan(len(made[0]), 16, 9, seed=5), start=10)
+
+
+def test_subsets_are_subsets():
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 5):
+        sizes = rng.integers(1, 9, 200)
+        for size, drawn in zip(sizes, loader._subsets(rng, sizes, m), strict=True):
+            assert ((drawn >= 0) & (drawn < size)).all()
+            assert len(set(drawn)) == m or size < m
