@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,12 @@ import numpy as np
 from input_pipeline.errors import PageError
 
 _OCTAVE_LAYERS = 3
+# SIFT takes 250 MB a megapixel. Pages up to this many pixels are one piece, larger ones are worked
+# on in tiles: squares of _CORE pixels a side and _MARGIN around them, multiples of the octaves'
+# steps. Positions were the same on whole pages and on tiles, but for one in 10,000 at the seams.
+_WHOLE = 12_000_000
+_CORE = 3072
+_MARGIN = 256
 
 
 class Keypoints(NamedTuple):
@@ -21,18 +27,57 @@ class Keypoints(NamedTuple):
     objects: Sequence[cv2.KeyPoint]
 
 
+class _Tile(NamedTuple):
+    """Part of a page, left <= x < right and top <= y < bottom, and the view worked on for it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    view: np.ndarray
+    offset: tuple[int, int]
+
+    def owns(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions [n, 2] of the page are this tile's, bool [n]."""
+        x, y = positions.T
+        return (self.left <= x) & (x < self.right) & (self.top <= y) & (y < self.bottom)
+
+
+def _tiles(grey: np.ndarray) -> Iterator[_Tile]:
+    h, w = grey.shape
+    if h * w <= _WHOLE:
+        yield _Tile(0, 0, w, h, grey, (0, 0))
+        return
+    for top in range(0, h, _CORE):
+        for left in range(0, w, _CORE):
+            right, bottom = min(left + _CORE, w), min(top + _CORE, h)
+            x, y = max(left - _MARGIN, 0), max(top - _MARGIN, 0)
+            view = np.ascontiguousarray(grey[y : bottom + _MARGIN, x : right + _MARGIN])
+            yield _Tile(left, top, right, bottom, view, (x, y))
+
+
 def detect(grey: np.ndarray, sigma: float) -> Keypoints:
     """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; none is a fine answer.
 
     OpenCV's defaults but for `sigma`, the blur of the first octave in pixels (1.6 by default).
     """
-    objects = cv2.SIFT_create(sigma=sigma).detect(grey, None)
-    # Without keypoints OpenCV gives an empty tuple.
-    positions = cv2.KeyPoint_convert(objects) if objects else np.zeros((0, 2), np.float32)
-    return Keypoints(positions, objects)
+    sift = cv2.SIFT_create(sigma=sigma)
+    positions, objects = [np.zeros((0, 2), np.float32)], []
+    for tile in _tiles(grey):
+        found = sift.detect(tile.view, None)
+        # Without keypoints OpenCV gives an empty tuple.
+        if not found:
+            continue
+        where = cv2.KeyPoint_convert(found) + np.float32(tile.offset)
+        owned = tile.owns(where)
+        positions.append(where[owned])
+        objects += found if owned.all() else [found[i] for i in np.flatnonzero(owned)]
+    return Keypoints(np.concatenate(positions), objects)
 
 
-def describe(grey: np.ndarray, keypoints: Keypoints, chosen: np.ndarray) -> np.ndarray:
+def describe(
+    grey: np.ndarray, keypoints: Keypoints, chosen: np.ndarray, sigma: float
+) -> np.ndarray:
     """Computes SIFT descriptors at some of the keypoints, with their scale and angle.
 
     A descriptor does not depend on which other keypoints are chosen.
@@ -41,18 +86,32 @@ def describe(grey: np.ndarray, keypoints: Keypoints, chosen: np.ndarray) -> np.n
       grey: uint8 [h, w], the image described (not necessarily the one the keypoints are from).
       keypoints: of the page.
       chosen: int [n], rows of `keypoints`.
+      sigma: as in `detect`.
 
     Returns:
       uint8 [n, 128]: OpenCV's descriptors, whose floats hold whole numbers from 0 to 255.
     """
+    descriptors = np.zeros((len(chosen), 128), np.uint8)
     if not len(chosen):
-        return np.zeros((0, 128), np.uint8)
+        return descriptors
+    sift = cv2.SIFT_create(sigma=sigma)
     # OpenCV builds its pyramid from the lowest octave asked for, and blurs differently where
     # that is not the doubled image; one keypoint of it keeps the pyramid the same.
-    lowest = min(keypoints.objects, key=lambda keypoint: _octave(keypoint.octave))
-    objects = [*(keypoints.objects[i] for i in chosen), lowest]
-    _, descriptors = cv2.SIFT_create().compute(grey, objects)
-    return descriptors[:-1].astype(np.uint8)
+    lowest = min((keypoint.octave for keypoint in keypoints.objects), key=_octave)
+    anchor = cv2.KeyPoint(0, 0, 1, 0, 0, lowest)
+    positions = keypoints.positions[chosen]
+    for tile in _tiles(grey):
+        rows = np.flatnonzero(tile.owns(positions))
+        if not len(rows):
+            continue
+        local = (positions[rows] - np.float32(tile.offset)).tolist()
+        asked = [
+            cv2.KeyPoint(x, y, keypoint.size, keypoint.angle, 0, keypoint.octave)
+            for (x, y), keypoint in zip(local, (keypoints.objects[i] for i in chosen[rows]))
+        ]
+        _, computed = sift.compute(tile.view, [*asked, anchor])
+        descriptors[rows] = computed[:-1]
+    return descriptors
 
 
 def from_table(table: np.ndarray, sigma: float) -> Keypoints:

@@ -142,7 +142,9 @@ def cut_page(
         ink=np.packbits(masks.reshape(len(x), s * s), axis=1),
         x=x.astype(np.int32),
         y=y.astype(np.int32),
-        descriptors=keypoints.describe(grey, found, rows) if rule.descriptors else None,
+        descriptors=keypoints.describe(grey, found, rows, rule.sift_sigma)
+        if rule.descriptors
+        else None,
     )
 
 

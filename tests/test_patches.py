@@ -199,6 +199,32 @@ def test_a_descriptor_does_not_depend_on_the_others(page):
         np.testing.assert_array_equal(few.descriptors, every.descriptors[rows])
 
 
+@pytest.mark.parametrize("name", ["eval", "offline"])
+def test_large_pages_are_cut_in_tiles(name, monkeypatch):
+    """Nothing is lost or doubled at the seams, and descriptors stay the same."""
+    rng = np.random.default_rng(5)
+    image = np.full((600, 700, 3), 240, np.uint8)
+    for _ in range(500):
+        start = rng.integers(0, (700, 600))
+        end = start + rng.integers(-40, 41, 2)
+        cv2.line(image, start.tolist(), end.tolist(), (40, 30, 90), int(rng.integers(1, 5)))
+    rule = _rule(name, max_patches_per_page=-1)
+    whole = cut_page(image, rule)
+    monkeypatch.setattr(keypoints, "_WHOLE", 200 * 200)
+    monkeypatch.setattr(keypoints, "_CORE", 256)
+    tiled = cut_page(image, rule)
+    points = [list(zip(cut.x.tolist(), cut.y.tolist())) for cut in (whole, tiled)]
+    both = set(points[0]) & set(points[1])
+    assert len(points[0]) > 500
+    assert len(both) >= 0.998 * max(map(len, points))
+    if name == "offline":
+        rows = [[cut.index(point) for point in sorted(both)] for cut in points]
+        difference = whole.descriptors[rows[0]].astype(int) - tiled.descriptors[rows[1]]
+        # Subpixel positions and scales move in their last digits; a keypoint of another scale or
+        # angle at the same pixel would differ by dozens.
+        assert (np.abs(difference).max(axis=1) <= 3).mean() > 0.99
+
+
 def test_descriptors_are_whole_numbers_of_a_byte(page):
     """So that keeping them as uint8 loses nothing."""
     grey = to_grey(page, "opencv")
