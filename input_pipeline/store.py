@@ -239,7 +239,7 @@ def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged or missing ({reason}); see configs/verify.py") from None
+        raise UserError(f"{path} is damaged or missing ({reason})") from None
 
 
 def read_store_json(folder: Path) -> dict[str, Any]:
@@ -368,7 +368,12 @@ class Store:
         maps = []
         for shard in self.info["shards"]:
             path = self.path / "shards" / shard["name"] / f"{key}.npy"
-            array = read_npy(path, mmap_mode="r" if shard["n_patches"] else None)
+            try:
+                array = read_npy(path, mmap_mode="r" if shard["n_patches"] else None)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; --config=configs/verify.py says how to mend it"
+                ) from None
             dtype, record = record_type(key, self.patch_size)
             if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):
                 raise UserError(

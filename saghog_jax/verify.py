@@ -103,12 +103,12 @@ def _verify_shard(
         path = folder / "shards" / shard["name"] / name
         dtype, record = record_type(path.stem, size)
         try:
-            with path.open("rb") as file:
-                right = hashlib.file_digest(file, "sha256").hexdigest() == expected
             array = read_npy(path)
-        except (OSError, UserError) as error:
-            problems.append(" ".join(str(error).split()))
+        except UserError as error:
+            problems.append(str(error))
             continue
+        with path.open("rb") as file:
+            right = hashlib.file_digest(file, "sha256").hexdigest() == expected
         if not right:
             problems.append(f"{path} is not the one that was written (checksum)")
         if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):

@@ -1,0 +1,219 @@
+"""The stages prepare and verify, as the command line runs them."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from store_helpers import fingerprint, make_store, write_pages
+
+from configs import common, finetune, pretrain
+from configs import prepare as prepare_config
+from configs import verify as verify_config
+from input_pipeline.errors import UserError
+from input_pipeline.pseudo_labels import ensure_labels, labels_folder
+from input_pipeline.store import Store
+from saghog_jax import prepare, verify
+
+PAGES = 5
+
+
+def small(pages, root):
+    config = prepare_config.get_config()
+    config.data.pages, config.data.split = str(pages), ""
+    config.pseudo_labels.update({"num_clusters": 4, "pca_dim": 4})
+    for store in config.stores.values():
+        store.root, store.workers, store.pages_per_shard = str(root), 1, 2
+        store.max_patches_per_page = 30
+    return config
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    config = small(write_pages(folder / "pages", PAGES), folder / "stores")
+    assert prepare.run(config, folder / "run") == 0
+    return folder / "stores"
+
+
+@pytest.fixture
+def damaged(prepared, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(prepared, tmp_path / "stores")
+
+
+def only(root, rule):
+    (folder,) = root.glob(f"{rule}-*")
+    return folder
+
+
+def run_verify(stores):
+    config = verify_config.get_config()
+    config.stores = str(stores)
+    verify.run(config, stores)
+
+
+class TestPrepare:
+    def test_both_stores_and_labels_are_made(self, prepared):
+        assert not Store.open(only(prepared, "pretrain")).has_descriptors
+        store = Store.open(only(prepared, "offline"))
+        assert store.has_descriptors
+        labels = labels_folder(store, small("", "").pseudo_labels)
+        assert list((store.path / "labels").iterdir()) == [labels]
+
+    def test_the_second_run_keeps_everything_and_says_what_is_next(self, prepared, capsys):
+        before = fingerprint(prepared)
+        prepare.run(small(prepared.parent / "pages" / "manifest.csv", prepared), prepared)
+        assert fingerprint(prepared) == before
+        out = capsys.readouterr().out
+        assert "cutting" not in out
+        assert "next: python -m saghog_jax.main --config=configs/pretrain.py --config.data" in out
+        assert f"--config.store.root={prepared}" in out
+
+    def test_skipped_pages_are_counted_once(self, tmp_path):
+        pages = write_pages(tmp_path / "pages", PAGES)
+        (pages.parent / "p01.png").write_bytes(b"")
+        assert prepare.run(small(pages, tmp_path / "stores"), tmp_path) == 1
+
+    def test_the_next_command_names_what_differs_from_the_defaults(self):
+        data, store = common.data_config("train"), common.store_config("pretrain")
+        plain = "python -m saghog_jax.main --config=configs/pretrain.py"
+        assert prepare.next_command("pretrain", data, store) == plain
+        data.pages, store.min_ink = "my pages", 0.1
+        assert prepare.next_command("pretrain", data, store) == (
+            f"{plain} '--config.data.pages=my pages' --config.store.min_ink=0.1"
+        )
+
+
+class TestConfig:
+    def test_prepare_makes_what_the_training_stages_read(self):
+        for variant in ("cpu", "paper"):
+            made = prepare_config.get_config(variant)
+            for rule, stage in (("pretrain", pretrain), ("offline", finetune)):
+                read = stage.get_config(variant)
+                assert made.data.to_dict() == read.data.to_dict()
+                assert made.stores[rule].to_dict() == read.store.to_dict()
+            read = finetune.get_config(variant)
+            assert made.pseudo_labels.to_dict() == read.pseudo_labels.to_dict()
+
+    def test_only(self):
+        assert set(prepare_config.get_config().stores) == {"pretrain", "offline"}
+        assert set(prepare_config.get_config("only=offline").stores) == {"offline"}
+        with pytest.raises(ValueError, match="known: pretrain, offline"):
+            prepare_config.get_config("only=offlin")
+
+    def test_verify_takes_no_argument(self):
+        with pytest.raises(ValueError, match="no argument"):
+            verify_config.get_config("x")
+
+
+class TestDryRun:
+    def look(self, config, tmp_path, capsys):
+        config.dry_run = True
+        skipped = prepare.run(config, tmp_path)
+        return skipped, capsys.readouterr().out
+
+    def test_it_says_what_was_understood_and_writes_nothing(self, tmp_path, capsys):
+        pages = write_pages(tmp_path / "pages", PAGES)
+        cv2.imwrite(str(pages.parent / "p02.png"), np.full((50, 70, 3), 240, np.uint8))
+        (pages.parent / "p04.png").write_text("no image")
+        skipped, out = self.look(small(pages, tmp_path / "stores"), tmp_path, capsys)
+        assert skipped == 1
+        assert not (tmp_path / "stores").exists()
+        assert f"5 pages below {pages.parent}" in out
+        assert (
+            "3 writers with 1 to 2 pages (median 2), 1 of them with one page only: w0 2, w1" in out
+        )
+        assert "  p00.png, w0, 0" in out
+        assert "smallest 70 x 50, median 200 x 160, largest 200 x 160" in out
+        assert "1 pages would be skipped:\n  p04.png: not an image" in out
+        assert "1 of the sample pages gave no patch" in out
+
+    def test_its_estimate_is_what_the_store_takes(self, tmp_path, capsys, prepared):
+        config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)
+        _, out = self.look(config, tmp_path, capsys)
+        store = Store.open(only(prepared, "pretrain"))
+        size = sum(path.stat().st_size for path in store.path.glob("shards/*/*.npy"))
+        assert f"store pretrain: about {len(store):,} patches, {size / 1e6:,.0f} MB" in out
+        assert "at most" in out
+
+    def test_fewer_samples_cut_fewer_pages(self, tmp_path, capsys, prepared):
+        config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)
+        config.dry_run_samples = 2
+        assert "by 2 sample pages" in self.look(config, tmp_path, capsys)[1]
+
+    def test_no_readable_page(self, tmp_path, capsys):
+        pages = write_pages(tmp_path / "pages", 1)
+        (pages.parent / "p00.png").write_bytes(b"")
+        with pytest.raises(UserError, match="none of the 1 pages can be read"):
+            self.look(small(pages, tmp_path), tmp_path, capsys)
+
+
+class TestVerify:
+    def test_whole_stores(self, prepared, capsys):
+        run_verify(prepared)
+        out = capsys.readouterr().out
+        assert out.count("all readable, all checksums right") == 2
+        run_verify(only(prepared, "offline"))
+
+    @pytest.mark.parametrize("name", ["patches", "ink", "page", "x", "y", "descriptors"])
+    def test_one_flipped_bit(self, damaged, name):
+        path = only(damaged, "offline") / "shards" / "00001" / f"{name}.npy"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=rf"00001/{name}\.npy is not the one"):
+            run_verify(damaged)
+
+    def test_missing_and_cut_off_arrays(self, damaged):
+        shards = only(damaged, "pretrain") / "shards"
+        (shards / "00000" / "ink.npy").unlink()
+        path = shards / "00001" / "patches.npy"
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"^2 problems.*ink\.npy.*patches\.npy"):
+            run_verify(damaged)
+
+    def test_an_edited_manifest(self, damaged):
+        path = only(damaged, "pretrain") / "manifest.csv"
+        path.write_text(path.read_text().replace("w1", "w7"))
+        with pytest.raises(UserError, match=r"manifest\.csv is not the one"):
+            run_verify(damaged)
+
+    def test_an_unfinished_store(self, damaged):
+        (only(damaged, "pretrain") / "store.json").unlink()
+        with pytest.raises(UserError, match="unfinished"):
+            run_verify(damaged)
+
+    def test_damaged_labels(self, damaged):
+        (labels,) = (only(damaged, "offline") / "labels").iterdir()
+        np.save(labels / "labels.npy", np.load(labels / "labels.npy") * 0)
+        with pytest.raises(UserError, match=r"labels/\w+ does not hold what was written"):
+            run_verify(damaged)
+
+    def test_the_advice_mends_a_store(self, prepared, damaged, capsys):
+        store = only(damaged, "pretrain")
+        (store / "shards" / "00001" / "x.npy").write_bytes(b"")
+        with pytest.raises(UserError, match=r"delete its store\.json and the damaged shard"):
+            run_verify(damaged)
+        (store / "store.json").unlink()
+        shutil.rmtree(store / "shards" / "00001")
+        prepare.run(small(prepared.parent / "pages" / "manifest.csv", damaged), damaged)
+        assert "3 of them are there already" in capsys.readouterr().out
+        assert fingerprint(store) == fingerprint(only(prepared, "pretrain"))
+
+    def test_no_store(self, tmp_path):
+        with pytest.raises(UserError, match=r"no patch store.*configs/prepare\.py"):
+            run_verify(tmp_path)
+
+    def test_empty_shards_and_labels_of_another_store(self, tmp_path):
+        store, _ = make_store(tmp_path / "store", [0, 0, 40, 9])
+        run_verify(store.path)
+        labels = small("", "").pseudo_labels
+        ensure_labels(store, labels)
+        run_verify(store.path)
+        other, _ = make_store(tmp_path / "other", [20, 20])
+        ensure_labels(other, labels)
+        shutil.rmtree(store.path / "labels")
+        shutil.copytree(other.path / "labels", store.path / "labels")
+        with pytest.raises(UserError, match="are not the labels of this store"):
+            run_verify(store.path)
