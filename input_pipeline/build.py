@@ -29,10 +29,10 @@ from input_pipeline.fingerprint import fingerprints
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page, load_manifest
 from input_pipeline.patches import Rule, cut_page
-from input_pipeline.store import (
+from input_pipeline.store import Store
+from input_pipeline.store_writer import (
     FORMAT_VERSION,
     PageResult,
-    Store,
     finish_store,
     read_shard,
     record_type,

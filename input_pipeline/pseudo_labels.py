@@ -24,7 +24,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from input_pipeline.store import Store, read_npy, write_file
+from input_pipeline.store import Store, read_npy
+from input_pipeline.store_writer import write_file
 
 # Raised whenever the same descriptors and config would give other labels.
 VERSION = 1

@@ -11,7 +11,7 @@ from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Rule, cut_page
-from input_pipeline.store import record_type
+from input_pipeline.store_writer import record_type
 from input_pipeline.workers import run_jobs, usable_cores
 
 # Rows, writers and pages that a survey shows.

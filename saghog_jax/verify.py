@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import read_csv
 from input_pipeline.pseudo_labels import load_model
-from input_pipeline.store import read_npy, read_store_json, record_type
+from input_pipeline.store import read_npy, read_store_json
+from input_pipeline.store_writer import record_type
 
 # Problems that the final message names; all are printed.
 NAMED = 3

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from input_pipeline.manifest import Manifest, Page
-from input_pipeline.store import PageResult, Store, finish_store, shard_name, write_shard
+from input_pipeline.store import Store
+from input_pipeline.store_writer import PageResult, finish_store, shard_name, write_shard
 
 
 def draw_page(seed: int, size: tuple[int, int] = (160, 200)) -> np.ndarray:

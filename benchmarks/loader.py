@@ -1,0 +1,174 @@
+"""Patches a second and memory of the loader, on stores of random bytes.
+
+    python -m benchmarks.loader [--patches 1000000] [--small 50000] [--folder FOLDER]
+
+Makes two stores (3.2 KB a patch), then, a store at a time in a fresh process:
+
+  uniform      batches of 2,048 of all patches shuffled, delivered by `loader.batches`
+  m per class  the same with 16 patches of each of 128 classes
+  plan         the indices alone
+  gather       the reads alone, on one thread
+  memory       peak anonymous memory (RssAnon) of the process while it reads
+
+Patches a second of a core: patches over CPU time of the process, all threads. Median of 5 rounds.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.loader import batches, m_per_class_plan, uniform_plan
+from input_pipeline.manifest import Manifest, Page
+from input_pipeline.store import Store
+from input_pipeline.store_writer import PageResult, finish_store, shard_name, write_shard
+
+BATCH, PER_CLASS, CLASSES = 2048, 16, 5000
+PATCHES_A_PAGE, PAGES_A_SHARD = 1000, 16
+ROUNDS, STEPS = 5, 60
+
+
+def make_store(folder: Path, patches: int) -> None:
+    """A store of random bytes, laid out as `prepare` lays out pages of 1,000 patches."""
+    rng = np.random.default_rng(0)
+    workspace = folder / "building"
+    (folder / "shards").mkdir(parents=True)
+    n_pages = patches // PATCHES_A_PAGE
+    for number, first in enumerate(range(0, n_pages, PAGES_A_SHARD)):
+        count = min(PAGES_A_SHARD, n_pages - first)
+        n = count * PATCHES_A_PAGE
+        arrays = {
+            "patches": rng.integers(0, 256, (n, 32, 32, 3), np.uint8),
+            "ink": rng.integers(0, 256, (n, 128), np.uint8),
+            "page": np.repeat(np.arange(first, first + count, dtype=np.int32), PATCHES_A_PAGE),
+            "x": rng.integers(0, 2000, n, np.int32),
+            "y": rng.integers(0, 1500, n, np.int32),
+        }
+        results = [PageResult(PATCHES_A_PAGE, "ok", "")] * count
+        parts = {key: [array] for key, array in arrays.items()}
+        write_shard(folder / "shards", workspace, shard_name(number), parts, results)
+    pages = tuple(Page(f"{i}.png", f"w{i % 50}", str(i), "", None, {}) for i in range(n_pages))
+    config = {"rule": "pretrain", "patch_size": 32, "pages_per_shard": PAGES_A_SHARD}
+    finish_store(folder, workspace, Manifest(Path("."), pages, ()), config, "benchmark")
+    shutil.rmtree(workspace)
+
+
+class PeakMemory:
+    """Samples this process's anonymous memory while the block runs."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, anonymous_memory())
+
+    def __exit__(self, *unused: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def anonymous_memory() -> int:
+    """RssAnon of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+def rate(action, patches_a_round: int) -> dict[str, float]:
+    """Median patches a second, of a core and by the clock, over ROUNDS rounds of `action`."""
+    per_core, wall = [], []
+    for i in range(ROUNDS):
+        cpu, clock = time.process_time(), time.perf_counter()
+        action(i)
+        per_core.append(patches_a_round / (time.process_time() - cpu))
+        wall.append(patches_a_round / (time.perf_counter() - clock))
+    return {"per_core": statistics.median(per_core), "wall": statistics.median(wall)}
+
+
+def measure(folder: str, results) -> None:
+    """Measures one store, in a process of its own."""
+    store = Store.open(folder)
+    n = len(store)
+    # Once through the files: the figures are those of a store in the page cache.
+    for path in Path(folder).rglob("*.npy"):
+        with path.open("rb") as file:
+            while file.read(2**20):
+                pass
+    labels = np.random.default_rng(0).integers(-1, CLASSES, n)
+    total = STEPS * ROUNDS
+    plans = {
+        "uniform": uniform_plan(n, BATCH, total, seed=0),
+        "m per class": m_per_class_plan(labels, PER_CLASS, BATCH, total, seed=0),
+    }
+    import grain  # noqa: F401  its memory and jax's are not the loader's
+
+    found = {"patches": n, "RssAnon MiB before": anonymous_memory() / 2**20}
+
+    def read(plan, i):
+        with batches(store, plan, i * STEPS, 0, 1, threads=1, prefetch=2) as iterator:
+            for _, batch in zip(range(STEPS), iterator, strict=False):
+                assert batch["patches"].shape == (BATCH, 32, 32, 3)
+
+    with PeakMemory() as memory:
+        for name, plan in plans.items():
+            read(plan, 0)
+            found[name] = rate(lambda i, plan=plan: read(plan, i), BATCH * STEPS)
+            found[f"{name} plan"] = rate(
+                lambda i, plan=plan: [plan[i * STEPS + s] for s in range(STEPS)], BATCH * STEPS
+            )
+            indices = [plan[step] for step in range(STEPS)]
+            found[f"{name} gather"] = rate(
+                lambda _, indices=indices: [len(store.gather(part)) for part in indices],
+                BATCH * STEPS,
+            )
+    found["RssAnon MiB peak"] = memory.peak / 2**20
+    results.put(found)
+
+
+def in_new_process(folder: Path) -> dict:
+    """Runs `measure` where nothing was allocated before."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=measure, args=(str(folder), results))
+    process.start()
+    found = results.get()
+    process.join()
+    return found
+
+
+def main() -> None:
+    """Makes the stores and prints the figures of each as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--patches", type=int, default=1_000_000)
+    parser.add_argument("--small", type=int, default=50_000)
+    parser.add_argument("--folder", default=None, help="for the stores; kept if given")
+    args = parser.parse_args()
+    root = Path(args.folder or tempfile.mkdtemp(prefix="loader-benchmark-"))
+    try:
+        for patches in (args.small, args.patches):
+            folder = root / str(patches)
+            if not (folder / "store.json").exists():
+                make_store(folder, patches)
+            print(json.dumps(in_new_process(folder), indent=1))
+    finally:
+        if args.folder is None:
+            shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
