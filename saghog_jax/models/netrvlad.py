@@ -38,7 +38,7 @@ class NetRVLAD(nn.Module):
 
     num_clusters: int = 100
     normalized: bool = False
-    alpha: float = 1.0
+    alpha: float = 100.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -82,7 +82,7 @@ def _from_centroids(
 
 
 def with_centroids(
-    params: dict[str, jax.Array], centres: jax.Array, normalized: bool = False, alpha: float = 1.0
+    params: dict[str, jax.Array], centres: jax.Array, normalized: bool = False, alpha: float = 100.0
 ) -> dict[str, jax.Array]:
     """Parameters whose centroids are `centres` (of k-means, not normalised).
 
