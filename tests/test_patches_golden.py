@@ -219,6 +219,10 @@ def test_offline_extraction_without_clusters(prefix, rule, changes):
     if prefix == "only_thr":
         files = [f"{n}/{n}_{i}.png" for n, c in zip(_offline_files(), written) for i in range(c)]
         assert set(files) == set(OFFLINE["only_thr_out_files"].tolist())
+    if prefix == "only_scale":
+        # Of these the published script wrote 20 a page; which ones is not on record.
+        files = [f"{n}/{n}_{i}.png" for n in _offline_files() for i in range(20)]
+        assert set(files) == set(OFFLINE["only_scale_out_files"].tolist())
     if prefix == "onlycolor":
         assert sum(written) == OFFLINE["onlycolor_n_out"]
 
