@@ -17,20 +17,21 @@ CHUNK_VALUES = 1 << 23
 
 @dataclass(frozen=True)
 class Ranking:
-    """The nearest pages of every page, and what the labels say of them."""
+    """The nearest pages of every query, and what the labels say of them."""
 
-    labels: np.ndarray  # int64 [p], -1 = unknown
-    found: np.ndarray  # int64 [p, k], nearest first, -1 where the gallery is shorter
-    distances: np.ndarray  # float32 [p, k]
+    query_labels: np.ndarray  # int64 [q], -1 = unknown
+    labels: np.ndarray  # int64 [p], the same numbers for the gallery
+    found: np.ndarray  # int64 [q, k], nearest first, -1 where the gallery is shorter
+    distances: np.ndarray  # float32 [q, k]
 
     def hits(self, row: int) -> list[tuple[int, float]]:
-        """The pages that `row` lists and their distances."""
+        """The pages that a query lists and their distances."""
         pairs = zip(self.found[row].tolist(), self.distances[row].tolist(), strict=True)
         return [(other, distance) for other, distance in pairs if other >= 0]
 
     def mark(self, row: int, other: int) -> str:
         """`right` or `wrong`; `unknown` where one of the two has no label."""
-        a, b = self.labels[row], self.labels[other]
+        a, b = self.query_labels[row], self.labels[other]
         if a < 0 or b < 0:
             return "unknown"
         return "right" if a == b else "wrong"
@@ -82,6 +83,14 @@ def nearest(
     if not found:
         return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
     return np.concatenate(found), np.concatenate(values)
+
+
+def top_columns(block: np.ndarray, k: int) -> np.ndarray:
+    """Columns of each row's k largest values, largest first, equals by column, int64 [q, k]."""
+    keys = sort_keys(block)
+    if k < keys.shape[1]:
+        keys.partition(k, axis=1)
+    return np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
 
 
 def chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:

@@ -1,218 +1,137 @@
-"""report.html: figures, result sheets and tables in files that open from disk, without a network.
+"""Report files of result sheets: they open from disk, need no network, and hold their pictures.
 
-Text from manifests reaches the page in two ways only: through `html.escape`, or as JSON whose `<`
-is written as an escape and which the script shows as text, never as markup.
+Text from manifests reaches a file in two ways only: through `html.escape`, or as JSON whose `<` is
+written as an escape and which the script shows as text, never as markup. Axis letters: q queries,
+p pages, k ranks.
 """
 
 import html
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings, replacing
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.thumbnails import thumbnails
 
 
-class Figures(Protocol):
-    """One row of the table of figures."""
+@dataclass(frozen=True)
+class Sheets:
+    """What the sheets show: queries, what they found, and what is said about them."""
 
-    name: str
-    protocol: str
-    evaluation: metrics.Evaluation
-    figures: dict[str, float | int]
+    queries: Embeddings
+    gallery: Embeddings  # the same object where pages are compared among themselves
+    ranking: Ranking
+    order: Sequence[int]  # the queries shown, by row
+    said: Mapping[int, dict]  # of a query: `ap`, `first`, `partners`, or `why` there are none
+    shares: np.ndarray | None = None  # [q, k] of same-writer pairs at that distance, NaN unknown
+    points: list[dict] = field(default_factory=list)  # the map of the collection
+
+    def key(self, row: int, of_query: bool) -> str:
+        """Name of a page in the data of a file."""
+        if self.queries is self.gallery:
+            return f"p{row}"
+        return f"q{row}" if of_query else f"g{row}"
 
 
-def write_report(
-    folder: Path,
-    pages: Embeddings,
-    results: Sequence[Figures],
-    ranking: Ranking,
-    config: ConfigDict,
+def write_sheets(
+    folder: Path, stem: str, title: str, head: str, sheets: Sheets, report: ConfigDict
 ) -> Path:
-    """Writes `report.html` and, for large collections, `report_2.html`...
+    """Writes STEM.html and, where there are many queries, STEM_2.html and so on.
 
     Args:
-      folder: where it is written; originals are linked relative to it.
-      results: rows of the table; the sheets, tables and hardest queries are those of the last.
-      ranking: of the last result.
-      config: `report`, `relevance`, `exclude_group` (configs/retrieve.py).
+      folder: where to; originals are linked relative to it.
+      head: HTML for the top of the first file.
+      report: `configs.retrieve.report_config`.
 
     Returns:
       the path of the first file.
     """
-    evaluation = results[-1].evaluation
-    queries = _chosen(evaluation, len(pages), config.report.max_queries)
-    per_file = config.report.queries_per_file
-    parts = [queries[start : start + per_file] for start in range(0, len(queries), per_file)]
-    names = ["report.html", *(f"report_{i}.html" for i in range(2, len(parts) + 1))]
-    for stale in folder.glob("report_*.html"):
+    per_file = report.queries_per_file
+    parts = [sheets.order[i : i + per_file] for i in range(0, max(1, len(sheets.order)), per_file)]
+    names = [f"{stem}.html", *(f"{stem}_{i}.html" for i in range(2, len(parts) + 1))]
+    where = {row: name for name, part in zip(names, parts, strict=True) for row in part}
+    for stale in set(folder.glob(f"{stem}_*.html")) - {folder / name for name in names}:
         stale.unlink()
     for name, part in zip(names, parts, strict=True):
-        data = _sheet_data(folder, pages, evaluation, ranking, part, config)
-        missing = sum("missing" in page for page in data["pages"].values())
-        body = [
-            _summary(pages, results, ranking, config, missing, len(data["pages"])),
-            _file_links(names, name, len(queries), len(pages)),
-            _writers_table(pages, evaluation, ranking.labels, config.relevance),
-        ]
+        data = _data(folder, sheets, part, report)
+        if name == names[0]:
+            data["points"] = [{**p, "file": where.get(p["row"], "")} for p in sheets.points]
+        body = [_missing_note(data["pages"]), _file_links(names, name, sheets)]
         with replacing(folder / name, "w") as file:
-            file.write(_page(f"Retrieval of {pages.name}", body, data))
-    return folder / "report.html"
+            file.write(_page(title, [head if name == names[0] else "", *body], data))
+    return folder / names[0]
 
 
-def _chosen(evaluation: metrics.Evaluation, p: int, at_most: int) -> list[int]:
-    # All pages in their order; of more than fit the hardest queries, then the others.
-    if p <= at_most:
-        return list(range(p))
-    hardest = evaluation.rows[np.argsort(evaluation.ap, kind="stable")]
-    others = np.setdiff1d(np.arange(p), hardest)
-    return np.concatenate([hardest, others])[:at_most].tolist()
+def chosen(hardness: Mapping[int, float], rows: int, at_most: int) -> list[int]:
+    """All queries in their order; of more than fit those of the lowest hardness value first."""
+    if rows <= at_most:
+        return list(range(rows))
+    return sorted(range(rows), key=lambda row: (hardness.get(row, np.inf), row))[:at_most]
 
 
-def _sheet_data(
-    folder: Path,
-    pages: Embeddings,
-    evaluation: metrics.Evaluation,
-    ranking: Ranking,
-    queries: Sequence[int],
-    config: ConfigDict,
-) -> dict:
-    scored = {int(row): i for i, row in enumerate(evaluation.rows)}
-    lonely = set(evaluation.lonely.tolist())
-    shown, sheets = set(queries), []
-    for row in queries:
-        hits = ranking.hits(row)
-        shown.update(other for other, _ in hits)
-        sheet = {
-            "q": row,
-            "hits": [[other, round(d, 4), ranking.mark(row, other)] for other, d in hits],
-        }
-        if row in scored:
-            i = scored[row]
-            sheet |= {"ap": round(float(evaluation.ap[i]), 4), "first": int(evaluation.first[i])}
-            sheet["partners"] = int(evaluation.relevant[i])
-        else:
-            sheet["why"] = "no partner in the collection" if row in lonely else "writer unknown"
-        sheets.append(sheet)
-    pictures = thumbnails(pages, shown, config.report.thumbnail, config.report.max_pixels)
+def _data(folder: Path, sheets: Sheets, part: Sequence[int], report: ConfigDict) -> dict:
+    asked, found, out = set(part), set(), []
+    for row in part:
+        hits = []
+        for i, (other, distance) in enumerate(sheets.ranking.hits(row)):
+            found.add(other)
+            share = None
+            if sheets.shares is not None and not np.isnan(sheets.shares[row, i]):
+                share = round(float(sheets.shares[row, i]), 4)
+            mark = sheets.ranking.mark(row, other)
+            hits.append([sheets.key(other, False), round(distance, 4), mark, share])
+        out.append({"q": sheets.key(row, True), "row": row, "hits": hits, **sheets.said[row]})
+    if sheets.queries is sheets.gallery:
+        asked |= found
+        found = set()
+    pages = {}
+    for rows, of_query in ((asked, True), (found, False)):
+        source = sheets.queries if of_query else sheets.gallery
+        pictures = thumbnails(source, rows, report.thumbnail, report.max_pixels)
+        for row in sorted(rows):
+            pages[sheets.key(row, of_query)] = _about(folder, source, row) | pictures[row]
+    return {"pages": pages, "sheets": out, "points": []}
+
+
+def _about(folder: Path, pages: Embeddings, row: int) -> dict:
+    original = os.path.relpath(pages.image(row).resolve(), folder.resolve())
     about = {
-        row: {
-            "id": str(pages.page_ids[row]),
-            "writer": str(pages.writers[row]),
-            "page": str(pages.pages[row]),
-            "href": quote(os.path.relpath(pages.image(row).resolve(), folder.resolve())),
-            **pictures[row],
-        }
-        for row in sorted(shown)
+        "id": str(pages.page_ids[row]),
+        "writer": str(pages.writers[row]),
+        "href": quote(Path(original).as_posix()),
     }
-    return {"pages": about, "sheets": sheets, "relevance": config.relevance}
+    box = pages.box(row)
+    return about if box is None else about | {"box": box}
 
 
-def _summary(
-    pages: Embeddings,
-    results: Sequence[Figures],
-    ranking: Ranking,
-    config: ConfigDict,
-    missing: int,
-    shown: int,
-) -> str:
-    last = results[-1]
-    counts = last.figures
-    labelled = int((ranking.labels >= 0).sum())
-    excluded = f", without pages of the same {config.exclude_group}" if config.exclude_group else ""
-    facts = [
-        f"{len(pages)} pages, {labelled} with a known {config.relevance}, "
-        f"{len(np.unique(ranking.labels[ranking.labels >= 0]))} {config.relevance}s.",
-        f"Every labelled page asks, all other pages answer{excluded}.",
-    ]
-    if counts["queries_without_partner"]:
-        facts.append(
-            f"{counts['queries_without_partner']} labelled pages have no partner: they answer, but "
-            "are not averaged."
-        )
-    parts = [f"<p>{html.escape(' '.join(facts))}</p>"]
-    if counts["queries"]:
-        parts.append(_figures_table(results))
-    else:
-        parts.append("<p>No query has a partner of the same label, so there are no figures.</p>")
-    if missing:
-        parts.append(
-            f'<p class="note" id="missing">The images of {missing} of {shown} pages shown here '
-            "could not be read (moved, or not readable); their places say why.</p>"
-        )
-    return "\n".join(parts)
-
-
-def _figures_table(results: Sequence[Figures]) -> str:
-    last = results[-1].figures
-    ks = [key[3:] for key in last if key.startswith("top")]
-    columns = ["map", *(f"top{k}" for k in ks), *(f"hard@{k}" for k in ks if k != "1"), "ndcg"]
-    titles = {"map": "mAP", "ndcg": "nDCG"} | {f"top{k}": f"Top-{k}" for k in ks}
-    head = "".join(f'<th scope="col" class="n">{titles.get(c, c)}</th>' for c in columns)
-    rows = []
-    for result in results:
-        cells = "".join(
-            f'<td class="n">{100 * result.figures[c]:.1f}</td>' if c in result.figures else "<td>"
-            for c in columns
-        )
-        name, protocol = html.escape(result.name), html.escape(result.protocol)
-        queries = result.figures["queries"]
-        rows.append(
-            f'<tr><th scope="row">{name}</th><td>{protocol}</td>{cells}'
-            f'<td class="n">{queries}</td></tr>'
-        )
+def _missing_note(pages: Mapping[str, Mapping]) -> str:
+    missing = sum("missing" in page for page in pages.values())
+    if not missing:
+        return ""
     return (
-        '<div class="scroll"><table id="figures"><caption>Figures in percent; the sheets below '
-        "are those of the last row</caption>"
-        f'<thead><tr><th scope="col">descriptors</th><th scope="col">whitening</th>{head}'
-        f'<th scope="col" class="n">queries</th></tr></thead><tbody>{"".join(rows)}</tbody>'
-        "</table></div>"
+        f'<p class="note" id="missing">The images of {missing} of the {len(pages)} pages shown '
+        "here could not be read (moved, or damaged); their places say why.</p>"
     )
 
 
-def _file_links(names: Sequence[str], current: str, shown: int, total: int) -> str:
+def _file_links(names: Sequence[str], current: str, sheets: Sheets) -> str:
     if len(names) == 1:
         return ""
     links = [
         f'<b aria-current="page">{i}</b>' if name == current else f'<a href="{name}">{i}</a>'
         for i, name in enumerate(names, start=1)
     ]
+    total, shown = len(sheets.queries), len(sheets.order)
     order = "" if shown == total else f" (the hardest {shown} of {total} queries)"
-    return f'<nav aria-label="files"><p>Part{order}: {" ".join(links)}</p></nav>'
-
-
-def _writers_table(
-    pages: Embeddings, evaluation: metrics.Evaluation, labels: np.ndarray, relevance: str
-) -> str:
-    by_label = metrics.per_label(evaluation, labels)
-    if not by_label:
-        return ""
-    first = {int(label): row for row, label in reversed(list(enumerate(labels)))}
-    rows = []
-    for code, figures in sorted(by_label.items(), key=lambda item: item[1]["map"]):
-        row = first[code]
-        name = str(pages.writers[row]) + (f" / {pages.pages[row]}" if relevance == "page" else "")
-        rows.append(
-            f'<tr><th scope="row">{html.escape(name)}</th><td class="n">{figures["queries"]}</td>'
-            f'<td class="n">{100 * figures["map"]:.1f}</td>'
-            f'<td class="n">{100 * figures["top1"]:.1f}</td></tr>'
-        )
-    return (
-        f"<details id=writers><summary>Figures of each {relevance} ({len(rows)}), hardest first"
-        '</summary><div class="scroll"><table class="sortable"><thead><tr>'
-        f'<th scope="col">{relevance}</th><th scope="col" class="n">queries</th>'
-        '<th scope="col" class="n">mAP</th><th scope="col" class="n">Top-1</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
-    )
+    return f'<nav aria-label="parts of the report"><p>Part{order}: {" ".join(links)}</p></nav>'
 
 
 def _page(title: str, body: Sequence[str], data: dict) -> str:
@@ -223,10 +142,11 @@ def _page(title: str, body: Sequence[str], data: dict) -> str:
         "body": "\n".join(body),
         # `</script>` inside of a file name must not end the element.
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-        "script": (assets / "report.js").read_text("utf-8"),
+        "script": "\n".join(
+            (assets / name).read_text("utf-8") for name in ("report.js", "compare.js", "map.js")
+        ),
     }
-    page = (assets / "report.html").read_text("utf-8")
-    before, *rest = page.split("{{")
+    before, *rest = (assets / "report.html").read_text("utf-8").split("{{")
     out = [before]
     for piece in rest:
         name, text = piece.split("}}", 1)

@@ -16,14 +16,14 @@ _JPEG_QUALITY = 72
 
 def thumbnails(
     pages: Embeddings, rows: Iterable[int], side: int, max_pixels: int
-) -> dict[int, dict[str, str]]:
-    """For each row `{"image": data URI}`, or `{"missing": reason}`.
+) -> dict[int, dict]:
+    """For each row `{"image": data URI, "size": [w, h] of the page}`, or `{"missing": reason}`.
 
     Args:
       side: longer side of the picture in pixels; smaller pages keep their size.
       max_pixels: larger images are not decoded.
     """
-    made: dict[int, dict[str, str]] = {}
+    made: dict[int, dict] = {}
     # Boxes of one image one after the other, so that it is decoded once.
     image: np.ndarray | None = None
     opened: Path | None = None
@@ -39,7 +39,7 @@ def thumbnails(
         if part is None:
             made[row] = {"missing": reason or "box outside of the image"}
         else:
-            made[row] = {"image": _data_uri(part, side)}
+            made[row] = {"image": _data_uri(part, side), "size": part.shape[1::-1]}
     return made
 
 

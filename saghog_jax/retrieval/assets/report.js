@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const BATCH = 20;
 const MARKS = { right: "✓ same", wrong: "✗ other", unknown: "? unknown" };
+const DECISIONS = { accept: "a", reject: "r", unsure: "u" };
 const byId = (id) => document.getElementById(id);
 
 function element(tag, className, text) {
@@ -10,6 +11,70 @@ function element(tag, className, text) {
   if (className) node.className = className;
   if (text !== undefined) node.textContent = text;
   return node;
+}
+
+// Decisions by the two page names, so that they survive another order or another run.
+const STORE = "decisions:" + location.pathname;
+const decisions = new Map();
+const pairName = (query, page) => JSON.stringify([query, page]);
+try {
+  const kept = JSON.parse(localStorage.getItem(STORE) || "[]");
+  kept.forEach(([pair, choice]) => decisions.set(pair, choice));
+} catch { /* without storage they last until the file is closed */ }
+
+function decide(query, page, choice) {
+  const pair = pairName(query, page);
+  if (decisions.get(pair) === choice) decisions.delete(pair);
+  else decisions.set(pair, choice);
+  showDecided();
+}
+
+function showDecided() {
+  byId("decided").textContent = decisions.size;
+  try {
+    localStorage.setItem(STORE, JSON.stringify([...decisions]));
+  } catch { /* see above */ }
+}
+
+const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
+
+function decisionsCsv() {
+  const distance = new Map();
+  data.sheets.forEach((sheet) => sheet.hits.forEach(([key, d], i) => {
+    distance.set(pairName(data.pages[sheet.q].id, data.pages[key].id), [i + 1, d]);
+  }));
+  const lines = [...decisions].map(([pair, choice]) => {
+    const [query, page] = JSON.parse(pair);
+    const [rank, d] = distance.get(pair) || ["", ""];
+    return [quoted(query), quoted(page), rank, d, choice].join(",");
+  });
+  return ["query,page,rank,distance,decision", ...lines].join("\n") + "\n";
+}
+
+function readCsv(text) {
+  const rows = [[]];
+  const cell = /(?:"((?:[^"]|"")*)"|([^",\n\r]*))(,|\r?\n|$)/g;
+  for (const [, inQuotes, plain, end] of text.matchAll(cell)) {
+    rows.at(-1).push(inQuotes === undefined ? plain : inQuotes.replaceAll('""', '"'));
+    if (end === "") break;
+    if (end !== ",") rows.push([]);
+  }
+  return rows;
+}
+
+function loadDecisions(text) {
+  const [head, ...rows] = readCsv(text);
+  const at = ["query", "page", "decision"].map((name) => head.indexOf(name));
+  if (at.includes(-1)) {
+    byId("count").textContent = "not a decisions.csv: query, page and decision are its columns";
+    return;
+  }
+  rows.forEach((row) => {
+    const [query, page, choice] = at.map((i) => row[i]);
+    if (choice in DECISIONS) decisions.set(pairName(query, page), choice);
+  });
+  showDecided();
+  refresh();
 }
 
 function picture(page, label) {
@@ -30,7 +95,8 @@ function picture(page, label) {
 }
 
 function named(caption, page) {
-  caption.append(element("span", "writer", page.writer ? "writer " + page.writer : "writer unknown"));
+  const writer = page.writer ? "writer " + page.writer : "writer unknown";
+  caption.append(element("span", "writer label", writer));
   const name = element("span", "name");
   // The end of a path tells pages apart: it is cut at the left, and isolated from that direction.
   const text = element("bdi", "", page.id);
@@ -47,25 +113,64 @@ function querySheet(sheet) {
   figure.append(picture(page, "query page " + page.id));
   const caption = element("figcaption");
   named(caption, page);
-  const said = sheet.why || `AP ${(100 * sheet.ap).toFixed(1)} · ${sheet.partners} partner` +
-    `${sheet.partners > 1 ? "s" : ""}, the nearest at rank ${sheet.first}`;
-  caption.append(element("div", "said", said));
+  if ("ap" in sheet) {
+    const partners = sheet.partners > 1 ? `${sheet.partners} partners` : "1 partner";
+    const said = `AP ${(100 * sheet.ap).toFixed(1)} · ${partners}, the nearest at rank ${sheet.first}`;
+    caption.append(element("div", "said label", said));
+  } else if (sheet.why) caption.append(element("div", "said label", sheet.why));
   figure.append(caption);
   box.append(figure);
   return box;
 }
 
-function hit([row, distance, mark], rank) {
-  const page = data.pages[row];
+function decisionButtons(query, page) {
+  const group = element("div", "decide");
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", "decision");
+  Object.keys(DECISIONS).forEach((choice) => {
+    const button = element("button", choice, choice);
+    button.type = "button";
+    button.tabIndex = -1;
+    button.addEventListener("click", () => {
+      decide(query, page, choice);
+      group.refresh();
+    });
+    group.append(button);
+  });
+  group.refresh = () => [...group.children].forEach((button) => {
+    const on = decisions.get(pairName(query, page)) === button.textContent;
+    button.setAttribute("aria-pressed", on);
+  });
+  group.refresh();
+  return group;
+}
+
+function hit(sheet, [key, distance, mark, share], rank) {
+  const page = data.pages[key];
+  const query = data.pages[sheet.q];
   const item = element("li");
   const figure = element("figure", mark);
+  figure.tabIndex = 0;
   figure.append(picture(page, `rank ${rank}: ${page.id}`));
   const caption = element("figcaption");
   const line = element("div", "line");
-  line.append(element("span", "mark " + mark, `${rank}. ${MARKS[mark]}`));
-  line.append(element("span", "distance", distance.toFixed(3)));
+  const place = element("span", "mark");
+  place.append(element("b", "", rank + ". "), element("span", "label " + mark, MARKS[mark]));
+  line.append(place, element("span", "distance", distance.toFixed(3)));
   caption.append(line);
+  if (share !== null) {
+    const percent = share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(1);
+    caption.append(element("div", "share", `one writer in ${percent} % of such pairs`));
+  }
   named(caption, page);
+  const tools = element("div", "tools");
+  tools.append(decisionButtons(query.id, page.id));
+  const both = element("button", "both", "compare");
+  both.type = "button";
+  both.tabIndex = -1;
+  both.addEventListener("click", () => compare(query, page));
+  tools.append(both);
+  caption.append(tools);
   figure.append(caption);
   item.append(figure);
   return item;
@@ -73,10 +178,12 @@ function hit([row, distance, mark], rank) {
 
 function sheetNode(sheet) {
   const section = element("section", "sheet");
+  section.id = sheet.q;
   section.setAttribute("aria-label", "query " + data.pages[sheet.q].id);
   section.append(querySheet(sheet));
   const list = element("ol", "hits");
-  sheet.hits.forEach((h, i) => list.append(hit(h, i + 1)));
+  sheet.hits.forEach((h, i) => list.append(hit(sheet, h, i + 1)));
+  if (!sheet.hits.length) list.append(element("li", "soft", "no other page to compare with"));
   section.append(list);
   return section;
 }
@@ -113,8 +220,93 @@ function refresh() {
   more();
 }
 
+// Shows the sheet that `#p12` names, wherever it stands in the present order.
+function goTo(name) {
+  let index = shown.findIndex((sheet) => sheet.q === name);
+  if (index < 0 && data.sheets.some((sheet) => sheet.q === name)) {
+    byId("find").value = "";
+    byId("failed").checked = false;
+    refresh();
+    index = shown.findIndex((sheet) => sheet.q === name);
+  }
+  if (index < 0) return false;
+  while (next <= index) more();
+  byId(name).scrollIntoView();
+  byId(name).querySelector(".hits figure")?.focus({ preventScroll: true });
+  return true;
+}
+
+function step(selector, from, by) {
+  const all = [...document.querySelectorAll(selector)];
+  const at = all.indexOf(from);
+  return all[at < 0 ? 0 : Math.max(0, Math.min(all.length - 1, at + by))];
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || byId("compare").open) return;
+  if (event.target.matches("input, select")) return;
+  const figure = event.target.closest(".hits figure");
+  const section = event.target.closest(".sheet");
+  if (event.key === "/") byId("find").focus();
+  else if (event.key === "j" || event.key === "k") {
+    const by = event.key === "j" ? 1 : -1;
+    if (by > 0 && section && section === byId("sheets").lastChild) more();
+    const to = step(".sheet", section, by);
+    to?.scrollIntoView();
+    to?.querySelector(".hits figure")?.focus({ preventScroll: true });
+  } else if (figure && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
+    step(".hits figure", figure, event.key === "ArrowRight" ? 1 : -1).focus();
+  } else if (figure && event.key === "c") figure.querySelector(".both").click();
+  else {
+    const choice = Object.keys(DECISIONS).find((name) => DECISIONS[name] === event.key);
+    if (!figure || !choice) return;
+    figure.querySelector("." + choice).click();
+  }
+  event.preventDefault();
+});
+
+document.querySelectorAll("table.sortable").forEach((table) => {
+  table.querySelectorAll("thead th").forEach((th, column) => {
+    const button = element("button", "sort", th.textContent);
+    button.type = "button";
+    th.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const up = th.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
+      th.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const body = table.tBodies[0];
+      const text = (row) => row.children[column].textContent;
+      const rows = [...body.rows].sort((a, b) =>
+        text(a).localeCompare(text(b), undefined, { numeric: true }) * (up ? 1 : -1));
+      body.append(...rows);
+    });
+  });
+});
+
+byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("order").addEventListener("change", refresh);
 byId("find").addEventListener("input", refresh);
 byId("failed").addEventListener("change", refresh);
+byId("blind").addEventListener("change", (event) =>
+  document.body.classList.toggle("blind", event.target.checked));
 byId("more").addEventListener("click", more);
+byId("export").addEventListener("click", () => {
+  const link = element("a");
+  link.href = URL.createObjectURL(new Blob([decisionsCsv()], { type: "text/csv" }));
+  link.download = "decisions.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+});
+byId("load").addEventListener("change", async (event) => {
+  const [file] = event.target.files;
+  if (file) loadDecisions(await file.text());
+  event.target.value = "";
+});
+addEventListener("hashchange", () => goTo(location.hash.slice(1)));
+if (!data.sheets.some((sheet) => "ap" in sheet)) {
+  ["hard", "easy"].forEach((value) => byId("order").querySelector(`[value=${value}]`).remove());
+  byId("failed").parentNode.hidden = !data.sheets.some((s) => s.hits.some((h) => h[2] !== "unknown"));
+}
+showDecided();
 refresh();
+if (location.hash) setTimeout(() => goTo(location.hash.slice(1)), 0);

@@ -1,0 +1,162 @@
+"""Stage search: the nearest pages of a gallery for new pages, to matches.csv and report.html."""
+
+import html
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from saghog_jax.retrieval import metrics, tables, whitening
+from saghog_jax.retrieval.calibration import Calibration, calibrate
+from saghog_jax.retrieval.embeddings import (
+    Embeddings,
+    check_comparable,
+    load_embeddings,
+    replacing,
+)
+from saghog_jax.retrieval.ranking import Ranking
+from saghog_jax.retrieval.report import Sheets, chosen, write_sheets
+from saghog_jax.retrieval.results import groups_of
+from saghog_jax.retrieval.search import search
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Searches `config.gallery` for the pages of `config.queries`.
+
+    A page of the queries that is also in the gallery (the same image and box) is not its own
+    answer. What a distance means is read off a labelled set, or not stated at all.
+
+    Raises:
+      UserError: embeddings that are missing, damaged or of another checkpoint; an unknown column.
+    """
+    if config.top_k < 1:
+        raise UserError(f"config.top_k={config.top_k}: at least 1")
+    queries = load_embeddings(config.queries)
+    same = Path(config.queries).resolve() == Path(config.gallery).resolve()
+    gallery = queries if same else load_embeddings(config.gallery)
+    check_comparable(queries, gallery)
+    fitted = _whitening(config, gallery)
+    asked, answering = (_whitened(fitted, pages) for pages in (queries, gallery))
+    own = np.arange(len(queries)) if same else _own_rows(queries, gallery)
+    groups = _shared_codes(config.exclude_group, queries, gallery)
+    found, similarity = search(asked, answering, config.top_k, own, *groups)
+    labels = _shared_codes("writer", queries, gallery)
+    ranking = Ranking(*labels, found, 1 - similarity)
+    calibration = _calibration(config, gallery, fitted)
+    shares = None if calibration is None else calibration(ranking.distances)
+    workdir.mkdir(parents=True, exist_ok=True)
+    tables.write_ranking(workdir / "matches.csv", queries, gallery, ranking, shares)
+    reading = _reading(calibration, config)
+    _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
+    said = {row: {} for row in range(len(queries))}
+    nearest = dict(enumerate(ranking.distances[:, 0].tolist()))
+    order = chosen(nearest, len(queries), config.report.max_queries)
+    sheets = Sheets(queries, gallery, ranking, order, said, shares)
+    head = (
+        f"<p>{len(queries)} pages searched for in {len(gallery)} pages of "
+        f"{html.escape(str(gallery.folder))}.</p><p>{html.escape(reading)}</p>"
+    )
+    path = write_sheets(workdir, "report", "Search", head, sheets, config.report)
+    print(f"{len(queries)} pages, {found.shape[1]} answers each: {workdir / 'matches.csv'}")
+    print(reading, f"report: {path}", sep="\n")
+
+
+def _whitening(config: ConfigDict, gallery: Embeddings) -> whitening.Whitening | None:
+    if not config.whitening:
+        return None
+    fitted, checkpoint = whitening.load(config.whitening)
+    known = gallery.meta.get("checkpoint", "")
+    if len(fitted.mean) != gallery.descriptors.shape[1] or (
+        checkpoint and known and checkpoint != known
+    ):
+        raise UserError(
+            f"{config.whitening} belongs to other embeddings than {gallery.folder} (width "
+            f"{len(fitted.mean)}, checkpoint {checkpoint or 'unknown'})"
+        )
+    return fitted
+
+
+def _whitened(fitted: whitening.Whitening | None, pages: Embeddings) -> np.ndarray:
+    return pages.descriptors if fitted is None else whitening.apply(fitted, pages.descriptors)
+
+
+def _own_rows(queries: Embeddings, gallery: Embeddings) -> np.ndarray:
+    # Two collections may use one name for two pages: only the same image is the page itself.
+    rows = {str(name): row for row, name in enumerate(gallery.page_ids)}
+    own = np.full(len(queries), -1)
+    for row, name in enumerate(queries.page_ids):
+        other = rows.get(str(name), -1)
+        if other >= 0 and queries.image(row).resolve() == gallery.image(other).resolve():
+            own[row] = other
+    return own
+
+
+def _shared_codes(
+    column: str, queries: Embeddings, gallery: Embeddings
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if not column:
+        return None, None
+    both = np.concatenate([queries.column(column), gallery.column(column)])
+    codes = metrics.encode_labels(both)
+    return codes[: len(queries)], codes[len(queries) :]
+
+
+def _calibration(
+    config: ConfigDict, gallery: Embeddings, fitted: whitening.Whitening | None
+) -> Calibration | None:
+    if not config.calibrate:
+        return None
+    labelled = gallery
+    if config.calibrate != "{gallery}":
+        labelled = load_embeddings(config.calibrate.replace("{gallery}", config.gallery))
+        check_comparable(labelled, gallery)
+    labels = metrics.encode_labels(labelled.writers)
+    groups = groups_of(labelled, config.exclude_group)
+    return calibrate(_whitened(fitted, labelled), labels, groups)
+
+
+def _reading(calibration: Calibration | None, config: ConfigDict) -> str:
+    if calibration is None:
+        return (
+            "No labelled set says how to read these distances (config.calibrate): they only order "
+            "the pages."
+        )
+    where = config.calibrate.replace("{gallery}", config.gallery)
+    return (
+        f"Percentages say how many of the pairs at that distance were by one writer in {where}: "
+        f"{calibration.same} of {calibration.counts.sum()} pairs of {calibration.pages} pages by "
+        f"{calibration.writers} writers. In a collection with other writers, or more of them, they "
+        "differ."
+    )
+
+
+def _write_json(
+    path: Path,
+    config: ConfigDict,
+    queries: Embeddings,
+    gallery: Embeddings,
+    calibration: Calibration | None,
+    reading: str,
+) -> None:
+    steps = []
+    if calibration is not None:
+        steps = [
+            {"from": float(a), "to": float(b), "same_writer_share": float(s), "pairs": int(n)}
+            for a, b, s, n in zip(
+                calibration.edges, calibration.edges[1:], calibration.shares, calibration.counts
+            )
+        ]
+    content = {
+        "queries": queries.meta,
+        "gallery": gallery.meta,
+        "whitening": config.whitening or "none",
+        "exclude_group": config.exclude_group,
+        "distance": tables.DEFINITIONS["distance"],
+        "reading": reading,
+        "calibration": steps,
+    }
+    with replacing(path, "w") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")

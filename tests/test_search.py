@@ -1,0 +1,244 @@
+"""Search on the device against numpy, and what is said of distances against counting."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from planted import page, pages_of, planted
+
+from configs import search as search_config
+from input_pipeline.errors import UserError
+from saghog_jax import search as stage
+from saghog_jax.retrieval import search, whitening
+from saghog_jax.retrieval.calibration import calibrate
+
+
+def unit(p, d, seed):
+    x = np.random.default_rng(seed).standard_normal((p, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("q", "p", "k"), [(1, 1, 1), (3, 50, 7), (30, 33, 33), (4, 20, 50)])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
+def test_equals_a_full_sort(q, p, k, chunk_rows, monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK_BYTES", chunk_rows * 4 * 8)
+    monkeypatch.setattr(search, "_QUERIES", 16)
+    queries, gallery = unit(q, 8, 0), unit(p, 8, 1)
+    rows, values = search.search(queries, gallery * 3, k)
+    scores = queries.astype(np.float64) @ gallery.T
+    assert rows.shape == (q, min(k, p))
+    for i in range(q):
+        assert rows[i].tolist() == np.argsort(-scores[i], kind="stable")[:k].tolist()
+    np.testing.assert_allclose(values, np.take_along_axis(scores, rows, 1), atol=1e-6)
+
+
+def test_equals_are_found_in_the_order_of_rows(monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK_BYTES", 3 * 4 * 2)
+    rows, _ = search.search(np.eye(2, dtype=np.float32), np.ones((8, 2), np.float32), 5)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("chunk_rows", [4, 1000])
+def test_own_page_and_group_are_left_out(chunk_rows, monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK_BYTES", chunk_rows * 4 * 8)
+    x = unit(12, 8, 0)
+    groups = np.array([0, 0, 0, 1, 1, 1, -1, -1, -1, 2, 2, 2])
+    rows, values = search.search(x, x, 12, np.arange(12), groups, groups)
+    for i in range(12):
+        others = [
+            j for j in range(12) if j != i and not (groups[i] >= 0 and groups[i] == groups[j])
+        ]
+        assert sorted(rows[i][rows[i] >= 0].tolist()) == others
+    assert np.isneginf(values[rows < 0]).all()
+
+
+def test_memory_mapped_gallery(tmp_path):
+    np.save(tmp_path / "g.npy", unit(20, 8, 1))
+    mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
+    rows, _ = search.search(unit(3, 8, 0), mapped, 4)
+    assert rows.tolist() == search.search(unit(3, 8, 0), np.array(mapped), 4)[0].tolist()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="width 8 against a gallery of width 4"):
+        search.search(unit(1, 8, 0), unit(2, 4, 0), 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        search.search(unit(1, 8, 0), unit(0, 8, 0), 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        search.search(unit(1, 8, 0), unit(2, 8, 0), 0)
+
+
+def writers(p=200, each=5, noise=0.6):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(p // each), each)
+    x = rng.standard_normal((p // each, 12))[labels] + noise * rng.standard_normal((p, 12))
+    return x.astype(np.float32), labels
+
+
+def pairs_of(x, labels, groups=None):
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    i, j = np.triu_indices(len(x), 1)
+    keep = (
+        np.ones(len(i), bool) if groups is None else ~((groups[i] == groups[j]) & (groups[i] >= 0))
+    )
+    i, j = i[keep], j[keep]
+    return 1 - np.einsum("nd,nd->n", x[i], x[j]), labels[i] == labels[j]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_shares_are_those_of_counting(grouped):
+    x, labels = writers()
+    groups = np.where(np.arange(200) % 10 < 4, np.arange(200) // 2, -1) if grouped else None
+    found = calibrate(x, labels, groups)
+    distance, same = pairs_of(x, labels, groups)
+    assert found.counts.sum() == len(distance)
+    assert found.same == same.sum()
+    assert (found.counts >= 30).all()
+    assert (np.diff(found.shares) < 0).all()
+    # Isotonic steps are plain shares of the pairs in them; a pair within 1e-6 of an edge may fall
+    # on the other side in float32.
+    for a, b, share, count in zip(found.edges, found.edges[1:], found.shares, found.counts):
+        inside = (distance >= a) & (distance < b)
+        assert inside.sum() == pytest.approx(count, abs=1)
+        assert same[inside].mean() == pytest.approx(share, abs=2 / count)
+
+
+def test_reading_of_distances():
+    found = calibrate(*writers())
+    assert found(np.array([0.0, 0.01])).tolist() == [found.shares[0]] * 2
+    assert found(np.array([[2.5]])).tolist() == [[found.shares[-1]]]
+    assert np.isnan(found(np.array([np.inf, np.nan]))).all()
+    middle = (found.edges[1] + found.edges[2]) / 2
+    assert found(np.array([middle])) == found.shares[1]
+
+
+def test_unlabelled_pages_do_not_count():
+    x, labels = writers()
+    more = np.concatenate([x, x[:50]]), np.concatenate([labels, np.full(50, -1)])
+    np.testing.assert_array_equal(calibrate(*more).shares, calibrate(x, labels).shares)
+
+
+def test_too_little_says_nothing():
+    x, labels = writers()
+    assert calibrate(x, np.full(200, -1)) is None
+    assert calibrate(x, np.zeros(200, np.int64)) is None
+    assert calibrate(x, np.arange(200)) is None
+    assert calibrate(x[:10], labels[:10]) is not None
+    assert calibrate(x[:6], labels[:6]).counts.tolist() == [15]
+
+
+def test_blocks_do_not_change_the_shares(monkeypatch):
+    whole = calibrate(*writers())
+    monkeypatch.setattr("saghog_jax.retrieval.ranking.CHUNK_VALUES", 777)
+    again = calibrate(*writers())
+    np.testing.assert_allclose(again.shares, whole.shares, atol=1e-3)
+
+
+def run(tmp_path, **fields):
+    config = search_config.get_config()
+    config.update(fields)
+    stage.run(config.lock(), tmp_path / "out")
+    with open(tmp_path / "out" / "matches.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file)), json.loads(
+            (tmp_path / "out" / "search.json").read_text()
+        )
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    planted(tmp_path / "gallery", pages_of(12, 6), noise=0.3)
+    return str(tmp_path / "gallery")
+
+
+def test_new_pages_find_their_writer(tmp_path, gallery, capsys):
+    new = [page(f"new{w}.png", "" if w else f"w{w:02d}", "1") for w in range(3)]
+    directions = planted(tmp_path / "exact", pages_of(12, 1), noise=0)
+    e = planted(tmp_path / "new", new)
+    np.save(e.folder / "embeddings.npy", directions.descriptors[:3])
+    matches, content = run(tmp_path, queries=str(e.folder), gallery=gallery, top_k=6)
+    assert len(matches) == 3 * 6
+    for row in matches:
+        assert row["writer"] == f"w{int(row['query'][3]):02d}"
+        assert row["correct"] == ("1" if row["query"] == "new0.png" else "")
+        assert float(row["same_writer_share"]) > 0.5
+    assert [float(m["distance"]) for m in matches[:6]] == sorted(
+        float(m["distance"]) for m in matches[:6]
+    )
+    assert content["calibration"][0]["pairs"] >= 30
+    assert "In a collection with other writers" in capsys.readouterr().out
+
+
+def test_a_collection_searched_in_itself(tmp_path, gallery):
+    matches, _ = run(tmp_path, queries=gallery, gallery=gallery, top_k=5)
+    assert all(row["query"] != row["page"] for row in matches)
+    assert np.mean([row["correct"] == "1" for row in matches]) > 0.9
+    grouped, _ = run(tmp_path, queries=gallery, gallery=gallery, top_k=5, exclude_group="sheet")
+    sheet = {f"w{w:02d}/p{i}.png": f"{w}-{i // 2}" for w in range(12) for i in range(6)}
+    assert all(sheet[row["query"]] != sheet[row["page"]] for row in grouped)
+
+
+def test_only_the_same_image_is_the_page_itself(tmp_path, gallery):
+    # The same names in another folder are other pages; the same pages embedded twice are not.
+    (tmp_path / "far").mkdir()
+    planted(tmp_path / "far" / "e", pages_of(2, 2), noise=0.3)
+    planted(tmp_path / "again", pages_of(2, 2), noise=0.3)
+    far, _ = run(tmp_path, queries=str(tmp_path / "far" / "e"), gallery=gallery, top_k=72)
+    again, _ = run(tmp_path, queries=str(tmp_path / "again"), gallery=gallery, top_k=72)
+    assert len([row for row in far if row["query"] == row["page"]]) == 4
+    assert not [row for row in again if row["query"] == row["page"]]
+    assert len(again) == len(far) - 4
+
+
+def test_without_a_labelled_set_nothing_is_said(tmp_path, gallery, capsys):
+    matches, content = run(tmp_path, queries=gallery, gallery=gallery, calibrate="")
+    assert "same_writer_share" not in matches[0]
+    assert content["calibration"] == []
+    assert "they only order the pages" in capsys.readouterr().out
+    assert "they only order the pages" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_another_labelled_set(tmp_path, gallery):
+    planted(tmp_path / "labelled", pages_of(30, 4), noise=0.3, seed=7)
+    _, mine = run(tmp_path, queries=gallery, gallery=gallery)
+    _, other = run(tmp_path, queries=gallery, gallery=gallery, calibrate=str(tmp_path / "labelled"))
+    assert mine["calibration"] != other["calibration"]
+    assert "120 pages by 30 writers" in other["reading"]
+
+
+def test_whitened_search(tmp_path, gallery):
+    x = np.load(f"{gallery}/embeddings.npy")
+    whitening.save(whitening.fit(x, 6), tmp_path / "w.npz", "abc")
+    plain, _ = run(tmp_path, queries=gallery, gallery=gallery)
+    white, content = run(
+        tmp_path, queries=gallery, gallery=gallery, whitening=str(tmp_path / "w.npz")
+    )
+    assert [r["distance"] for r in plain] != [r["distance"] for r in white]
+    assert content["whitening"] == str(tmp_path / "w.npz")
+    whitening.save(whitening.fit(x, 6), tmp_path / "w.npz", "xyz")
+    with pytest.raises(UserError, match="belongs to other embeddings"):
+        run(tmp_path, queries=gallery, gallery=gallery, whitening=str(tmp_path / "w.npz"))
+
+
+def test_bad_input(tmp_path, gallery):
+    planted(tmp_path / "other", pages_of(2, 2), checkpoint="xyz")
+    planted(tmp_path / "narrow", pages_of(2, 2), dim=4)
+    for queries, message in (
+        ("none", r"does not exist.*configs/embed\.py"),
+        ("other", "made by checkpoint xyz"),
+        ("narrow", "width 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, queries=str(tmp_path / queries), gallery=gallery)
+    with pytest.raises(UserError, match="top_k=0"):
+        run(tmp_path, queries=gallery, gallery=gallery, top_k=0)
+    with pytest.raises(UserError, match="no column 'source'"):
+        run(tmp_path, queries=gallery, gallery=gallery, exclude_group="source")
+
+
+def test_one_program_serves_all_chunks(monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK_BYTES", 6 * 4 * 8)
+    jax.clear_caches()
+    search.search(unit(3, 8, 0), unit(20, 8, 1), 2)
+    assert search._merge._cache_size() == 1
