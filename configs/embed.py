@@ -32,11 +32,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any
     # training) and `pretrained` (the one finetuning started from), both by CLS.
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
-    # Patches a device call; pages are mixed in a batch.
+    # Patches a device call, and the most pages that are mixed in one.
     config.batch_size = 1024
+    config.pages_per_batch = 16
+    # Axis sizes of the device mesh; -1 takes what is left of the devices.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     # Page descriptors are signed powers of the sums of their patch descriptors.
     config.power = 0.4
     # Pages are embedded and kept in groups of so many; a killed run goes on after the last group.
     config.pages_per_group = 64
-    config.seed = 0
     return config

@@ -36,7 +36,10 @@ class Task(Protocol):
     tx: optax.GradientTransformation
 
     def init(self, rng: jax.Array) -> dict:
-        """New parameters."""
+        """New parameters; compiled, so that they are made where they will live."""
+
+    def warm_start(self, params: dict) -> dict:
+        """Called once, on the host, before the first update: parameters to start from instead."""
 
     def loss(self, params: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
         """The loss of a global batch as the loader ships it, and further metrics (scalars)."""
@@ -105,6 +108,8 @@ class Run:
         else:
             # Made where it will live: no device ever holds parameters that are sharded whole.
             state = jax.jit(lambda: init_state(task, config.seed), out_shardings=shardings)()
+            params = jax.device_put(task.warm_start(state.params), shardings.params)
+            state = state.replace(params=params)
         update = jax.jit(
             make_step(task, config.seed),
             in_shardings=(shardings, sharding.batch_sharding(mesh)),

@@ -43,6 +43,9 @@ class Regression:
     def init(self, rng):
         return {"encoder": {"kernel": jax.random.normal(rng, (8, 16)), "bias": jnp.zeros(16)}}
 
+    def warm_start(self, params):
+        return params
+
     def loss(self, params, batch, rng):
         noise = 0.1 * jax.random.normal(rng, batch["x"].shape)
         out = (batch["x"] + noise) @ params["encoder"]["kernel"] + params["encoder"]["bias"]

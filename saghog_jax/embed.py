@@ -1,0 +1,367 @@
+"""Stage 3: a checkpoint and pages to page descriptors (paper, section 3; reference: section 7).
+
+Pages stream from the processes that cut them into batches that mix pages, and only sums come back
+from the device, so that memory does not grow with a page or with the collection.
+
+Axis letters: b patches of a batch, s pages of a batch, p pages, d width of a page descriptor.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.manifest import load_manifest
+from input_pipeline.patches import Cut, Rule
+from input_pipeline.stream import stream_cuts
+from saghog_jax import augment, pretrain, sharding
+from saghog_jax.checkpoint import load_params, params_digest, read_config
+from saghog_jax.logging import duration
+from saghog_jax.models.make import make_encoder, make_writer_model
+from saghog_jax.models.netrvlad import page_sum
+from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
+from saghog_jax.retrieval.embeddings import replacing, save_embeddings
+
+NEXT = "python -m saghog_jax.main --config=configs/retrieve.py"
+COMPARE = ("random", "pretrained")
+INPUTS = ("auto", "page", "binary")
+_LOG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What turns the patches of a batch into sums of descriptors by page.
+
+    `sums(params, images, segments)` takes normalised images [b, h, w, c] and weights [s, b] and
+    returns [s, d].
+    """
+
+    name: str
+    kind: str
+    input: str
+    params: dict
+    sums: Callable[[dict, jax.Array, jax.Array], jax.Array]
+    dim: int
+
+
+def cls_model(name: str, model: ConfigDict, params: dict, source: str) -> Model:
+    """Sums of L2-normalised CLS features."""
+    encoder = make_encoder(model)
+
+    def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
+        x = encoder.apply({"params": params}, images, method="features")
+        return segments @ l2_normalize(x)
+
+    return Model(name, "cls", source, params, sums, model.width)
+
+
+def netrvlad_model(name: str, config: ConfigDict, params: dict, source: str) -> Model:
+    """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
+    module = make_writer_model(config.model, config.netrvlad)
+
+    def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
+        x, assignment = module.apply({"params": params}, images)
+        pages = page_sum(assignment, x, params["netrvlad"]["centroids"], segments)
+        return pages.reshape(pages.shape[0], -1)
+
+    dim = config.netrvlad.num_clusters * config.model.width
+    return Model(name, "netrvlad", source, params, sums, dim)
+
+
+def load_models(config: ConfigDict) -> list[Model]:
+    """The model of `config.checkpoint`, then those of `config.compare`.
+
+    Raises:
+      UserError: a checkpoint that is not there; unknown names in `input` or `compare`.
+    """
+    if config.input not in INPUTS:
+        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
+    unknown = sorted(set(config.compare) - set(COMPARE))
+    if unknown:
+        raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
+    folder = Path(config.checkpoint)
+    params, meta = load_params(folder, ("writer", "mae"))
+    run = read_config(folder)
+    if meta["kind"] == "writer":
+        source = run.input if config.input == "auto" else config.input
+        models = [netrvlad_model("finetuned", run, params, source)]
+        pretrained = Path(run.init_from) if run.init_from else None
+    else:
+        source = "page" if config.input == "auto" else config.input
+        models = [cls_model("pretrained", run.model, params["encoder"], source)]
+        pretrained = folder
+    if "pretrained" in config.compare and pretrained and models[0].name != "pretrained":
+        given, _ = load_params(pretrained, ("mae", "writer"))
+        models.append(cls_model("pretrained", run.model, given["encoder"], source))
+    if "random" in config.compare and pretrained:
+        begun = read_config(pretrained)
+        fresh = jax.jit(lambda: pretrain.init_params(begun, jax.random.key(begun.seed)))()
+        models.append(cls_model("random", run.model, fresh["encoder"], source))
+    return models
+
+
+class Embedder:
+    """Runs all models on batches of patches and adds the results up by page."""
+
+    def __init__(
+        self, models: Sequence[Model], batch_size: int, pages: int, mesh_config: ConfigDict
+    ) -> None:
+        self._models, self._b, self._s = models, batch_size, pages
+        self._mesh = sharding.make_mesh(mesh_config)
+        sharding.local_batch_size(batch_size)
+        whole = sharding.replicated(self._mesh)
+        self._params = [jax.device_put(model.params, whole) for model in models]
+
+        def compute(params: list[dict], batch: dict) -> list[jax.Array]:
+            images, binary = augment.decode(batch)
+            inputs = {"page": images, "binary": jnp.broadcast_to(binary, images.shape)}
+            inputs = {name: augment.normalize(x) for name, x in inputs.items()}
+            segments = batch["segments"].T
+            return [
+                m.sums(p, inputs[m.input], segments) for m, p in zip(models, params, strict=True)
+            ]
+
+        self._compute = jax.jit(compute, out_shardings=whole)
+
+    def sums(self, cuts: Iterator[Cut]) -> Iterator[list[np.ndarray]]:
+        """For each page's patches, in order, the sums of each model: arrays [d].
+
+        A page of no patches gives zeros.
+        """
+        totals: dict[int, list[np.ndarray]] = {}
+        begun, given = 0, 0
+        pending = None
+        for rows, ended in self._batches(cuts):
+            result = self._start(rows) if rows else None
+            self._collect(pending, totals)
+            pending = (rows, result)
+            # Pages whose last patches are in a batch that has been collected are whole.
+            while given < begun:
+                yield totals.pop(given, None) or self._zeros()
+                given += 1
+            begun = ended
+        self._collect(pending, totals)
+        while given < begun:
+            yield totals.pop(given, None) or self._zeros()
+            given += 1
+
+    def _zeros(self) -> list[np.ndarray]:
+        return [np.zeros(model.dim, np.float32) for model in self._models]
+
+    def _batches(self, cuts: Iterator[Cut]) -> Iterator[tuple[list, int]]:
+        """Pieces (page, cut, first, last) that fill a batch, and how many pages end in it."""
+        rows, filled, ended = [], 0, 0
+        for page, cut in enumerate(cuts):
+            first, n = 0, len(cut.patches)
+            while first < n:
+                if filled == self._b or len(rows) == self._s:
+                    yield rows, ended
+                    rows, filled = [], 0
+                last = min(n, first + self._b - filled)
+                rows.append((page, cut, first, last))
+                filled += last - first
+                first = last
+            ended = page + 1
+        yield rows, ended
+
+    def _start(self, rows: list[tuple[int, Cut, int, int]]) -> list[jax.Array]:
+        """Sends a batch to the device, filled up with blank patches of weight zero."""
+        cut = rows[0][1]
+        patches = np.zeros((self._b, *cut.patches.shape[1:]), np.uint8)
+        ink = np.zeros((self._b, *cut.ink.shape[1:]), np.uint8)
+        segments = np.zeros((self._b, self._s), np.float32)
+        at = 0
+        for s, (_, cut, first, last) in enumerate(rows):
+            end = at + last - first
+            patches[at:end], ink[at:end] = cut.patches[first:last], cut.ink[first:last]
+            segments[at:end, s] = 1.0
+            at = end
+        batch = {"patches": patches, "ink": ink, "segments": segments}
+        return self._compute(self._params, sharding.to_device(batch, self._mesh))
+
+    def _collect(self, pending: tuple | None, totals: dict[int, list[np.ndarray]]) -> None:
+        if pending is None or pending[1] is None:
+            return
+        rows, result = pending
+        arrays = [np.asarray(array) for array in result]
+        for s, (page, *_) in enumerate(rows):
+            found = [array[s] for array in arrays]
+            if page in totals:
+                found = [a + b for a, b in zip(totals[page], found, strict=True)]
+            totals[page] = found
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Embeds all pages; returns the number of pages that were skipped.
+
+    Groups of pages are kept in `workdir/groups` until all are there, so that a killed run goes on;
+    they belong to one set of models, pages and settings.
+    """
+    models = load_models(config)
+    manifest = load_manifest(config.data)
+    rule = Rule.from_config(config.store)
+    digests = [params_digest(model.params) for model in models]
+    groups = _Groups(workdir / "groups", config, manifest.pages, models, digests)
+    embedder = Embedder(models, config.batch_size, config.pages_per_batch, config.mesh)
+    print(
+        f"embedding {len(manifest):,} pages with {', '.join(m.name for m in models)}"
+        + (f"; {groups.pages_done:,} are there already" if groups.pages_done else ""),
+        flush=True,
+    )
+    _embed_missing(config, manifest, rule, embedder, groups)
+    counts, reasons, sums = groups.load()
+    kept = [i for i, reason in enumerate(reasons) if not reason]
+    skipped = [(manifest.pages[i].page_id, r) for i, r in enumerate(reasons) if r]
+    if not kept:
+        raise UserError(
+            f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
+            f"{skipped[0][0]}: {skipped[0][1]}"
+        )
+    for model, digest, total in zip(models, digests, sums, strict=True):
+        folder = workdir if model is models[0] else workdir / model.name
+        meta = {
+            "model": model.name,
+            "checkpoint": digest,
+            "checkpoint_folder": str(config.checkpoint),
+            "descriptor": model.kind,
+            "input": model.input,
+            "aggregation": f"sum, power {config.power:g}, L2",
+            "patches": [int(counts[i]) for i in kept],
+            "store": config.store.to_dict(),
+            "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        }
+        descriptors = l2_normalize(power_norm(total[kept], config.power))
+        save_embeddings(folder, descriptors, [manifest.pages[i] for i in kept], manifest.root, meta)
+    _write_skipped(workdir / "skipped.csv", skipped)
+    groups.remove()
+    print(f"{len(kept):,} pages embedded ({int(counts.sum()):,} patches) in {workdir}")
+    if skipped:
+        print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "
+              f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
+    print(f"next: {NEXT} --config.embeddings={workdir}")
+    return len(skipped)
+
+
+def _embed_missing(
+    config: ConfigDict, manifest: object, rule: Rule, embedder: Embedder, groups: "_Groups"
+) -> None:
+    """Cuts and embeds the pages of all groups that are not there yet."""
+    todo = [i for g in groups.missing() for i in groups.pages_of(g)]
+    counts: list[int] = []
+    reasons: list[str] = []
+
+    def cuts() -> Iterator[Cut]:
+        pages = [manifest.pages[i] for i in todo]
+        empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
+        for cut in stream_cuts(
+            manifest.root, pages, rule, config.data.max_pixels, config.store.workers
+        ):
+            unreadable = isinstance(cut, str)
+            counts.append(0 if unreadable else len(cut.patches))
+            blank = "no patch passed the rule (a blank page?)" if not counts[-1] else ""
+            reasons.append(cut if unreadable else blank)
+            yield empty if unreadable else cut
+
+    began = last = time.monotonic()
+    held: list[list[np.ndarray]] = []
+    for done, page_sums in enumerate(embedder.sums(cuts()), start=1):
+        held.append(page_sums)
+        group = groups.of_page(todo[done - 1])
+        if done == len(todo) or groups.of_page(todo[done]) != group:
+            n = len(held)
+            groups.write(group, held, counts[done - n : done], reasons[done - n : done])
+            held = []
+        now = time.monotonic()
+        if now - last > _LOG_SECONDS:
+            last = now
+            eta = duration((now - began) / done * (len(todo) - done))
+            rate = sum(counts[:done]) / (now - began)
+            print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
+
+
+class _Groups:
+    """Results of groups of pages on disk, each whole or not there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ConfigDict,
+        pages: Sequence,
+        models: Sequence[Model],
+        digests: Sequence[str],
+    ) -> None:
+        self._folder, self._size, self._n = folder, config.pages_per_group, len(pages)
+        self._models = models
+        key = {
+            "pages": [page.page_id for page in pages],
+            "store": config.store.to_dict(),
+            "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
+            "size": self._size,
+        }
+        text = json.dumps(key, sort_keys=True, default=str)
+        mark = folder / "key.json"
+        if not mark.exists() or mark.read_text() != text:
+            self.remove()
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(mark, "w") as file:
+                file.write(text)
+
+    @property
+    def pages_done(self) -> int:
+        return self._n - sum(len(self.pages_of(g)) for g in self.missing())
+
+    def pages_of(self, group: int) -> range:
+        return range(group * self._size, min(self._n, (group + 1) * self._size))
+
+    def of_page(self, page: int) -> int:
+        return page // self._size
+
+    def missing(self) -> list[int]:
+        count = -(-self._n // self._size)
+        return [g for g in range(count) if not self._path(g).exists()]
+
+    def write(
+        self, group: int, sums: list[list[np.ndarray]], counts: list[int], reasons: list[str]
+    ) -> None:
+        arrays = {m.name: np.stack([s[i] for s in sums]) for i, m in enumerate(self._models)}
+        with replacing(self._path(group), "wb") as file:
+            np.savez(file, counts=np.array(counts), reasons=np.array(reasons, np.str_), **arrays)
+
+    def load(self) -> tuple[np.ndarray, list[str], list[np.ndarray]]:
+        """Patches a page [p], reasons of skipped pages (else empty), sums [p, d] a model."""
+        counts = np.zeros(self._n, np.int64)
+        reasons: list[str] = []
+        sums = [np.zeros((self._n, m.dim), np.float32) for m in self._models]
+        for first in range(0, self._n, self._size):
+            group = self.of_page(first)
+            rows = slice(first, first + len(self.pages_of(group)))
+            with np.load(self._path(group), allow_pickle=False) as file:
+                counts[rows] = file["counts"]
+                reasons += file["reasons"].tolist()
+                for total, model in zip(sums, self._models, strict=True):
+                    total[rows] = file[model.name]
+        return counts, reasons, sums
+
+    def remove(self) -> None:
+        if self._folder.is_dir():
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._folder.rmdir()
+
+    def _path(self, group: int) -> Path:
+        return self._folder / f"{group:06d}.npz"
+
+
+def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    with replacing(path, "w") as file:
+        writer = csv.writer(file)
+        writer.writerow(("page_id", "reason"))
+        writer.writerows(skipped)

@@ -1,0 +1,381 @@
+"""The whole chain at toy size: pages in, ranked pages out; stopped, resumed, repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import embed, finetune, prepare, pretrain, retrieve
+from input_pipeline.build import ensure_store
+from input_pipeline.datasets.synthetic import Corpus, write_corpus
+from input_pipeline.errors import UserError
+from input_pipeline.store import Store
+from saghog_jax.main import run_stage
+from saghog_jax.optim import match_rules
+from saghog_jax.retrieval.embeddings import load_embeddings
+
+ROOT = Path(__file__).parents[1]
+TINY = Corpus(train_writers=4, test_writers=3, pages=2, width=360, height=200, lines=3)
+
+
+def toy(config, folder, **fields):
+    """A config of toy size that keeps everything it writes in `folder`."""
+    sizes = {
+        "data.pages": str(folder / "pages" / "manifest.csv"),
+        "store.root": str(folder / "prepare"),
+        "store.workers": 1,
+        "model.width": 16,
+        "model.depth": 2,
+        "model.heads": 2,
+        "model.decoder_width": 16,
+        "model.decoder_heads": 2,
+        "global_batch_size": 32,
+        "total_steps": 4,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "per_class": 4,
+        "netrvlad.num_clusters": 4,
+        "netrvlad.init_samples": 64,
+        "pseudo_labels.num_clusters": 12,
+        "pseudo_labels.pca_dim": 8,
+        "init_from": str(folder / "pretrain"),
+        "checkpoint": str(folder / "finetune"),
+        "embeddings": str(folder / "embed"),
+        "batch_size": 64,
+        "pages_per_group": 2,
+    }
+    flat = {key for key, _ in _items(config)}
+    for key, value in ({k: v for k, v in sizes.items() if k in flat} | fields).items():
+        *sections, name = key.split(".")
+        target = config
+        for section in sections:
+            target = target[section]
+        target[name] = value
+    return config.lock()
+
+
+def _items(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pages, and a pretrained and finetuned model of them."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", TINY, workers=1)
+    run_stage(toy(pretrain.get_config(), folder), folder / "pretrain")
+    run_stage(toy(finetune.get_config(), folder), folder / "finetune")
+    run_stage(toy(embed.get_config(), folder), folder / "embed")
+    return folder
+
+
+def test_ends_with_figures_a_ranking_and_a_report(folder, capsys):
+    assert run_stage(toy(retrieve.get_config(), folder), folder / "retrieve") == 0
+    out = capsys.readouterr().out
+    for name in ("random", "pretrained", "finetuned"):
+        assert name in out
+    assert str(folder / "retrieve" / "report.html") in out
+    figures = json.loads((folder / "retrieve" / "metrics.json").read_text())
+    assert figures
+    ranking = (folder / "retrieve" / "ranking.csv").read_text().splitlines()
+    assert ranking[0].startswith("query,rank,page")
+    # 6 test pages, each ranks the 5 others.
+    assert len(ranking) == 1 + 6 * 5
+
+
+def test_each_stage_says_what_to_run_next(folder, capsys):
+    for module, name, following in [
+        (pretrain, "pretrain", "finetune"),
+        (finetune, "finetune", "embed"),
+    ]:
+        run_stage(toy(module.get_config(), folder), folder / name)
+        out = capsys.readouterr().out
+        assert "has all its 4 steps already" in out
+        assert f"next: python -m saghog_jax.main --config=configs/{following}.py" in out
+        assert str(folder / name) in out.splitlines()[-1]
+
+
+def test_embeddings_are_right_to_the_patch(folder):
+    """The streamed sums equal a plain loop over pages with vectors written out."""
+    from input_pipeline.images import load_page
+    from input_pipeline.manifest import load_manifest
+    from input_pipeline.patches import Rule, cut_page
+    from saghog_jax import augment
+    from saghog_jax.checkpoint import load_params, read_config
+    from saghog_jax.models.make import make_writer_model
+    from saghog_jax.models.netrvlad import vlad
+
+    config = toy(embed.get_config(), folder)
+    manifest = load_manifest(config.data)
+    found = load_embeddings(folder / "embed")
+    pretrained = load_embeddings(folder / "embed" / "pretrained")
+    assert list(found.page_ids) == [page.page_id for page in manifest.pages]
+    run = read_config(folder / "finetune")
+    params, _ = load_params(folder / "finetune", ("writer",))
+    before, _ = load_params(folder / "pretrain", ("mae",))
+    model = make_writer_model(run.model, run.netrvlad)
+    apply = jax.jit(model.apply, static_argnames="method")
+    for i, page in list(enumerate(manifest.pages))[:2]:
+        image = load_page(manifest.root / page.path, page.box, config.data.max_pixels)
+        cut = cut_page(image, Rule.from_config(config.store))
+        _, binary = augment.decode({"patches": jnp.asarray(cut.patches),
+                                    "ink": jnp.asarray(cut.ink)})  # fmt: skip
+        images = augment.normalize(jnp.broadcast_to(binary, cut.patches.shape))
+        x, assignment = apply({"params": params}, images)
+        vectors = vlad(assignment, x, params["netrvlad"]["centroids"]).reshape(len(x), -1)
+        cls = apply({"params": {**params, "encoder": before["encoder"]}}, images,
+                          method="encode")  # fmt: skip
+        for ours, plain in [(found, vectors), (pretrained, cls)]:
+            plain = np.asarray(plain, np.float64)
+            total = (plain / np.linalg.norm(plain, axis=1, keepdims=True)).sum(0)
+            total = np.sign(total) * np.abs(total) ** 0.4
+            total /= np.linalg.norm(total)
+            # The power 0.4 enlarges rounding near zero: an element off by 1e-7 of a sum near 1
+            # comes out as 1e-3.
+            np.testing.assert_allclose(ours.descriptors[i], total, atol=2e-3)
+            assert ours.descriptors[i] @ total > 1 - 1e-6
+
+
+def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
+    from saghog_jax import embed as stage
+
+    whole = load_embeddings(folder / "embed")
+    written = []
+    write = stage._Groups.write
+
+    def stopping(groups, group, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(group)
+        write(groups, group, *rest)
+
+    monkeypatch.setattr(stage._Groups, "write", stopping)
+    config = toy(embed.get_config(), folder)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(config, folder / "embed2")
+    monkeypatch.setattr(
+        stage._Groups, "write", lambda g, n, *r: (written.append(n), write(g, n, *r))
+    )
+    run_stage(config, folder / "embed2")
+    assert written == [0, 1, 2]
+    again = load_embeddings(folder / "embed2")
+    np.testing.assert_allclose(again.descriptors, whole.descriptors, atol=2e-3)
+    assert not (folder / "embed2" / "groups").exists()
+
+
+@pytest.mark.parametrize(("module", "stage"), [(pretrain, "pretrain"), (finetune, "finetune")])
+def test_same_command_same_bits(folder, tmp_path, module, stage):
+    from saghog_jax.checkpoint import load_params, params_digest
+
+    run_stage(toy(module.get_config(), folder), tmp_path / stage)
+    kinds = ("mae", "writer")
+    digests = {params_digest(load_params(p / stage, kinds)[0]) for p in (folder, tmp_path)}
+    assert len(digests) == 1
+
+
+def first_loss(task):
+    """The loss of the first batch at the parameters a run would start from."""
+    params = task.warm_start(task.init(jax.random.key(0)))
+    with task.batches(0) as batches:
+        batch = {k: jnp.asarray(v) for k, v in next(batches).items()}
+    return float(jax.jit(task.loss)(params, batch, jax.random.key(1))[0])
+
+
+@pytest.fixture(scope="module")
+def finetuning(folder):
+    """A function from changed fields to the first loss of a finetuning."""
+    from saghog_jax import finetune as stage
+
+    def loss(**fields):
+        config = stage.resolve(toy(finetune.get_config(), folder, **fields))
+        store = Store.open(ensure_store(config.data, config.store))
+        return first_loss(stage.Finetuning(config, store, stage.make_labels(config, store)))
+
+    return loss, loss()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
+               {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
+               {"dropout": 0.0}, {"loss.base": 0.5}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
+               {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1}],
+)  # fmt: skip
+def test_every_choice_of_finetuning_matters(finetuning, fields):
+    loss, plain = finetuning
+    assert loss(**fields) != plain
+
+
+@pytest.fixture(scope="module")
+def pretraining(folder):
+    """A function from changed fields to the first loss of a pretraining."""
+    from saghog_jax import pretrain as stage
+
+    def loss(**fields):
+        config = toy(pretrain.get_config(), folder, **fields)
+        store = Store.open(ensure_store(config.data, config.store))
+        return first_loss(stage.Pretraining(config, store))
+
+    return loss, loss()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"target": "pixel"}, {"target": "hog_rgb"}, {"mask_ratio": 0.5},
+               {"hog.num_bins": 6}, {"augment.gray": 1.0}, {"store.binarization": "otsu"},
+               {"model.depth": 1}, {"model.decoder_width": 32}, {"seed": 1}],
+)  # fmt: skip
+def test_every_choice_of_pretraining_matters(pretraining, fields):
+    loss, plain = pretraining
+    assert loss(**fields) != plain
+
+
+def test_layer_decay_sets_the_rate_of_every_parameter(folder):
+    from saghog_jax import finetune as stage
+
+    config = stage.resolve(toy(finetune.get_config(), folder, **{"optim.layer_decay": 0.5}))
+    store = Store.open(ensure_store(config.data, config.store))
+    task = stage.Finetuning(config, store, stage.make_labels(config, store))
+    factors = match_rules(task.init(jax.random.key(0)), stage.rate_rules(2, 0.5))
+    assert factors["encoder"]["block_1"]["fc1"]["kernel"] == 0.5
+    assert factors["encoder"]["block_0"]["fc1"]["kernel"] == 0.25
+    assert factors["encoder"]["patch_embed"]["proj"]["kernel"] == 0.125
+    assert factors["encoder"]["cls_token"] == 0.125
+    assert factors["encoder"]["norm"]["scale"] == 1.0
+    assert factors["netrvlad"]["centroids"] == 1.0
+    # And the task's own optimiser obeys them: Adam's first update has the size of its rate.
+    params = task.init(jax.random.key(0))
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = task.tx.update(grads, task.tx.init(params), jax.tree.map(jnp.zeros_like, params))
+    top = updates["netrvlad"]["centroids"][0, 0]
+    assert updates["encoder"]["block_0"]["norm1"]["bias"][0] / top == pytest.approx(0.25, rel=1e-3)
+
+
+def test_choices_of_embed_matter(folder, tmp_path):
+    plain = load_embeddings(folder / "embed").descriptors
+    config = toy(embed.get_config("plain"), folder, input="page", power=1.0)
+    run_stage(config, tmp_path / "embed")
+    other = load_embeddings(tmp_path / "embed")
+    assert np.abs(other.descriptors - plain).max() > 1e-2
+    assert not (tmp_path / "embed" / "random").exists()
+    # A pretrained run can be embedded by itself, by CLS.
+    config = toy(embed.get_config("plain"), folder, checkpoint=str(folder / "pretrain"))
+    run_stage(config, tmp_path / "cls")
+    assert load_embeddings(tmp_path / "cls").descriptors.shape == (6, 16)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "message"),
+    [
+        (finetune, {"init_from": "nowhere"}, "nowhere holds no run .*configs/pretrain.py"),
+        (finetune, {"labels": "colour"}, "unknown config.labels 'colour', known: cluster, writer"),
+        (finetune, {"input": "rgb"}, "unknown config.input 'rgb', known: page, binary"),
+        (finetune, {"netrvlad.init": "x"}, "unknown config.netrvlad.init 'x'"),
+        (embed, {"checkpoint": "nowhere"}, "no checkpoint in nowhere; .*configs/finetune.py"),
+        (embed, {"input": "rgb"}, "unknown config.input 'rgb', known: auto, page, binary"),
+        (embed, {"compare": ("best",)}, "unknown config.compare 'best'"),
+        (retrieve, {"embeddings": "nowhere"}, "configs/embed.py"),
+        (pretrain, {"global_batch_size": 1 << 20}, "lower --config.global_batch_size"),
+        (pretrain, {"global_batch_size": 12}, "global_batch_size=12 is not divisible by 8"),
+        (pretrain, {"data.pages": "nowhere"}, "nowhere"),
+    ],
+)
+def test_missing_input_and_unknown_choices_are_one_line(folder, tmp_path, module, fields, message):
+    config = toy(module.get_config(), folder, **fields)
+    with pytest.raises(UserError, match=message) as error:
+        run_stage(config, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_one_writer_and_no_writer(folder, tmp_path):
+    pages = folder / "pages"
+    for name, writer in [("one", "w"), ("none", "")]:
+        rows = ["path,writer,page"]
+        rows += [f"{p.relative_to(pages)},{writer},{p.stem}" for p in sorted(pages.rglob("*.png"))]
+        manifest = pages / f"{name}.csv"
+        manifest.write_text("\n".join(rows))
+        config = toy(finetune.get_config(), folder, **{"labels": "writer",
+                     "data.pages": str(manifest), "data.split": ""})  # fmt: skip
+        with pytest.raises(UserError, match="class" if writer else "no page of .* has a writer"):
+            run_stage(config, tmp_path / name)
+        # Without writers there are still pages to embed and rank; there are no figures.
+        config = toy(embed.get_config("plain"), folder, **{"data.pages": str(manifest),
+                     "data.split": ""})  # fmt: skip
+        run_stage(config, tmp_path / f"{name}-embed")
+        config = toy(retrieve.get_config(), folder, embeddings=str(tmp_path / f"{name}-embed"))
+        run_stage(config, tmp_path / f"{name}-retrieve")
+        assert (tmp_path / f"{name}-retrieve" / "report.html").exists()
+
+
+def test_bad_pages_are_skipped_and_named(folder, tmp_path, capsys):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    good = sorted((folder / "pages").rglob("*.png"))[:3]
+    for i, path in enumerate(good):
+        (pages / f"w{i}_1.png").write_bytes(path.read_bytes())
+    (pages / "text.png").write_text("no image")
+    (pages / "cut_short.png").write_bytes(good[0].read_bytes()[:2000])
+    config = toy(embed.get_config("plain"), folder, **{"data.pages": str(pages)})
+    assert run_stage(config, tmp_path / "embed") == 2
+    assert "2 pages skipped" in capsys.readouterr().out
+    skipped = (tmp_path / "embed" / "skipped.csv").read_text()
+    assert "text.png" in skipped
+    assert "cut_short.png" in skipped
+    assert len(load_embeddings(tmp_path / "embed").page_ids) == 3
+    for path in pages.glob("w*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of the 2 pages"):
+        run_stage(config, tmp_path / "embed3")
+
+
+def command(stage, folder, *fields):
+    sizes = [f"--config.{k}={v}" for k, v in _items(toy(stage.get_config(), folder))
+             if not isinstance(v, tuple)]  # fmt: skip
+    name = stage.get_config().stage
+    return [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/{name}.py",
+            f"--workdir={folder / name}", *sizes, *fields]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_stages_finish_when_started_again(folder, tmp_path):
+    """SIGKILL at several moments of every stage; the result is that of an undisturbed run."""
+    from saghog_jax.checkpoint import load_params, params_digest
+
+    (tmp_path / "pages").symlink_to(folder / "pages")
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    digests = {}
+    for run in ("whole", "killed"):
+        home = tmp_path / run
+        home.mkdir()
+        (home / "pages").symlink_to(folder / "pages")
+        for stage in (prepare, pretrain, finetune, embed, retrieve):
+            words = command(stage, home, *(
+                ["--config.stores.pretrain.root=" + str(home / "prepare"),
+                 "--config.stores.offline.root=" + str(home / "prepare")]
+                if stage is prepare else []))  # fmt: skip
+            for seconds in (2, 4, 6) if run == "killed" else ():
+                process = subprocess.Popen(words, env=env, cwd=home, start_new_session=True,
+                                           stdout=subprocess.DEVNULL)  # fmt: skip
+                time.sleep(seconds)
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            done = subprocess.run(words, env=env, cwd=home, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        digests[run] = [
+            params_digest(load_params(home / "pretrain", ("mae",))[0]),
+            params_digest(load_params(home / "finetune", ("writer",))[0]),
+            (home / "embed" / "embeddings.npy").read_bytes(),
+            (home / "retrieve" / "ranking.csv").read_text(),
+        ]
+    assert digests["whole"] == digests["killed"]
