@@ -171,10 +171,6 @@ def _build(
     workers: int,
     log: Callable[[str], None],
 ) -> None:
-    try:
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
     start = time.monotonic()
     with _workspace(folder) as workspace:
         jobs = _jobs(folder, workspace, manifest, rule, config)
@@ -280,7 +276,11 @@ def _workspace(folder: Path) -> Iterator[Path]:
         with _locked(other / "lock") as dead:
             if dead:
                 shutil.rmtree(other, ignore_errors=True)
-    workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    try:
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    except OSError as error:
+        raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
     try:
         with _locked(workspace / "lock"):
             yield workspace

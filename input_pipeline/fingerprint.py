@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 # A file modified this recently may change again within the clock's resolution.
@@ -67,7 +68,9 @@ def _read_cache(cache: Path) -> dict[str, list]:
 
 
 def _write_cache(cache: Path, known: dict[str, list]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(known, indent=0, sort_keys=True))
-    os.replace(temporary, cache)
+    # Whoever builds next to it reports a full disk or a missing permission.
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known, indent=0, sort_keys=True))
+        os.replace(temporary, cache)

@@ -13,8 +13,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -202,9 +202,9 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     files["labels.json"] = (json.dumps(info, indent=1) + "\n").encode()
-    folder.parent.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    temporary = folder.with_name(f".new-{secrets.token_hex(8)}")
     try:
+        temporary.mkdir(parents=True)
         for name, data in files.items():
             write_file(temporary / name, data)
         os.rename(temporary, folder)

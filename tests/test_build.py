@@ -175,7 +175,7 @@ def test_a_full_disk_says_so_and_the_build_goes_on_later(built, tmp_path, monkey
 
     write_npy = store_writer._write_npy
     monkeypatch.setattr(store_writer, "_write_npy", full)
-    with pytest.raises(UserError, match=r"No space left on device; [12] of 7 pages are kept") as error:
+    with pytest.raises(UserError, match=r"No space left on device; [12] of 7 pages are") as error:
         quiet(*sections(pages, tmp_path))
     assert "\n" not in str(error.value)
     (half,) = tmp_path.glob("pretrain-*")
@@ -353,3 +353,23 @@ def test_workers_do_not_load_the_main_program_or_jax():
         assert "cv2" in loaded
         assert not {"jax", "saghog_jax", "_pytest"} & set(loaded)
     assert multiprocessing.active_children() == []
+
+
+def test_a_root_that_is_a_file(built, tmp_path):
+    (tmp_path / "root").write_text("")
+    with pytest.raises(UserError, match=r"cannot write in the folder .*root/pretrain-"):
+        quiet(*sections(built[0], tmp_path / "root"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_everything_at_once(tmp_path):
+    pages = write_pages(tmp_path / "pages", 40)
+    builder = start_builder(pages, tmp_path, workers=2)
+    while whole_shards(tmp_path) < 2:
+        time.sleep(0.01)
+    os.killpg(builder.pid, signal.SIGINT)
+    output, _ = builder.communicate(timeout=60)
+    assert output.count("Traceback") == 1
+    assert "KeyboardInterrupt" in output
+    (half,) = tmp_path.glob("pretrain-*")
+    assert [path.name for path in half.iterdir()] == ["shards"]

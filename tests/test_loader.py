@@ -1,6 +1,12 @@
 import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,3 +212,50 @@ def test_subsets_are_subsets():
         for size, drawn in zip(sizes, loader._subsets(rng, sizes, m), strict=True):
             assert ((drawn >= 0) & (drawn < size)).all()
             assert len(set(drawn)) == m or size < m
+
+
+READ = """
+import sys
+import numpy as np
+from pathlib import Path
+from benchmarks.loader import PeakMemory
+from input_pipeline.loader import batches, uniform_plan
+from input_pipeline.store import Store
+import grain
+store = Store.open(sys.argv[1])
+plan = uniform_plan(len(store), 2048, 60, 0)
+with PeakMemory() as memory, batches(store, plan, 0, 0, 1, 2, 4) as iterator:
+    total = sum(len(batch["patches"]) for batch in iterator)
+assert total == 60 * 2048
+print(len(store), memory.peak)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    peaks = {}
+    for shards in (3, 63):
+        # All shards share the bytes of one, on the disk and in the cache, but not in the reader.
+        folder = tmp_path / str(shards)
+        make_store(folder, [8000, 8000])
+        info = json.loads((folder / "store.json").read_text())
+        for number in range(1, shards):
+            shutil.copytree(
+                folder / "shards" / "00000",
+                folder / "shards" / f"{number:05d}",
+                copy_function=os.link,
+            )
+            info["shards"].append({**info["shards"][0], "name": f"{number:05d}"})
+        (folder / "store.json").write_text(json.dumps(info))
+        done = subprocess.run(
+            [sys.executable, "-c", READ, folder],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        patches, peaks[shards] = map(int, done.stdout.split())
+        assert patches == shards * 16_000
+    assert peaks[63] < 2**30
+    # The order of an epoch is the index: 4 bytes a patch, of one epoch, and as much to make it.
+    assert peaks[63] - peaks[3] < 8 * 60 * 16_000 + 2**24

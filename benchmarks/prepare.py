@@ -1,0 +1,69 @@
+"""How long `prepare` takes for many large pages, and what a second process brings.
+
+    python -m benchmarks.prepare [--pages 1000] [--rounds 3] [--rule pretrain] [--folder FOLDER]
+
+Writes synthetic pages of 2000 x 1500 pixels, then cuts them into stores of at most 1,000 patches a
+page with 1 and with 2 processes, each on one thread, alternately. Prints seconds, pages a second
+and CPU seconds a page (user and system, all processes) of each round, and the medians.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from configs import common
+from input_pipeline.build import ensure_store
+from input_pipeline.datasets import synthetic
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of its ended children."""
+    return sum(os.times()[:4])
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description="prepare benchmark")
+    parser.add_argument("--pages", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rule", default="pretrain")
+    parser.add_argument("--folder", default=None, help="for the pages; kept if given")
+    args = parser.parse_args()
+    root = Path(args.folder or tempfile.mkdtemp(prefix="prepare-benchmark-"))
+    corpus = synthetic.Corpus(
+        train_writers=args.pages, test_writers=0, pages=1, width=2000, height=1500, lines=20
+    )
+    try:
+        data = common.data_config("")
+        data.pages = str(synthetic.ensure(root, corpus))
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for round_ in range(args.rounds):
+            for workers in seconds:
+                store = common.store_config(args.rule)
+                store.root, store.workers = str(root / "stores"), workers
+                cpu, start = cpu_seconds(), time.perf_counter()
+                ensure_store(data, store, log=lambda _: None)
+                seconds[workers].append(time.perf_counter() - start)
+                cpu = cpu_seconds() - cpu
+                shutil.rmtree(store.root)
+                print(
+                    f"round {round_}, {workers} processes: {seconds[workers][-1]:.1f} s, "
+                    f"{args.pages / seconds[workers][-1]:.2f} pages/s, "
+                    f"{cpu / args.pages:.2f} CPU s a page",
+                    flush=True,
+                )
+        one, two = (statistics.median(times) for times in seconds.values())
+        print(
+            f"medians: 1 process {one:.1f} s, 2 processes {two:.1f} s, {one / two:.2f} times faster"
+        )
+    finally:
+        if args.folder is None:
+            shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
