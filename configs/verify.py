@@ -8,10 +8,11 @@ Reads all stores in runs/prepare at the speed of the disk, writes nothing, and e
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg:
-        raise ValueError(f"configs/verify.py takes no argument, not {arg!r}")
+    common.parse_arg(arg, ("default",))
     config = ConfigDict()
     config.stage = "verify"
     # A store, or a folder of stores.

@@ -4,8 +4,10 @@ Exit status: 0 done; 1 a fault of the program (with a traceback); 2 a mistake of
 line); 3 done, but some pages could not be used and were skipped.
 """
 
+import difflib
 import importlib
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
 
-STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "verify")
+STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "search", "verify")
 SKIPPED_PAGES = 3
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,16 +55,40 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _known_configs() -> list[str]:
-    return [f"configs/{path.stem}.py" for path in sorted(Path("configs").glob("[a-z]*.py"))]
+    return [f"configs/{stage}.py" for stage in STAGES]
 
 
 def _explain(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):
-        return "unknown config field: " + " ".join(str(error.args[0]).split())
+        return _unknown_field() or str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A config file that raises reaches us as its formatted traceback: its last line says why.
     reasons = [line for line in lines if line.startswith(("ValueError:", "[Errno"))]
-    return (reasons or lines or [type(error).__name__])[-1]
+    return (reasons or lines or [type(error).__name__])[-1].removeprefix("ValueError: ")
+
+
+def _unknown_field() -> str:
+    """Names the first `--config.FIELD` on the command line that the config does not have."""
+    given = next((w.split("=", 1)[1] for w in sys.argv if w.startswith("--config=")), "")
+    path, _, arg = given.partition(":")
+    namespace = runpy.run_path(path)
+    known = _fields(namespace["get_config"](arg or None))
+    for word in sys.argv:
+        field = word.removeprefix("--config.").split("=", 1)[0]
+        if word.startswith("--config.") and field not in known:
+            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+            return f"unknown config field: {field}; did you mean {near[0]}?"
+    return ""
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Names of all fields, such as `data.pages`."""
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if isinstance(value, ConfigDict):
+            names += _fields(value, f"{prefix}{key}.")
+    return names
 
 
 def _exit_with(message: str) -> None:

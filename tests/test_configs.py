@@ -1,0 +1,150 @@
+"""Every config and variant is built, locked and complete; every command in the texts parses."""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict, config_flags
+
+from configs import common
+from saghog_jax.main import STAGES
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")
+)
+TEXTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / "configs").glob("*.py"),
+]
+
+
+def test_every_config_is_a_stage_and_the_other_way_round():
+    assert set(CONFIGS) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds_and_names_its_stage(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert module.get_config().stage == name
+    assert f"python -m saghog_jax.main --config=configs/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_named_in_the_docstring_builds(name):
+    module = importlib.import_module(f"configs.{name}")
+    with pytest.raises(ValueError, match="unknown variant 'nonsense', known: ") as error:
+        module.get_config("nonsense")
+    known = re.search(r"known: ([\w, ]+)", str(error.value)).group(1).split(", ")
+    for variant in known:
+        assert isinstance(module.get_config(variant), ConfigDict)
+        if len(known) > 1:
+            assert f"`{variant}`" in module.__doc__, variant
+    with pytest.raises(ValueError, match="unknown config argument 'nonsense'"):
+        module.get_config("nonsense=1")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_field_is_explained(path):
+    """A comment stands above each field that is set for the first time."""
+    lines = path.read_text().splitlines()
+    seen = set()
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if not isinstance(node, ast.Assign):
+            continue
+        fields = [t for target in node.targets for t in ast.walk(target)
+                  if isinstance(t, ast.Attribute)]  # fmt: skip
+        nested = isinstance(node.value, ast.Call) and not node.value.args
+        for field in fields:
+            name = ast.unparse(field)
+            own = isinstance(field.value, ast.Name) and field.value.id not in ("arg", "self")
+            if not own or name in seen or name.endswith(".stage") or nested:
+                continue
+            seen.add(name)
+            if re.match(r"common\.\w+_config", ast.unparse(node.value)):
+                continue
+            above = lines[node.lineno - 2].strip()
+            before = lines[node.lineno - 3].strip()
+            explained = above.startswith("#") or (before.startswith("#") or "=" in above)
+            assert explained, f"{path.name}:{node.lineno} {name}"
+
+
+def commands():
+    """(file, words) of every command in the texts that names a config."""
+    for path in TEXTS:
+        text = re.sub(r"\\\n\s*", "", path.read_text())
+        for line in text.splitlines():
+            found = re.search(r"python -m saghog_jax\.main (--config.*)", line)
+            if found and "`" not in found.group(1) and "STAGE" not in line:
+                yield pytest.param(
+                    shlex.split(found.group(1), comments=True), id=f"{path.name}: {line.strip()}"
+                )
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_every_command_in_the_texts_parses(words):
+    """Each override names a field of the config and has a value of its type."""
+    import absl.flags
+
+    values = absl.flags.FlagValues()
+    absl.flags.DEFINE_string("workdir", None, "", flag_values=values)
+    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    argv = sys.argv
+    # Overrides of a config are found on the real command line.
+    sys.argv = ["main", *words]
+    try:
+        values(["main", *words])
+    finally:
+        sys.argv = argv
+    assert values["config"].value.stage in STAGES
+    del holder
+
+
+def test_arguments_are_typed_and_mistakes_named():
+    arg = common.parse_arg("paper,labels=writer,size=3,fast=true", ("cpu", "paper"), labels="x",
+                           size=1, fast=False, rate=0.5)  # fmt: skip
+    assert arg.to_dict() == {
+        "variant": "paper", "labels": "writer", "size": 3, "fast": True, "rate": 0.5
+    }  # fmt: skip
+    assert common.parse_arg(None, ("cpu",)).variant == "cpu"
+    for text, message in [
+        ("papr", "unknown variant 'papr', known: cpu, paper; did you mean 'paper'?"),
+        ("lables=3", "unknown config argument 'lables', known: labels; did you mean 'labels'?"),
+        ("cpu,paper", "names 2 variants"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            common.parse_arg(text, ("cpu", "paper"), labels="x")
+    with pytest.raises(ValueError, match="size='a' is not of type int"):
+        common.parse_arg("size=a", ("cpu",), size=1)
+    with pytest.raises(ValueError, match="fast='2' is not a boolean"):
+        common.parse_arg("fast=2", ("cpu",), fast=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: --config is missing; one of configs/prepare.py, configs/pretrain.py"),
+        (["--config=configs/none.py"], "No such file or directory: 'configs/none.py'"),
+        (["--config=configs/pretrain.py:papr"], "unknown variant 'papr'"),
+        (["--config=configs/pretrain.py", "--config.data.page=x"],
+         'unknown config field: data.page; did you mean data.pages?'),
+        (["--config=configs/pretrain.py", "--config.seed=x"], "--config.seed=x: invalid literal"),
+        (["--config=configs/pretrain.py", "--workdri=x"], "Did you mean: workdir"),
+        (["--config=configs/pretrain.py", "pages"], "unexpected argument 'pages'"),
+        (["--config=configs/pretrain.py", "--config.data.pages=none", "--workdir={tmp}"], "none"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line_are_one_line(words, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "saghog_jax.main", *(w.format(tmp=tmp_path) for w in words)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
