@@ -36,6 +36,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.pseudo_labels = common.pseudo_label_config()
     if arg.variant == "paper":
         config.pseudo_labels.num_clusters = 5000
+    # Pipeline options of Apache Beam, which then runs the work in place of a pool of processes; the
+    # bytes are the same. For example `--runner=DirectRunner --direct_running_mode=multi_processing
+    # --direct_num_workers=8`; for clusters see input_pipeline/beam.py.
+    config.beam = ""
     # Only say what was understood of the pages, what would be skipped and why, and how large the
     # stores would become; writes nothing but the built-in corpus.
     config.dry_run = False

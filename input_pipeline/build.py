@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.beam import run_beam_jobs
 from input_pipeline.errors import PageError, UserError
 from input_pipeline.fingerprint import fingerprints
 from input_pipeline.images import load_page
@@ -60,13 +61,16 @@ class ShardJob(NamedTuple):
     max_pixels: int
 
 
-def ensure_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print) -> Path:
+def ensure_store(
+    data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print, beam: str = ""
+) -> Path:
     """Returns the folder of the store of these pages cut by this rule, building what is missing.
 
     Args:
       data: `configs.common.data_config()`.
       store: `configs.common.store_config()`.
       log: called with one line at a time.
+      beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
 
     Raises:
       UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a
@@ -79,7 +83,8 @@ def ensure_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None]
     digest = store_digest(manifest, config, root / FINGERPRINTS)
     folder = root / f"{store.rule}-{digest[:12]}"
     if not (folder / "store.json").exists():
-        _build(folder, manifest, rule, config, digest, store.workers, log)
+        workers = store.workers or usable_cores()
+        _build(folder, manifest, rule, config, digest, workers, beam, log)
     return folder
 
 
@@ -120,7 +125,6 @@ def build_shard(job: ShardJob) -> int:
     try:
         write_shard(shards, job.workspace, name, parts, results)
     except OSError as error:
-        shutil.rmtree(job.workspace / name, ignore_errors=True)
         # Another builder that thought this one dead may have taken its workspace away.
         if read_shard(shards / name) is None:
             raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
@@ -169,6 +173,7 @@ def _build(
     config: dict[str, object],
     digest: str,
     workers: int,
+    beam: str,
     log: Callable[[str], None],
 ) -> None:
     start = time.monotonic()
@@ -178,17 +183,17 @@ def _build(
             job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
         ]
         random.SystemRandom().shuffle(missing)
-        workers = min(workers or usable_cores(), len(missing))
         ready = len(manifest) - sum(len(job.pages) for job in missing)
         log(
             f"cutting {len(manifest):,} pages into {folder}"
             + (f", {ready:,} of them are there already" if ready else "")
-            + f"; {workers} process{'es' if workers != 1 else ''}"
+            + (f"; Apache Beam with {beam}" if beam else f"; {workers} processes")
         )
-        progress = _Progress(len(manifest), ready, log)
+        # Beam says nothing until all is done.
+        progress = _Progress(len(manifest), ready, (lambda line: None) if beam else log)
         pages_of = {job.number: len(job.pages) for job in missing}
         try:
-            for number in run_jobs(build_shard, missing, workers):
+            for number in _run(missing, workers, beam):
                 progress.add(pages_of[number])
         except UserError as error:
             raise UserError(
@@ -207,6 +212,12 @@ def _build(
             shutil.rmtree(folder, ignore_errors=True)
             raise
     _summarise(folder, time.monotonic() - start, log)
+
+
+def _run(jobs: list[ShardJob], workers: int, beam: str) -> Iterator[int]:
+    if not beam:
+        return run_jobs(build_shard, jobs, min(workers, len(jobs)))
+    return (job.number for job in run_beam_jobs(build_shard, jobs, beam))
 
 
 def _jobs(

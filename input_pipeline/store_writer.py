@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,10 +87,22 @@ def write_shard(
     Raises:
       OSError: the disk is full, or anything else that keeps files from being written.
     """
-    temporary = workspace / name
-    temporary.mkdir(parents=True)
+    # Its own for every attempt: another one may have been killed, or be under way.
+    temporary = workspace / f"{name}-{secrets.token_hex(8)}"
+    try:
+        temporary.mkdir(parents=True)
+        _write_arrays(temporary, arrays, pages)
+        _give_name(temporary, shards / name)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_arrays(
+    folder: Path, arrays: Mapping[str, Sequence[np.ndarray]], pages: Sequence[PageResult]
+) -> None:
     checksums = {
-        f"{key}.npy": _write_npy(temporary / f"{key}.npy", np.concatenate(parts))
+        f"{key}.npy": _write_npy(folder / f"{key}.npy", np.concatenate(parts))
         for key, parts in arrays.items()
     }
     info = {
@@ -99,17 +112,21 @@ def write_shard(
         "pages": [page._asdict() for page in pages],
         "sha256": checksums,
     }
-    write_file(temporary / "shard.json", _json_bytes(info))
-    _sync_folder(temporary)
-    if (shards / name).exists() and read_shard(shards / name) is None:
-        os.rename(shards / name, workspace / f"old-{name}")
+    write_file(folder / "shard.json", _json_bytes(info))
+    _sync_folder(folder)
+
+
+def _give_name(temporary: Path, shard: Path) -> None:
+    """Renames a written shard, unless there is an equal one of that name already."""
+    if shard.exists() and read_shard(shard) is None:
+        os.rename(shard, temporary.with_name(f"old-{temporary.name}"))
     try:
-        os.rename(temporary, shards / name)
+        os.rename(temporary, shard)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         shutil.rmtree(temporary)
-    _sync_folder(shards)
+    _sync_folder(shard.parent)
 
 
 def finish_store(

@@ -27,12 +27,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def keep_to_one_thread() -> None:
+    """Keeps OpenCV and numeric libraries to one thread from now on."""
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
+
+
 def start_worker() -> None:
     """Keeps a worker to one thread, and ends it when its parent is gone."""
     # Ctrl-C reaches the whole process group; the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threadpool_limits(1)
+    keep_to_one_thread()
 
     def watch() -> None:
         multiprocessing.parent_process().join()

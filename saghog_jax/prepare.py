@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return _dry_run(config)
     skipped: set[str] = set()
     for name, section in config.stores.items():
-        store = Store.open(ensure_store(config.data, section))
+        store = Store.open(ensure_store(config.data, section, beam=config.beam))
         print(f"store {name}: {store.path}, {len(store):,} patches")
         skipped |= {page_id for page_id, _ in store.skipped}
         if section.descriptors:
