@@ -163,7 +163,7 @@ def model_config(size: str) -> ConfigDict:
     model.width, model.depth, model.heads = {"cpu": (128, 4, 4), "paper": (512, 8, 8)}[size]
     model.mlp_ratio = 4
     model.decoder_width, model.decoder_depth, model.decoder_heads = {
-        "cpu": (128, 1, 4),
+        "cpu": (64, 1, 4),
         "paper": (512, 1, 16),
     }[size]
     return model
@@ -176,6 +176,9 @@ def run_config(config: ConfigDict) -> None:
     # Patches a step, over all devices and hosts.
     config.global_batch_size = 512
     config.total_steps = 1000
+    # Operands of matrix products: `float32`, `mixed` (bfloat16, sums in float32) or `auto`: mixed
+    # on accelerators and on CPUs with bfloat16 instructions.
+    config.precision = "auto"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     # A line of metrics every so many steps.

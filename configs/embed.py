@@ -35,6 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Patches a device call, and the most pages that are mixed in one.
     config.batch_size = 1024
     config.pages_per_batch = 16
+    # Operands of matrix products: `float32`, `mixed` or `auto`, see configs/common.py.
+    config.precision = "auto"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     # Page descriptors are signed powers of the sums of their patch descriptors.

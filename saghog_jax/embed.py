@@ -16,17 +16,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.stream import stream_cuts
-from saghog_jax import augment, pretrain, sharding
+from saghog_jax import augment, precision, pretrain, sharding
 from saghog_jax.checkpoint import load_params, params_digest, read_config
 from saghog_jax.logging import duration
 from saghog_jax.models.make import make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import page_sum
+from saghog_jax.precision import operand_dtype
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 from saghog_jax.retrieval.embeddings import replacing, save_embeddings
 
@@ -52,9 +54,9 @@ class Model:
     dim: int
 
 
-def cls_model(name: str, model: ConfigDict, params: dict, source: str) -> Model:
+def cls_model(name: str, model: ConfigDict, params: dict, source: str, dtype: DTypeLike) -> Model:
     """Sums of L2-normalised CLS features."""
-    encoder = make_encoder(model)
+    encoder = make_encoder(model, dtype)
 
     def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
         x = encoder.apply({"params": params}, images, method="features")
@@ -63,9 +65,11 @@ def cls_model(name: str, model: ConfigDict, params: dict, source: str) -> Model:
     return Model(name, "cls", source, params, sums, model.width)
 
 
-def netrvlad_model(name: str, config: ConfigDict, params: dict, source: str) -> Model:
+def netrvlad_model(
+    name: str, config: ConfigDict, params: dict, source: str, dtype: DTypeLike
+) -> Model:
     """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
-    module = make_writer_model(config.model, config.netrvlad)
+    module = make_writer_model(config.model, config.netrvlad, dtype)
 
     def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
         x, assignment = module.apply({"params": params}, images)
@@ -87,24 +91,25 @@ def load_models(config: ConfigDict) -> list[Model]:
     unknown = sorted(set(config.compare) - set(COMPARE))
     if unknown:
         raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
+    dtype = operand_dtype(precision.resolve(config).precision)
     folder = Path(config.checkpoint)
     params, meta = load_params(folder, ("writer", "mae"))
     run = read_config(folder)
     if meta["kind"] == "writer":
         source = run.input if config.input == "auto" else config.input
-        models = [netrvlad_model("finetuned", run, params, source)]
+        models = [netrvlad_model("finetuned", run, params, source, dtype)]
         pretrained = Path(run.init_from) if run.init_from else None
     else:
         source = "page" if config.input == "auto" else config.input
-        models = [cls_model("pretrained", run.model, params["encoder"], source)]
+        models = [cls_model("pretrained", run.model, params["encoder"], source, dtype)]
         pretrained = folder
     if "pretrained" in config.compare and pretrained and models[0].name != "pretrained":
         given, _ = load_params(pretrained, ("mae", "writer"))
-        models.append(cls_model("pretrained", run.model, given["encoder"], source))
+        models.append(cls_model("pretrained", run.model, given["encoder"], source, dtype))
     if "random" in config.compare and pretrained:
         begun = read_config(pretrained)
         fresh = jax.jit(lambda: pretrain.init_params(begun, jax.random.key(begun.seed)))()
-        models.append(cls_model("random", run.model, fresh["encoder"], source))
+        models.append(cls_model("random", run.model, fresh["encoder"], source, dtype))
     return models
 
 
@@ -235,6 +240,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             "input": model.input,
             "aggregation": f"sum, power {config.power:g}, L2",
             "patches": [int(counts[i]) for i in kept],
+            "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
@@ -305,6 +311,7 @@ class _Groups:
             "store": config.store.to_dict(),
             "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
             "size": self._size,
+            "precision": precision.resolve(config).precision,
         }
         text = json.dumps(key, sort_keys=True, default=str)
         mark = folder / "key.json"

@@ -14,11 +14,12 @@ from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.store import Store
-from saghog_jax import augment, optim
+from saghog_jax import augment, optim, precision
 from saghog_jax.checkpoint import load_params, read_config
 from saghog_jax.losses import multi_similarity
 from saghog_jax.models.make import make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import cosine_gram, with_centroids
+from saghog_jax.precision import operand_dtype
 from saghog_jax.sharding import local_batch_size
 from saghog_jax.train import Run
 
@@ -29,7 +30,7 @@ _FEATURE_BATCH = 1024
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with the model of the run that `init_from` names.
+    """The config with the model of the run that `init_from` names, and this machine's precision.
 
     Raises:
       UserError: no such run; unknown `labels`, `input` or `netrvlad.init`.
@@ -41,6 +42,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     ):
         if value not in known:
             raise UserError(f"unknown config.{field} {value!r}, known: {', '.join(known)}")
+    config = precision.resolve(config)
     if config.init_from:
         config = config.copy_and_resolve_references()
         config.model = read_config(Path(config.init_from)).model
@@ -66,7 +68,9 @@ class Finetuning:
 
     def __init__(self, config: ConfigDict, store: Store, labels: np.ndarray) -> None:
         self.config = config
-        self.model = make_writer_model(config.model, config.netrvlad, config.dropout)
+        self.model = make_writer_model(
+            config.model, config.netrvlad, operand_dtype(config.precision), config.dropout
+        )
         self.tx = optim.make_optimizer(
             config.optim,
             config.total_steps,
@@ -139,7 +143,7 @@ class Finetuning:
     def _feature_centres(self, encoder_params: dict) -> np.ndarray:
         """k-means centres [v, d] of CLS features of patches drawn evenly from the store."""
         config = self.config
-        encoder = make_encoder(config.model)
+        encoder = make_encoder(config.model, operand_dtype(config.precision))
 
         @jax.jit
         def features(params: dict, batch: dict) -> jax.Array:

@@ -14,6 +14,7 @@ from input_pipeline.store import Store
 from saghog_jax import augment, optim
 from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_loss
 from saghog_jax.models.make import make_mae
+from saghog_jax.precision import operand_dtype, resolve
 from saghog_jax.sharding import local_batch_size
 from saghog_jax.targets import make_targets, target_dim
 from saghog_jax.train import Run
@@ -26,7 +27,7 @@ def model_of(config: ConfigDict) -> MaskedAutoencoder:
     channels = target_dim(
         config.target, config.model.token_size, config.hog.cell_size, config.hog.num_bins
     )
-    return make_mae(config.model, channels)
+    return make_mae(config.model, channels, operand_dtype(config.precision))
 
 
 def init_params(config: ConfigDict, rng: jax.Array) -> dict:
@@ -99,6 +100,7 @@ class Pretraining:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
+    config = resolve(config)
     run = Run(config, workdir, Pretraining.kind)
     skipped = 0
     if run.finished:

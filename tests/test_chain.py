@@ -32,6 +32,7 @@ def toy(config, folder, **fields):
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),
         "store.workers": 1,
+        "precision": "float32",
         "model.width": 16,
         "model.depth": 2,
         "model.heads": 2,
@@ -126,7 +127,7 @@ def test_embeddings_are_right_to_the_patch(folder):
     run = read_config(folder / "finetune")
     params, _ = load_params(folder / "finetune", ("writer",))
     before, _ = load_params(folder / "pretrain", ("mae",))
-    model = make_writer_model(run.model, run.netrvlad)
+    model = make_writer_model(run.model, run.netrvlad, jnp.float32)
     apply = jax.jit(model.apply, static_argnames="method")
     for i, page in list(enumerate(manifest.pages))[:2]:
         image = load_page(manifest.root / page.path, page.box, config.data.max_pixels)

@@ -1,0 +1,43 @@
+"""The choice of the operands of matrix products."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import pretrain as pretrain_config
+from input_pipeline.errors import UserError
+from saghog_jax import precision, pretrain
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_auto_is_what_suits_the_machine(monkeypatch, pays):
+    monkeypatch.setattr(precision, "_mixed_pays", lambda: pays)
+    config = ConfigDict({"precision": "auto"}).lock()
+    assert precision.resolve(config).precision == ("mixed" if pays else "float32")
+    assert config.precision == "auto"
+    for given in ("float32", "mixed"):
+        assert precision.resolve(ConfigDict({"precision": given})).precision == given
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="unknown config.precision 'half', known: auto, float32"):
+        precision.resolve(ConfigDict({"precision": "half"}))
+
+
+def test_mixed_is_used_and_near_float32():
+    config = pretrain_config.get_config()
+    config.model.update({"width": 16, "depth": 1, "heads": 2, "decoder_width": 16})
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    noise = jax.random.uniform(jax.random.key(2), (4, 64))
+    out = {}
+    for name in ("float32", "mixed"):
+        config.precision = name
+        params = pretrain.init_params(config, jax.random.key(0))
+        model = pretrain.model_of(config)
+        out[name] = model.apply({"params": params}, images, noise, 0.75)["pred"]
+        assert out[name].dtype == jnp.float32
+    assert jnp.any(out["float32"] != out["mixed"])
+    # bfloat16 has eight bits: operands are right to 1/256, and errors of a sum average out.
+    error = jnp.linalg.norm(out["mixed"] - out["float32"]) / jnp.linalg.norm(out["float32"])
+    assert error < 0.02
