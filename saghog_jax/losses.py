@@ -6,6 +6,8 @@ The reference of the multi-similarity and the semi-hard triplet loss is pytorch-
 as the published code uses it (reference: section 5).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -102,17 +104,24 @@ def triplet_semihard(gram: jax.Array, labels: jax.Array, margin: float = 0.1) ->
     # The root has no gradient at 0, where duplicates lie.
     safe = jnp.where(square > 0, square, 1)
     distances = jnp.where(square > 0, jnp.sqrt(safe), 0)
+    # How often each pair occurs in a triplet of its row; the sum over triplets of
+    # d(positive) + margin - d(negative) follows, without a [b, b, b] array.
+    fixed = jax.lax.stop_gradient(distances)
+    near = jnp.sort(jnp.where(positive, fixed, jnp.inf), axis=1)
+    far = jnp.sort(jnp.where(negative, fixed, jnp.inf), axis=1)
+    as_positive = _count_below(far, fixed + margin) - _count_up_to(far, fixed)
+    as_negative = _count_below(near, fixed) - _count_up_to(near + margin, fixed)
+    as_positive = jnp.where(positive, as_positive, 0)
+    as_negative = jnp.where(negative, as_negative, 0)
+    count = jnp.maximum(jnp.sum(as_positive), 1).astype(gram.dtype)
+    losses = as_positive.astype(gram.dtype) * (distances + margin)
+    losses -= as_negative.astype(gram.dtype) * distances
+    return jnp.sum(losses) / count
 
-    @jax.checkpoint
-    def anchor(row: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        distance, is_positive, is_negative = row
-        gap = distance[None, :] - distance[:, None]
-        chosen = is_positive[:, None] & is_negative[None, :] & (gap > 0) & (gap < margin)
-        return jnp.sum(jnp.where(chosen, margin - gap, 0)), jnp.sum(chosen)
 
-    # One anchor at a time: [b, b] instead of [b, b, b].
-    losses, counts = jax.lax.map(anchor, (distances, positive, negative))
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1).astype(gram.dtype)
+# Of each row of a sorted [b, n]: how many numbers lie below (or not above) each of another's.
+_count_below = jax.vmap(functools.partial(jnp.searchsorted, side="left"))
+_count_up_to = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
 
 
 def triplet(
