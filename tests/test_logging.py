@@ -1,0 +1,46 @@
+"""Progress lines and metrics.jsonl."""
+
+import json
+
+import pytest
+
+from saghog_jax import logging
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3600, "1h00m"), (9000, "2h30m")]
+)  # fmt: skip
+def test_durations_are_short(seconds, text):
+    assert logging.duration(seconds) == text
+
+
+def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
+    log = logging.MetricsLog(tmp_path, start_step=0, total_steps=100, batch_size=64)
+    log.waited_for_data(1.0)
+    now[0] += 4.0
+    log.write(20, {"loss": 0.5})
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    # 20 steps of 64 patches in 4 seconds, one of them waiting; 80 steps are left.
+    assert record == {
+        "step": 20, "loss": 0.5, "patches_per_second": 320.0, "data_wait_share": 0.25
+    }  # fmt: skip
+    assert capsys.readouterr().out == (
+        "step  20/100  loss 0.5  320 patches/s  data wait 25%  ETA 16s\n"
+    )
+    # What lies between is not counted.
+    now[0] += 1000.0
+    log.restart_clock(20)
+    now[0] += 2.0
+    log.write(30, {"loss": 0.4})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])[
+        "patches_per_second"
+    ] == 320.0  # fmt: skip
+
+
+def test_lines_of_steps_that_happen_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"st')
+    logging.MetricsLog(tmp_path, start_step=4, total_steps=10, batch_size=1)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
