@@ -249,6 +249,8 @@ def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None
     )
     if skipped:
         named = "; ".join(f"{page}: {reason}" for page, reason in skipped[:NAMED_SKIPPED])
+        # File names may hold line breaks.
+        named = " ".join(named.split())
         more = len(skipped) - NAMED_SKIPPED
         log(
             f"{len(skipped):,} pages skipped: {named}"

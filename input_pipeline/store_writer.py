@@ -150,7 +150,7 @@ def finish_store(
         reasons = [f"{p.page_id}: {r.reason}" for p, r in zip(manifest.pages, results, strict=True)]
         raise UserError(
             f"none of the {len(results)} pages gave a patch, so there is no store; "
-            + "; ".join(reasons[:3])
+            + " ".join("; ".join(reasons[:3]).split())
         )
     pages = tuple(
         page._replace(

@@ -108,9 +108,12 @@ def _describe_pages(manifest: Manifest) -> Iterator[str]:
         yield f"{unknown:,} pages without a writer"
     yield "first pages (path, writer, page, split, box, further columns):"
     for page in manifest.pages[:SHOWN]:
-        yield "  " + ", ".join(
-            str(value) for value in (*page[:4], page.box or "", *page.extra.values())
-        )
+        row = (*page[:4], page.box or "", *page.extra.values())
+        yield "  " + _one_line(", ".join(map(str, row)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator[str]:
@@ -124,7 +127,7 @@ def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator
     unreadable = [f for f in findings if f.shape is None]
     yield f"{len(unreadable):,} pages would be skipped" + (":" if unreadable else "")
     for finding in unreadable:
-        yield f"  {manifest.pages[finding.row].page_id}: {finding.reason}"
+        yield f"  {_one_line(manifest.pages[finding.row].page_id)}: {finding.reason}"
 
 
 def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:

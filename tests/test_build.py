@@ -373,3 +373,19 @@ def test_ctrl_c_ends_everything_at_once(tmp_path):
     assert "KeyboardInterrupt" in output
     (half,) = tmp_path.glob("pretrain-*")
     assert [path.name for path in half.iterdir()] == ["shards"]
+
+
+def test_odd_names_survive(tmp_path):
+    names = ["a b.png", 'quo"te.png', "com,ma;.png", "new\nline.png", "写本 ünï.png", "#1.png"]
+    (tmp_path / "pages").mkdir()
+    for i, name in enumerate(names):
+        cv2.imwrite(str(tmp_path / "pages" / "plain.png"), draw_page(i))
+        (tmp_path / "pages" / "plain.png").rename(tmp_path / "pages" / name)
+    (tmp_path / "pages" / "em\npty.png").write_bytes(b"")
+    lines = []
+    made = Store.open(
+        ensure_store(*sections(tmp_path / "pages", tmp_path / "stores"), log=lines.append)
+    )
+    assert [page.path for page in made.manifest.pages] == sorted([*names, "em\npty.png"])
+    assert [page for page, _ in made.skipped] == ["em\npty.png"]
+    assert all("\n" not in line for line in lines)
