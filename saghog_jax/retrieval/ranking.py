@@ -13,6 +13,8 @@ ScoreRows = Callable[[np.ndarray], np.ndarray]
 
 # Float32 values of a chunk of scores; 32 MiB, and a few times that for what is made of them.
 CHUNK_VALUES = 1 << 23
+# So many maxima one after the other take less time than a partial sort.
+_MAXIMA_UP_TO = 12
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,25 @@ def nearest(
     return np.concatenate(found), np.concatenate(values)
 
 
-def top_columns(block: np.ndarray, k: int) -> np.ndarray:
-    """Columns of each row's k largest values, largest first, equals by column, int64 [q, k]."""
-    keys = sort_keys(block)
-    if k < keys.shape[1]:
-        keys.partition(k, axis=1)
-    return np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
+def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's k largest values, largest first, equals by column.
+
+    Returns:
+      columns int64 [q, k] and values [q, k]; a value of -inf belongs to no column in particular.
+    """
+    if k > _MAXIMA_UP_TO:
+        keys = sort_keys(block)
+        if k < keys.shape[1]:
+            keys.partition(k, axis=1)
+        columns = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
+        return columns, np.take_along_axis(block, columns, 1)
+    left, every = block.copy(), np.arange(len(block))
+    columns, values = np.empty((len(block), k), np.int64), np.empty((len(block), k), block.dtype)
+    for j in range(k):
+        columns[:, j] = left.argmax(axis=1)
+        values[:, j] = left[every, columns[:, j]]
+        left[every, columns[:, j]] = -np.inf
+    return columns, values
 
 
 def chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:

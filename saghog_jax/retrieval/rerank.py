@@ -93,7 +93,8 @@ def sgr(
     Takes three float32 arrays [p, p].
     """
     similarity = x @ x.T
-    a = np.exp(-np.square(1 - similarity) / np.float32(gamma))
+    a = 1 - similarity
+    np.exp(np.square(a, out=a) / np.float32(-gamma), out=a)
     for _ in range(layers):
         a = _symmetric(a)
         if sequential:
@@ -133,7 +134,7 @@ def gnn(
         for rows in chunks(np.arange(p), p):
             by_similarity = np.take_along_axis(a[rows], near[rows], 1)
             by_similarity[:, 0] = np.inf
-            place = top_columns(by_similarity, found.shape[1])
+            place, _ = top_columns(by_similarity, found.shape[1])
             found[rows] = np.take_along_axis(near[rows], place, 1)
         weight = np.square(np.take_along_axis(similarity, found, 1))
         if groups is not None:
@@ -178,14 +179,13 @@ def _weights(found: np.ndarray, weight: np.ndarray) -> sparse.csr_array:
 
 
 def _neighbours(a: np.ndarray, k: int, groups: np.ndarray | None) -> np.ndarray:
-    found = [
-        top_columns(_blocked(a[rows], rows, groups, own=-np.inf), min(k, len(a) - 1))
-        for rows in chunks(np.arange(len(a)), len(a))
-    ]
-    found = np.concatenate(found)
-    if groups is not None:
-        found[(groups[found] == groups[:, None]) & (groups[:, None] >= 0)] = -1
-    return found
+    """The k largest of each row besides its own, -1 where there are fewer."""
+    out = np.full((len(a), min(k, len(a) - 1)), -1)
+    for rows in chunks(np.arange(len(a)), len(a)):
+        block = _blocked(a[rows], rows, groups, own=-np.inf)
+        found, value = top_columns(block, out.shape[1])
+        out[rows] = np.where(np.isneginf(value), -1, found)
+    return out
 
 
 def _blocked(
@@ -214,6 +214,6 @@ def _l2_in_place(a: np.ndarray) -> None:
 
 
 def _update_in_place(a: np.ndarray, similarity: np.ndarray, k: int) -> None:
-    found = top_columns(a, k + 1)[:, 1:]
+    found = top_columns(a, k + 1)[0][:, 1:]
     for i, near in enumerate(found):
         a[i] += a[:, near] @ similarity[i, near]

@@ -1,0 +1,233 @@
+"""How fast retrieval is, against scikit-learn and plain Python loops.
+
+    python -m benchmarks.retrieval metrics       # all figures of 3,600 x 512
+    python -m benchmarks.retrieval large         # all figures of 20,019 x 512 (HisFrag20's size)
+    python -m benchmarks.retrieval whitening     # PCA whitening of 3,600 x 51,200 to 512
+    python -m benchmarks.retrieval disk          # the same of 20,019 x 51,200, from disk
+    python -m benchmarks.retrieval sgr           # similarity graph re-ranking of 3,600 pages
+    python -m benchmarks.retrieval search        # 100 queries, 1,000,000 x 512, the nearest 100
+
+Each in a process of its own, so that the peak memory is its own. The other side of a comparison is
+written here from the definitions, one query (or row) after the other, as published evaluations do
+it; both are run alternately `--rounds` times, and the fastest of each counts. `disk` and `search`
+write files of 4.1 and 2.0 GB to `--folder`.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances
+
+from saghog_jax.retrieval import rerank, whitening
+from saghog_jax.retrieval.metrics import evaluate, summarize
+from saghog_jax.retrieval.ranking import score_rows
+from saghog_jax.retrieval.search import search
+
+
+def planted(p: int, d: int, writers: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors around one direction a writer, and the writers."""
+    rng = np.random.default_rng(seed)
+    labels = np.sort(np.arange(p) % writers)
+    x = rng.standard_normal((writers, d), np.float32)[labels]
+    x += 2 * rng.standard_normal((p, d), np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True), labels
+
+
+def timed(rounds: int, *sides: Callable[[], object]) -> list[tuple[float, object]]:
+    """The fastest of `rounds` of each side, and its last result."""
+    best = [(np.inf, None)] * len(sides)
+    for _ in range(rounds):
+        for i, side in enumerate(sides):
+            start = time.perf_counter()
+            result = side()
+            best[i] = (min(best[i][0], time.perf_counter() - start), result)
+    return best
+
+
+def figures_by_loops(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """mAP, Top-1, hard, soft and precision@1..9 of a full distance matrix, query by query."""
+    distances = pairwise_distances(x)
+    aps, tops = [], []
+    sums = {(kind, k): 0.0 for kind in ("hard", "soft", "precision") for k in range(1, 10)}
+    for i in range(len(x)):
+        order = np.argsort(distances[i])
+        right = labels[order[order != i]] == labels[i]
+        places = np.flatnonzero(right)
+        aps.append(np.mean([(j + 1) / (place + 1) for j, place in enumerate(places)]))
+        tops.append(right[0])
+        for k in range(1, 10):
+            first = right[:k]
+            sums["hard", k] += first.all()
+            sums["soft", k] += first.any()
+            sums["precision", k] += first.mean()
+    means = {f"{kind}@{k}": value / len(x) for (kind, k), value in sums.items()}
+    return {"map": float(np.mean(aps)), "top1": float(np.mean(tops)), **means}
+
+
+def sgr_by_rows(x: np.ndarray, k: int, gamma: float) -> np.ndarray:
+    """One layer of similarity graph re-ranking, all rows at once, but row after row."""
+    similarity = x @ x.T
+    a = np.exp(-((1 - similarity) ** 2) / np.float32(gamma))
+    a = (a + a.T) / 2
+    out = np.empty_like(a)
+    for i in range(len(a)):
+        row = a[i].copy()
+        for j in np.argsort(-a[i])[1 : k + 1]:
+            row += similarity[i, j] * a[:, j]
+        out[i] = row / np.linalg.norm(row)
+    return out
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class AnonymousPeak:
+    """Peak memory of this process beyond mapped files, sampled while a block runs, in GiB."""
+
+    def __enter__(self) -> "AnonymousPeak":
+        self.start = self.peak = self._now()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now() -> float:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) / 2**20
+        return 0.0
+
+
+def run_metrics(rounds: int, folder: Path) -> None:
+    """Figures of 3,600 pages by 720 writers."""
+    x, labels = planted(3600, 512, 720)
+
+    def ours() -> dict[str, float]:
+        return summarize(evaluate(score_rows(x), labels, ks=range(1, 10)))
+
+    (fast, new), (slow, old) = timed(rounds, ours, lambda: figures_by_loops(x, labels))
+    worst = max(abs(new[key] - value) for key, value in old.items())
+    print(f"3,600 x 512: {fast:.3f} s, loops {slow:.3f} s, {slow / fast:.1f} times as fast")
+    print(f"largest difference of {len(old)} figures: {worst:.1e}; mAP {new['map']:.4f}")
+
+
+def run_large(rounds: int, folder: Path) -> None:
+    """Figures of 20,019 pages by 1,152 writers."""
+    x, labels = planted(20_019, 512, 1152)
+    ((seconds, figures),) = timed(rounds, lambda: summarize(evaluate(score_rows(x), labels)))
+    print(f"20,019 x 512: {seconds:.2f} s, peak {peak_gib():.2f} GiB, mAP {figures['map']:.4f}")
+
+
+def run_whitening(rounds: int, folder: Path) -> None:
+    """PCA whitening, exact on both sides."""
+    x, _ = planted(3600, 51_200, 720)
+    new, old = timed(
+        rounds,
+        lambda: whitening.apply(whitening.fit(x, 512), x),
+        lambda: PCA(512, whiten=True, svd_solver="full").fit_transform(x),
+    )
+    other = old[1] / np.linalg.norm(old[1], axis=1, keepdims=True)
+    worst = np.abs(new[1] @ new[1].T - other @ other.T).max()
+    print(f"3,600 x 51,200 to 512: {new[0]:.1f} s, scikit-learn {old[0]:.1f} s, ", end="")
+    print(f"{old[0] / new[0]:.1f} times as fast; largest difference of inner products {worst:.1e}")
+
+
+def run_disk(rounds: int, folder: Path) -> None:
+    """PCA whitening of a file larger than what is held of it."""
+    path = folder / "pages.npy"
+    shape = (20_019, 51_200)
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        mapped = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        mixing = rng.standard_normal((600, shape[1]), np.float32)
+        mixing *= np.geomspace(1, 0.05, 600, dtype=np.float32)[:, None]
+        for start in range(0, shape[0], 1000):
+            part = mapped[start : start + 1000]
+            part[:] = rng.standard_normal((len(part), 600), np.float32) @ mixing
+            part += 0.05 * rng.standard_normal(part.shape, np.float32)
+        mapped.flush()
+        del mapped
+    x = np.load(path, mmap_mode="r")
+    with AnonymousPeak() as memory:
+        ((seconds, fitted),) = timed(1, lambda: whitening.fit(x, 512))
+        ((more, _),) = timed(1, lambda: whitening.apply(fitted, x))
+    print(f"20,019 x 51,200 to 512 from disk: fit {seconds:.0f} s, apply {more:.0f} s, ", end="")
+    print(f"peak {peak_gib():.1f} GiB of which {memory.peak:.1f} beyond the mapped file")
+
+
+def run_sgr(rounds: int, folder: Path) -> None:
+    """Similarity graph re-ranking, k 2, one layer."""
+    x, _ = planted(3600, 512, 720)
+    new, old = timed(rounds, lambda: rerank.sgr(x, 2, 1, 0.4), lambda: sgr_by_rows(x, 2, 0.4))
+    worst = np.abs(new[1] - old[1]).max()
+    print(f"SGR of 3,600 pages: {new[0]:.2f} s, row after row {old[0]:.2f} s, ", end="")
+    print(f"{old[0] / new[0]:.1f} times as fast; largest difference {worst:.1e}")
+
+
+def run_search(rounds: int, folder: Path) -> None:
+    """Exact search in a mapped file; the first round compiles and reads the file."""
+    path = folder / "gallery.npy"
+    shape = (1_000_000, 512)
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        mapped = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        for start in range(0, shape[0], 50_000):
+            mapped[start : start + 50_000] = rng.standard_normal((50_000, 512), np.float32)
+        mapped.flush()
+        del mapped
+    gallery = np.load(path, mmap_mode="r")
+    queries, _ = planted(100, 512, 20, seed=1)
+    with AnonymousPeak() as memory:
+        ((first, _),) = timed(1, lambda: search(queries, gallery, 100))
+        ((seconds, (rows, _)),) = timed(rounds, lambda: search(queries, gallery, 100))
+    print(
+        f"100 queries, 1,000,000 x 512, 100 nearest: {seconds:.2f} s (first {first:.2f} s), ",
+        end="",
+    )
+    print(f"peak {memory.peak - memory.start:.2f} GiB beyond the mapped file, {rows.shape}")
+
+
+def main() -> None:
+    """Runs one part and prints its figures."""
+    parts = {
+        "metrics": run_metrics,
+        "large": run_large,
+        "whitening": run_whitening,
+        "disk": run_disk,
+        "sgr": run_sgr,
+        "search": run_search,
+    }
+    parser = argparse.ArgumentParser(description="retrieval benchmark")
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=None, help="for large files; they are kept if given")
+    args = parser.parse_args()
+    print(f"{os.cpu_count()} cores, numpy {np.__version__}")
+    if args.folder:
+        parts[args.part](args.rounds, Path(args.folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="retrieval-benchmark-") as folder:
+        parts[args.part](args.rounds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
