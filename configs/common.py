@@ -59,8 +59,10 @@ def _typed(key: str, text: str, default: object) -> object:
 def data_config(split: str) -> ConfigDict:
     """The pages a stage reads."""
     data = ConfigDict()
-    # A folder of page images, a manifest CSV, or `synthetic` (the built-in corpus). A folder that
-    # holds a manifest.csv stands for that file, unless one of the expressions below is given.
+    # A folder of page images, a manifest CSV, `synthetic` (the built-in corpus), or a public
+    # collection such as `tfds:historical_wi/color,manual_dir=FOLDER`
+    # (input_pipeline/datasets/catalog.py). A folder that holds a manifest.csv stands for that
+    # file, unless one of the expressions below is given.
     data.pages = "synthetic"
     # Rows of the manifest whose column `split` has this value; all rows where empty or where the
     # manifest has no such column.

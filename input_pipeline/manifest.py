@@ -1,13 +1,13 @@
-"""The table of pages: from a folder of images, a CSV, or the built-in corpus.
+"""The table of pages: from a folder of images, a CSV, a public collection, or the built-in corpus.
 
 A CSV has a header with at least `path` (relative to the CSV's folder; the published code's name
 `imgs` is understood too). `writer`, `page` and `split` are labels, `x0,y0,x1,y1` a box in pixels
 that makes a page of a part of the image; all other columns are carried along. It is UTF-8, its
-cells separated by comma, semicolon or tab.
+cells separated by comma, semicolon or tab. Public collections are named by `tfds:NAME`, see
+`datasets.catalog`.
 """
 
 import csv
-import io
 import os
 import posixpath
 import re
@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from input_pipeline.datasets import synthetic
+from input_pipeline.datasets import catalog, synthetic
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES
+from input_pipeline.tables import read_table
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
@@ -108,19 +109,18 @@ def load_manifest(data: ConfigDict) -> Manifest:
     expressions = bool(data.writer_regex or data.page_regex)
     if data.pages == "synthetic":
         manifest = read_csv(synthetic.ensure(Path(data.cache)))
+    elif data.pages.startswith(catalog.PREFIX):
+        _no_expressions(data, "a public collection")
+        manifest = _read_collection(data.pages, data.split)
     elif source.is_dir() and (expressions or not (source / "manifest.csv").is_file()):
         manifest = scan_folder(source, data.writer_regex, data.page_regex)
     elif source.exists():
-        if expressions:
-            raise UserError(
-                "data.writer_regex and data.page_regex are for folders of images; "
-                f"data.pages={data.pages} is a file"
-            )
+        _no_expressions(data, "a file")
         manifest = read_csv(source / "manifest.csv" if source.is_dir() else source)
     else:
         raise UserError(
             f"data.pages={data.pages}: no such folder or file; give a folder of images, a "
-            "manifest CSV, or `synthetic`"
+            "manifest CSV, `synthetic`, or a public collection such as `tfds:historical_wi`"
         )
     root, pages = manifest.root, manifest.pages
     if not any((root / page.path).exists() for page in pages):
@@ -129,6 +129,20 @@ def load_manifest(data: ConfigDict) -> Manifest:
             f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
     return manifest.select(data.split)
+
+
+def _no_expressions(data: ConfigDict, kind: str) -> None:
+    if data.writer_regex or data.page_regex:
+        raise UserError(
+            "data.writer_regex and data.page_regex are for folders of images; "
+            f"data.pages={data.pages} is {kind}"
+        )
+
+
+def _read_collection(pages: str, split: str) -> Manifest:
+    root, columns, rows = catalog.list_pages(catalog.parse(pages), split)
+    found = tuple(Page(r.path, r.writer, r.page, r.split, None, r.extra) for r in rows)
+    return Manifest(root, found, columns)
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
@@ -244,7 +258,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    header, rows = _read_table(path)
+    header, rows = read_table(path)
     # The name of the column in the published code's tables.
     header = ["path" if name == "imgs" and "path" not in header else name for name in header]
     if "path" not in header:
@@ -277,28 +291,6 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
     if not pages:
         raise UserError(f"{path} lists no page")
     return Manifest(root, tuple(pages), columns)
-
-
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and rows, each row with the number of its last line."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no CSV in UTF-8 ({error.reason} at byte {error.start})"
-        ) from None
-    first = text.split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if any(cells)]
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}") from None
-    if not rows:
-        raise UserError(f"{path} is empty; its first line must name the columns")
-    return [name.strip() for name in rows[0][1]], rows[1:]
 
 
 def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -> Page:

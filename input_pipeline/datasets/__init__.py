@@ -1,1 +1,1 @@
-"""Collections of pages: the built-in corpus and one TFDS builder a public data set."""
+"""Collections of pages: the built-in corpus, and public ones by name (`catalog`)."""

@@ -1,0 +1,121 @@
+"""The public collections by name, and how `data.pages` names one: `tfds:NAME[/VARIANT]`.
+
+    tfds:historical_wi                                  the default variant, binarised
+    tfds:historical_wi/color,manual_dir=/data/hwi       its archives were unpacked in /data/hwi
+    tfds:hisfrag20,check_counts=false                   what is there, however much of it
+
+The images are read where they lie; nothing is copied, and TFDS itself is not needed.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from input_pipeline.datasets import (
+    cbad2019,
+    clamm16,
+    clamm17,
+    cvl,
+    grk_papyri,
+    hisfrag20,
+    hisir19,
+    historical_wi,
+    icdar2013,
+)
+from input_pipeline.datasets.collection import Collection, Row
+from input_pipeline.datasets.layout import read_rows
+from input_pipeline.errors import UserError
+
+PREFIX = "tfds:"
+COLLECTIONS: dict[str, Collection] = {
+    module.COLLECTION.name: module.COLLECTION
+    for module in (
+        historical_wi,
+        hisfrag20,
+        grk_papyri,
+        hisir19,
+        icdar2013,
+        cvl,
+        clamm16,
+        clamm17,
+        cbad2019,
+    )
+}
+_BOOLEANS = {"true": True, "false": False}
+
+
+class Request(NamedTuple):
+    """A variant of a collection, and where it lies."""
+
+    collection: Collection
+    variant: str
+    manual_dir: Path
+    check_counts: bool
+
+
+def find(name: str) -> tuple[Collection, str]:
+    """The collection and variant of `NAME` or `NAME/VARIANT`.
+
+    Raises:
+      UserError: an unknown name; names the nearest known one.
+    """
+    base, slash, variant = name.partition("/")
+    if base not in COLLECTIONS:
+        raise UserError(_unknown("collection", base, list(COLLECTIONS)))
+    collection = COLLECTIONS[base]
+    if not slash:
+        return collection, next(iter(collection.variants))
+    if variant not in collection.variants:
+        known = [name for name in collection.variants if name]
+        if not known:
+            raise UserError(f"{base} has no variants, so no {variant!r} either; give {base}")
+        raise UserError(_unknown(f"variant of {base}", variant, known))
+    return collection, variant
+
+
+def _unknown(what: str, word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {word!r}, known: {', '.join(known)}{hint}"
+
+
+def default_manual_dir() -> Path:
+    """Where TFDS looks for files that were downloaded by hand."""
+    data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir).expanduser() / "downloads" / "manual"
+
+
+def parse(pages: str) -> Request:
+    """Reads `tfds:NAME[/VARIANT][,manual_dir=FOLDER][,check_counts=false]`.
+
+    Raises:
+      UserError: an unknown collection, variant or setting.
+    """
+    name, *settings = re.split(r",(?=\w+=)", pages.removeprefix(PREFIX))
+    collection, variant = find(name)
+    manual_dir, check_counts = default_manual_dir(), True
+    for setting in settings:
+        key, value = setting.split("=", 1)
+        if key == "manual_dir":
+            manual_dir = Path(value).expanduser()
+        elif key == "check_counts" and value.lower() in _BOOLEANS:
+            check_counts = _BOOLEANS[value.lower()]
+        else:
+            raise UserError(
+                f"data.pages={pages}: {setting!r} is not one of manual_dir=FOLDER, "
+                "check_counts=true and check_counts=false"
+            )
+    return Request(collection, variant, manual_dir, check_counts)
+
+
+def list_pages(request: Request, split: str) -> tuple[Path, tuple[str, ...], list[Row]]:
+    """Folder, further columns and pages of a request; of all its splits where `split` is empty.
+
+    Raises:
+      UserError: see `layout.read_rows`.
+    """
+    collection, variant, manual_dir, check_counts = request
+    rows = read_rows(collection, variant, manual_dir, split, check_counts)
+    return manual_dir, collection.columns, rows
