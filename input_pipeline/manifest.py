@@ -11,7 +11,7 @@ import csv
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -158,19 +158,8 @@ def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
     Raises:
       UserError: no image; an expression that is malformed, has no group, or does not match.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    names = sorted(_image_names(folder))
-    if not names:
-        raise UserError(f"{folder} holds no image, known: {' '.join(SUFFIXES)}")
-    found = [{} for _ in names]
-    columns: list[str] = []
-    for label, regex in (("writer", writer_regex), ("page", page_regex)):
-        if regex:
-            expression = _compile(label, regex)
-            _search(expression, label, names, found)
-            columns += [c for c in expression.groupindex if c not in (*LABELS, *columns)]
+    names, found, groups = search_names(folder, {"writer": writer_regex, "page": page_regex})
+    columns = tuple(group for group in groups if group not in LABELS)
     pages = tuple(
         Page(
             name,
@@ -180,7 +169,40 @@ def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
         )
         for name, values in zip(names, found)
     )
-    return Manifest(folder, pages, tuple(columns))
+    return Manifest(Path(folder), pages, columns)
+
+
+def search_names(
+    folder: Path, expressions: Mapping[str, str]
+) -> tuple[list[str], list[dict[str, str]], list[str]]:
+    """What regular expressions find in the names of the images in a folder and below.
+
+    Args:
+      folder: see `scan_folder`.
+      expressions: for each label its expression, used as `scan_folder` uses them; empty ones are
+        left out.
+
+    Returns:
+      sorted paths of the images below the folder; for each the values of labels and named groups;
+      and the named groups in order.
+
+    Raises:
+      UserError: see `scan_folder`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    names = sorted(_image_names(folder))
+    if not names:
+        raise UserError(f"{folder} holds no image, known: {' '.join(SUFFIXES)}")
+    found: list[dict[str, str]] = [{} for _ in names]
+    groups: list[str] = []
+    for label, regex in expressions.items():
+        if regex:
+            expression = _compile(label, regex)
+            _search(expression, label, names, found)
+            groups += [group for group in expression.groupindex if group not in groups]
+    return names, found, groups
 
 
 def _image_names(folder: Path) -> Iterator[str]:
