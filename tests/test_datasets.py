@@ -1,153 +1,18 @@
-"""Public collections, on tiny fakes of their folders: rows, traps, counts, TFDS builders."""
+"""Public collections, on tiny fakes of their folders: rows, traps, counts, mistakes, manifests."""
 
-import pickle
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from collection_fakes import FAKES, fake, message_of, rows_of, touch
 
 from configs.common import data_config
 from input_pipeline.datasets import catalog
 from input_pipeline.datasets.catalog import COLLECTIONS
 from input_pipeline.datasets.layout import read_rows
-from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest, read_csv
-
-# Names as in the real archives; of a table its lines.
-FAKES = {
-    "historical_wi/binarized": [
-        *(f"icdar2017-training-binary/1008-IMG_MAX_30974{n}.png" for n in range(3)),
-        *(f"icdar2017-training-binary/990-IMG_MAX_8{n}.png" for n in range(3)),
-        *(f"ScriptNet-HistoricalWI-2017-binarized/1-IMG_MAX_1000{n}.jpg" for n in range(5)),
-    ],
-    "historical_wi/color": [
-        "icdar2017-training-color/1008-IMG_MAX_309740.jpg",
-        "ScriptNet-HistoricalWI-2017-color/1-IMG_MAX_10002.jpg",
-    ],
-    "hisfrag20": [
-        "hisfrag20/12_1_0.jpg",
-        "hisfrag20/12_1_1.jpg",
-        "hisfrag20/7_1_0.jpg",
-        "hisfrag20_test/12_3_0.jpg",
-        "hisfrag20_test/900_1_10.jpg",
-        "hisfrag20_test/900_1_9.jpg",
-    ],
-    "grk_papyri": [
-        "GRK-Papyri/Abraamios_1.jpg",
-        "GRK-Papyri/Abraamios_12.jpg",
-        "GRK-Papyri/Apa_Rhasios_1.jpg",
-        "GRK-Papyri/Apa_Rhasios_2.jpg",
-        "GRK-Papyri/Kyros3_1.jpg",
-    ],
-    "hisir19": [
-        *(f"wi_comp_19_validation/{n}.jpg" for n in range(4)),
-        *(f"wi_comp_19_test/{n}.jpg" for n in range(3)),
-    ],
-    "icdar2013": [
-        *(f"experimental_dataset_2013/{w}_{p}.tif" for w in ("027", "028") for p in (1, 2, 3, 4)),
-        *(f"icdar2013_benchmarking_dataset/{w}_{p}.tif" for w in ("001", "027") for p in (1, 3)),
-    ],
-    "cvl/cropped": [
-        *(f"cvl-database-cropped-1-1/0001-{p}-cropped.tif" for p in (1, 2, 3, 4, 6, 7, 8)),
-        *(f"cvl-database-cropped-1-1/0052-{p}-cropped.tif" for p in (1, 2, 3, 4, 6)),
-        *(f"cvl-database-cropped-1-1/0431-{p}-cropped.tif" for p in (1, 2, 3, 4, 6)),
-    ],
-    "cvl/pages": [
-        *(f"cvl-database-1-1/trainset/pages/0050-{p}.tif" for p in (1, 8)),
-        *(f"cvl-database-1-1/testset/pages/0431-{p}.tif" for p in (1, 3)),
-        "cvl-database-1-1/testset/words/0431/0431-1-0-0-Imagine.tif",
-    ],
-    "clamm16": [
-        "CLaMM_Training_Data_Set/315556101_MS0187_0005_1.tif",
-        "CLaMM_Training_Data_Set/IRHT_P_000004.tif",
-        "CLaMM_task1/IRHT_P_000009.tif",
-        "CLaMM_task2/IRHT_P_000010.tif",
-        "CLaMM_task2/IRHT_P_000011.tif",
-    ],
-    "clamm17": [
-        "ICDAR2017_CLaMM_Training/IRHT_P_000001.tif",
-        "ICDAR2017_CLaMM_task1_task3/btv1b8423829s_f11.tif",
-        "ICDAR2017_CLaMM_task2_task4/CMDF_1_74b.jpg",
-    ],
-    "cbad2019": [
-        "ICDAR-2019-cBAD-dataset/train/0001 a.jpg",
-        "ICDAR-2019-cBAD-dataset/eval/0002.JPG",
-        "ICDAR-2019-cBAD-dataset/test/0003.png",
-        "train/other_collection.jpg",
-    ],
-}
-TABLES = {
-    "hisir19": {
-        "wi_comp_19val_ground_truth.csv": "FILENEMA,ID\n0.jpg,5\n1.jpg,5\n2.jpg,9\n3.jpg,5\n",
-        "wi_comp19_test_ground_truth.csv": (
-            "FILENAME,ID,CATEGORY\n0.jpg,5,letters\n1.jpg,6,charters\n2.jpg,6,charters\n"
-        ),
-    },
-    "clamm16": {
-        "CLaMM_Training_Data_Set/@CLaMM-filelist.csv": (
-            "FILENAME;SCRIPT_TYPE\n315556101_MS0187_0005_1.tif;1\nIRHT_P_000004.tif;Half_Uncial\n"
-        ),
-        "CLaMM_task1/@CLaMM_task1.csv": "FileName;Script_Type\nIRHT_P_000009.tif;12\n",
-        "CLaMM_task2/@CLaMM_task2.csv": (
-            "FILENAME;SCRIPT_TYPE;\nIRHT_P_000010.tif;4;5\nIRHT_P_000011.tif;11;\n"
-        ),
-    },
-    "clamm17": {
-        "ICDAR2017_CLaMM_Training/@ICDAR2017_CLaMM_Training.csv": (
-            "FILENAME;SCRIPT_TYPE;DATE_TYPE\nIRHT_P_000001.tif;10;2\n"
-        ),
-        "ICDAR2017_CLaMM_task1_task3/@ICDAR2017_CLaMM_task1_task3.csv": (
-            "ICDAR_CLAMM;FILE_NAME;Script_type_ICDAR2017;DATE_ICDAR\n"
-            "Task_1_3;btv1b8423829s_f11.tif;5;11\nTask_1_3;IRHT_P_009783.tif;5;11\n"
-        ),
-        "ICDAR2017_CLaMM_task2_task4/@ICDAR2017_CLaMM_task2_task4.csv": (
-            "ICDAR_CLAMM;FILE_NAME;Script_type_ICDAR2017;DATE_ICDAR\nTask_2_4;CMDF_1_74b.jpg;3;15\n"
-        ),
-    },
-}
-MODES = {".png": "1", ".tif": "1", ".jpg": "L"}
-
-
-def _fake(root, name, empty=False):
-    """Writes the fake of `NAME/VARIANT` below `root`; images of modes as in the archives."""
-    for number, path in enumerate(FAKES[name]):
-        file = root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if empty:
-            file.touch()
-        else:
-            mode = MODES.get(file.suffix.lower(), "RGB")
-            grey = np.full((6, 5), 255, np.uint8)
-            grey[: number % 5 + 1, 0] = 0
-            Image.fromarray(grey).convert(mode).save(file)
-    for path, text in TABLES.get(name.split("/")[0], {}).items():
-        (root / path).write_text(text)
-    return root
-
-
-def _rows(root, name, split="", check_counts=False):
-    collection, variant = catalog.find(name)
-    return read_rows(collection, variant, root, split, check_counts)
-
-
-def _touch(root, names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-
-
-def _message(function, *args, **changes):
-    with pytest.raises(UserError) as caught:
-        function(*args, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
 
 # Rows
 
@@ -159,8 +24,8 @@ def test_every_variant_has_a_fake():
 
 @pytest.mark.parametrize("name", FAKES)
 def test_rows_of_the_fake(tmp_path, name):
-    _fake(tmp_path, name, empty=True)
-    rows = _rows(tmp_path, name)
+    fake(tmp_path, name, empty=True)
+    rows = rows_of(tmp_path, name)
     assert {row.path for row in rows} <= set(FAKES[name])
     assert len({row.path for row in rows}) == len(rows)
     collection, variant = catalog.find(name)
@@ -171,7 +36,7 @@ def test_rows_of_the_fake(tmp_path, name):
 
 
 def test_historical_wi(tmp_path):
-    rows = _rows(_fake(tmp_path, "historical_wi/binarized", empty=True), "historical_wi")
+    rows = rows_of(fake(tmp_path, "historical_wi/binarized", empty=True), "historical_wi")
     assert rows[0] == ("icdar2017-training-binary/990-IMG_MAX_80.png", "990", "80", "train", {})
     assert rows[-1] == (
         "ScriptNet-HistoricalWI-2017-binarized/1-IMG_MAX_10004.jpg",
@@ -184,7 +49,7 @@ def test_historical_wi(tmp_path):
 
 
 def test_hisfrag20_keeps_writers_of_both_splits_and_tells_pages_apart(tmp_path):
-    rows = _rows(_fake(tmp_path, "hisfrag20", empty=True), "hisfrag20")
+    rows = rows_of(fake(tmp_path, "hisfrag20", empty=True), "hisfrag20")
     assert [(r.split, r.writer, r.page, r.extra["fragment"]) for r in rows] == [
         ("train", "7", "7_1", "0"),
         ("train", "12", "12_1", "0"),
@@ -196,7 +61,7 @@ def test_hisfrag20_keeps_writers_of_both_splits_and_tells_pages_apart(tmp_path):
 
 
 def test_grk_papyri_takes_the_last_underscore(tmp_path):
-    rows = _rows(_fake(tmp_path, "grk_papyri", empty=True), "grk_papyri")
+    rows = rows_of(fake(tmp_path, "grk_papyri", empty=True), "grk_papyri")
     assert [(r.writer, r.page) for r in rows] == [
         ("Abraamios", "1"),
         ("Abraamios", "12"),
@@ -207,7 +72,7 @@ def test_grk_papyri_takes_the_last_underscore(tmp_path):
 
 
 def test_hisir19_reads_the_misspelled_header_and_keeps_single_pages(tmp_path):
-    rows = _rows(_fake(tmp_path, "hisir19", empty=True), "hisir19")
+    rows = rows_of(fake(tmp_path, "hisir19", empty=True), "hisir19")
     assert [(r.split, r.page, r.writer, r.extra["category"]) for r in rows] == [
         ("validation", "0", "validation-5", ""),
         ("validation", "1", "validation-5", ""),
@@ -220,15 +85,15 @@ def test_hisir19_reads_the_misspelled_header_and_keeps_single_pages(tmp_path):
 
 
 def test_hisir19_finds_the_table_of_another_name_and_place(tmp_path):
-    _fake(tmp_path, "hisir19", empty=True)
+    fake(tmp_path, "hisir19", empty=True)
     (tmp_path / "wi_comp_19val_ground_truth.csv").rename(
         tmp_path / "wi_comp_19_validation/wi_comp19_validation_ground_truth.csv"
     )
-    assert len(_rows(tmp_path, "hisir19", "validation")) == 4
+    assert len(rows_of(tmp_path, "hisir19", "validation")) == 4
 
 
 def test_icdar2013_never_joins_writers_of_the_two_splits(tmp_path):
-    rows = _rows(_fake(tmp_path, "icdar2013", empty=True), "icdar2013")
+    rows = rows_of(fake(tmp_path, "icdar2013", empty=True), "icdar2013")
     train, test = ({r.writer for r in rows if r.split == s} for s in ("train", "test"))
     assert train == {"train-027", "train-028"}
     assert test == {"test-001", "test-027"}
@@ -237,7 +102,7 @@ def test_icdar2013_never_joins_writers_of_the_two_splits(tmp_path):
 
 @pytest.mark.parametrize("variant", ["cropped", "pages"])
 def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
-    rows = _rows(_fake(tmp_path, f"cvl/{variant}", empty=True), f"cvl/{variant}")
+    rows = rows_of(fake(tmp_path, f"cvl/{variant}", empty=True), f"cvl/{variant}")
     found = {}
     for row in rows:
         found.setdefault((row.split, row.writer), []).append(row.page)
@@ -253,7 +118,7 @@ def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
 
 
 def test_clamm_names_scripts_and_dates(tmp_path):
-    rows = _rows(_fake(tmp_path / "16", "clamm16", empty=True), "clamm16")
+    rows = rows_of(fake(tmp_path / "16", "clamm16", empty=True), "clamm16")
     assert [(r.split, r.extra["script"]) for r in rows] == [
         ("train", "Caroline"),
         ("train", "Half Uncial"),
@@ -262,7 +127,7 @@ def test_clamm_names_scripts_and_dates(tmp_path):
         ("test_task2", "Textualis"),
     ]
     assert rows[0].page == "315556101_MS0187_0005_1"
-    rows = _rows(_fake(tmp_path / "17", "clamm17", empty=True), "clamm17")
+    rows = rows_of(fake(tmp_path / "17", "clamm17", empty=True), "clamm17")
     assert [(r.split, *r.extra.values()) for r in rows] == [
         ("train", "Southern Textualis", "1001-1100"),
         ("test_task1_task3", "Humanistic Cursive", "1476-1500"),
@@ -271,7 +136,7 @@ def test_clamm_names_scripts_and_dates(tmp_path):
 
 
 def test_cbad2019_takes_the_folders_of_its_archive(tmp_path):
-    rows = _rows(_fake(tmp_path, "cbad2019", empty=True), "cbad2019")
+    rows = rows_of(fake(tmp_path, "cbad2019", empty=True), "cbad2019")
     assert [(r.split, r.page) for r in rows] == [
         ("train", "0001 a"),
         ("validation", "0002"),
@@ -282,17 +147,17 @@ def test_cbad2019_takes_the_folders_of_its_archive(tmp_path):
 @pytest.mark.parametrize("place", ["historical_wi", "unpacked", "icdar2017-training-binary"])
 def test_folders_are_found_where_programs_unpack_them(tmp_path, place):
     name = "icdar2017-training-binary/7-IMG_MAX_1.png"
-    _touch(tmp_path / place, [name, "._7-IMG_MAX_1.png", "Thumbs.db"])
-    (row,) = _rows(tmp_path, "historical_wi", "train")
+    touch(tmp_path / place, [name, "._7-IMG_MAX_1.png", "Thumbs.db"])
+    (row,) = rows_of(tmp_path, "historical_wi", "train")
     assert row.path == f"{place}/{name}"
 
 
 def test_one_split_does_not_need_the_others(tmp_path):
-    _touch(tmp_path, [f"ScriptNet-HistoricalWI-2017-binarized/1-IMG_MAX_{n}.jpg" for n in (9, 10)])
-    assert [r.page for r in _rows(tmp_path, "historical_wi", "test")] == ["9", "10"]
-    assert len(_rows(tmp_path, "historical_wi")) == 2
-    assert "icdar2017-training-binary" in _message(
-        _rows, tmp_path, "historical_wi", check_counts=True
+    touch(tmp_path, [f"ScriptNet-HistoricalWI-2017-binarized/1-IMG_MAX_{n}.jpg" for n in (9, 10)])
+    assert [r.page for r in rows_of(tmp_path, "historical_wi", "test")] == ["9", "10"]
+    assert len(rows_of(tmp_path, "historical_wi")) == 2
+    assert "icdar2017-training-binary" in message_of(
+        rows_of, tmp_path, "historical_wi", check_counts=True
     )
 
 
@@ -330,18 +195,18 @@ def _whole_icdar2013():
 )
 def test_whole_collections_pass_and_a_page_less_does_not(tmp_path, name, names, counts):
     names = list(names())
-    _touch(tmp_path, names)
-    rows = _rows(tmp_path, name, check_counts=True)
+    touch(tmp_path, names)
+    rows = rows_of(tmp_path, name, check_counts=True)
     assert {split: sum(r.split == split for r in rows) for split in counts} == counts
     (tmp_path / names[-1]).unlink()
-    _touch(tmp_path, [f"{Path(names[-1]).parent}/notes.jpg"])
-    message = _message(_rows, tmp_path, name, "test", check_counts=True)
+    touch(tmp_path, [f"{Path(names[-1]).parent}/notes.jpg"])
+    message = message_of(rows_of, tmp_path, name, "test", check_counts=True)
     total = counts["test"]
     assert f"split test: expected {total:,} images" in message
     assert f"found {total - 1:,} images" in message
     assert "'notes.jpg'" in message
     assert "check_counts=false" in message
-    assert len(_rows(tmp_path, name, "test")) == total - 1
+    assert len(rows_of(tmp_path, name, "test")) == total - 1
 
 
 def _small(name, shared, **counts):
@@ -355,24 +220,24 @@ def _small(name, shared, **counts):
 
 
 def test_writers_in_both_splits_are_counted(tmp_path):
-    _fake(tmp_path, "hisfrag20", empty=True)
+    fake(tmp_path, "hisfrag20", empty=True)
     counts = {"train": (3, 2), "test": (3, 2)}
     assert len(read_rows(_small("hisfrag20", 1, **counts), "", tmp_path)) == 6
-    message = _message(read_rows, _small("hisfrag20", 0, **counts), "", tmp_path)
+    message = message_of(read_rows, _small("hisfrag20", 0, **counts), "", tmp_path)
     assert "expected 0 writers in more than one split, found 1, such as 12" in message
     wrong = {**counts, "train": (3, 3)}
-    message = _message(read_rows, _small("hisfrag20", 1, **wrong), "", tmp_path)
+    message = message_of(read_rows, _small("hisfrag20", 1, **wrong), "", tmp_path)
     assert "split train: expected 3 images, 3 writers, found 3 images, 2 writers" in message
 
 
 def test_an_image_that_an_archive_lacks_is_excused_others_are_not(tmp_path):
-    _fake(tmp_path, "clamm17", empty=True)
+    fake(tmp_path, "clamm17", empty=True)
     counts = {"train": (1, 0), "test_task1_task3": (2, 0), "test_task2_task4": (1, 0)}
     small = _small("clamm17", None, **counts)
     assert len(read_rows(small, "", tmp_path)) == 3
     table = tmp_path / "ICDAR2017_CLaMM_Training/@ICDAR2017_CLaMM_Training.csv"
     table.write_text(table.read_text() + "IRHT_P_000002.tif;1;1\n")
-    message = _message(read_rows, small, "", tmp_path)
+    message = message_of(read_rows, small, "", tmp_path)
     assert "lists 1 images that are not there, such as 'IRHT_P_000002.tif'" in message
     assert len(read_rows(small, "", tmp_path, check_counts=False)) == 3
 
@@ -382,21 +247,21 @@ def test_an_image_that_an_archive_lacks_is_excused_others_are_not(tmp_path):
 
 def test_a_page_in_two_formats_is_a_mistake(tmp_path):
     folder = "ScriptNet-HistoricalWI-2017-binarized"
-    _touch(tmp_path, [f"{folder}/1-IMG_MAX_1.jpg", f"{folder}/1-IMG_MAX_1.png"])
-    message = _message(_rows, tmp_path, "historical_wi")
+    touch(tmp_path, [f"{folder}/1-IMG_MAX_1.jpg", f"{folder}/1-IMG_MAX_1.png"])
+    message = message_of(rows_of, tmp_path, "historical_wi")
     assert "one page twice, as '1-IMG_MAX_1.jpg' and as '1-IMG_MAX_1.png'" in message
 
 
 def test_a_missing_folder_says_what_to_download(tmp_path):
     for root, state in ((tmp_path, "does not hold icdar2017-"), (tmp_path / "x", "does not exist")):
         for check_counts in (True, False):
-            message = _message(_rows, root, "historical_wi", check_counts=check_counts)
+            message = message_of(rows_of, root, "historical_wi", check_counts=check_counts)
             assert state in message
             assert "https://zenodo.org/records/1324999" in message
             assert "training-binarized.zip (MD5 3caa11320e857cf80694031a568ce6bf)" in message
             assert "holds icdar2017-training-binary/, ScriptNet-" in message
-    _touch(tmp_path, ["wi_comp_19_test/0.jpg"])
-    message = _message(_rows, tmp_path, "hisir19", "test")
+    touch(tmp_path, ["wi_comp_19_test/0.jpg"])
+    message = message_of(rows_of, tmp_path, "hisir19", "test")
     assert "does not hold wi_comp19_test_ground_truth.csv" in message
 
 
@@ -411,9 +276,9 @@ def test_a_missing_folder_says_what_to_download(tmp_path):
     ],
 )
 def test_damaged_tables(tmp_path, text, message):
-    _fake(tmp_path, "hisir19", empty=True)
+    fake(tmp_path, "hisir19", empty=True)
     (tmp_path / "wi_comp19_test_ground_truth.csv").write_text(text)
-    assert message in _message(_rows, tmp_path, "hisir19", "test")
+    assert message in message_of(rows_of, tmp_path, "hisir19", "test")
 
 
 @pytest.mark.parametrize(
@@ -428,7 +293,7 @@ def test_damaged_tables(tmp_path, text, message):
     ],
 )
 def test_names_that_are_not_known(pages, message):
-    assert message in _message(catalog.parse, pages)
+    assert message in message_of(catalog.parse, pages)
 
 
 def test_names():
@@ -466,22 +331,22 @@ def _load(pages, split="", **changes):
 
 
 def test_the_manifest_points_at_the_images_where_they_lie(tmp_path):
-    _fake(tmp_path, "icdar2013")
+    fake(tmp_path, "icdar2013")
     pages = f"tfds:icdar2013,manual_dir={tmp_path},check_counts=false"
     train = _load(pages, "train")
     assert (len(train), train.root, train.columns) == (8, tmp_path, ("language",))
     assert train.writers == ["train-027", "train-028"]
     assert all((train.root / page.path).is_file() for page in train.pages)
     assert len(_load(pages)) == 12
-    assert "no split 'val', known: train, test" in _message(_load, pages, "val")
-    assert "are for folders of images" in _message(_load, pages, writer_regex="(.)")
+    assert "no split 'val', known: train, test" in message_of(_load, pages, "val")
+    assert "are for folders of images" in message_of(_load, pages, writer_regex="(.)")
     train.write(tmp_path / "train.csv")
     assert read_csv(tmp_path / "train.csv") == train
 
 
 def test_the_manifest_checks_counts(tmp_path):
-    _fake(tmp_path, "icdar2013", empty=True)
-    message = _message(_load, f"tfds:icdar2013,manual_dir={tmp_path}", "train")
+    fake(tmp_path, "icdar2013", empty=True)
+    message = message_of(_load, f"tfds:icdar2013,manual_dir={tmp_path}", "train")
     assert "expected 400 images, 100 writers, found 8 images, 2 writers" in message
 
 
@@ -503,87 +368,6 @@ assert not {"jax", "saghog_jax", "tensorflow"} & set(sys.modules)
 
 
 def test_building_a_store_needs_neither_tfds_nor_jax(tmp_path):
-    _fake(tmp_path / "manual", "grk_papyri")
+    fake(tmp_path / "manual", "grk_papyri")
     arguments = [str(tmp_path / "manual"), str(tmp_path / "stores")]
     subprocess.run([sys.executable, "-c", BUILD, *arguments], check=True, timeout=120)
-
-
-# TFDS
-
-
-@pytest.fixture(scope="module")
-def tfds():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tensorflow_datasets
-
-    return tensorflow_datasets
-
-
-def _prepare(tfds, name, root, **settings):
-    from input_pipeline.datasets.tfds_builder import make_builder
-
-    builder = make_builder(name, data_dir=root / "data", **settings)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=root / "manual")
-    )
-    return builder
-
-
-@pytest.mark.parametrize(
-    "name", ["historical_wi/color", "hisfrag20", "icdar2013", "clamm17", "cbad2019"]
-)
-def test_builders_serve_the_same_rows_as_the_manifest(tfds, tmp_path, name):
-    _fake(tmp_path / "manual", name)
-    builder = _prepare(tfds, name, tmp_path, check_counts=False)
-    rows = _rows(tmp_path / "manual", name)
-    assert set(builder.info.splits) == {row.split for row in rows}
-    for split in builder.info.splits:
-        source = builder.as_data_source(split)
-        found = {}
-        for example in (source[i] for i in range(len(source))):
-            image = example.pop("image")
-            assert (image.shape, image.dtype) == ((6, 5, 3), np.uint8)
-            path = tmp_path / "manual" / example["path"].decode()
-            np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
-            found[example["path"].decode()] = {k: v.decode() for k, v in example.items()}
-        assert found == {
-            row.path: {"path": row.path, "writer": row.writer, "page": row.page, **row.extra}
-            for row in rows
-            if row.split == split
-        }
-
-
-def test_a_builder_says_where_its_pages_come_from(tfds, tmp_path):
-    _fake(tmp_path / "manual", "grk_papyri")
-    builder = _prepare(tfds, "grk_papyri", tmp_path, check_counts=False)
-    collection = COLLECTIONS["grk_papyri"]
-    assert builder.info.citation == collection.citation
-    assert builder.info.homepage == collection.homepage
-    assert collection.license in str(builder.info.redistribution_info)
-    assert builder.info.file_format.value == "array_record"
-    again = tfds.builder("grk_papyri", data_dir=tmp_path / "data")
-    assert again.info.splits["test"].num_examples == 5
-    source = pickle.loads(pickle.dumps(again.as_data_source("test")))
-    assert sorted(e["page"] for e in source)[0] == b"1"
-
-
-def test_builders_check_counts_and_say_what_to_download(tfds, tmp_path):
-    (tmp_path / "manual").mkdir()
-    message = _message(_prepare, tfds, "grk_papyri", tmp_path)
-    assert "does not exist or is empty" in message
-    assert "d-scribes.philhist.unibas.ch" in message
-    _fake(tmp_path / "manual", "grk_papyri")
-    message = _message(_prepare, tfds, "grk_papyri", tmp_path)
-    assert "expected 50 images, 10 writers, found 5 images, 3 writers" in message
-
-
-def test_all_collections_are_known_to_tfds(tfds):
-    from input_pipeline.datasets import tfds_builder
-
-    tfds_builder.register()
-    tfds_builder.register()
-    assert set(COLLECTIONS) <= set(tfds.list_builders(with_community_datasets=False))
-    assert tfds_builder.HistoricalWi is tfds_builder.builder_class("historical_wi")
-    with pytest.raises(AttributeError, match="no attribute 'Historical'"):
-        _ = tfds_builder.Historical

@@ -91,10 +91,12 @@ def _part_rows(
 def _missing(
     collection: Collection, variant: str, root: Path, what: tuple[str, ...] | list[str]
 ) -> UserError:
-    state = "does not exist" if not root.is_dir() else f"does not hold {' or '.join(what)}"
+    state = "does not exist"
+    if root.is_dir():
+        state = f"does not hold {' or '.join(what)} with files named as in the archives"
     return UserError(
-        f"{collection.full_name(variant)}: the folder {root} {state}, with the files as they come "
-        f"from the archives; {collection.instructions(variant)}"
+        f"{collection.full_name(variant)}: the manual folder {root} {state}; "
+        f"{collection.instructions(variant)} (manual_dir=FOLDER names another one)"
     )
 
 
