@@ -26,6 +26,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init_from = "runs/pretrain"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
     config.model = common.model_config(arg.variant)
+    # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
+    config.encoder = "vit"
+    # Train the head alone.
+    config.freeze_encoder = False
+    # What of the encoder enters NetRVLAD: `cls`, `gmp` (generalised max pooling of all tokens) or
+    # `foreground` (each token with at least `min_token_ink` of ink is a descriptor).
+    config.descriptor = "cls"
+    config.min_token_ink = 0.05
     # `cluster` (pseudo labels, no annotation needed) or `writer`.
     config.labels = arg.labels
     config.pseudo_labels = common.pseudo_label_config()
@@ -36,14 +44,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.netrvlad = ConfigDict(
         {
             "num_clusters": 32,
+            # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
+            "normalized": False,
             # `kmeans` (centres of CLS features) or `random`.
             "init": "kmeans",
             # CLS features that k-means is fitted on, at most.
             "init_samples": 200_000,
         }
     )
-    # Multi-similarity loss; pairs are mined within `epsilon` of the hardest.
-    config.loss = ConfigDict({"alpha": 2.0, "beta": 40.0, "base": 0.2, "epsilon": 0.1})
+    config.loss = ConfigDict(
+        {
+            # `multi_similarity`, `triplet` (on similarities), `triplet_semihard` (on distances).
+            "kind": "multi_similarity",
+            # Multi-similarity; pairs are mined within `epsilon` of the hardest.
+            "alpha": 2.0,
+            "beta": 40.0,
+            "base": 0.2,
+            "epsilon": 0.1,
+            # Triplet losses.
+            "margin": 0.1,
+        }
+    )
     # Dropout on the tokens that enter the encoder's blocks.
     config.dropout = 0.1
     common.run_config(config)
@@ -52,6 +73,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.weight_decay = 0.01
     # The learning rate of block i of n is multiplied by layer_decay^(n - i).
     config.optim.layer_decay = 0.25
+    # `layerwise` (the embedding of tokens is the lowest layer, matrices are decayed) or `published`
+    # (it learns at the full rate, the CLS token never, and everything is decayed).
+    config.optim.rates = "layerwise"
     # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
     config.augment = ConfigDict({"gray": 0.0, "binarize": 0.0, "erode": 0.3, "dilate": 0.3})
     if arg.variant == "paper":

@@ -43,7 +43,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                variables=ocp.args.StandardSave(state.variables),
                 optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
                 meta=ocp.args.JsonSave({"kind": self._kind, "step": step}),
             ),
@@ -54,13 +54,12 @@ class Checkpoints:
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params),
+                variables=ocp.args.StandardRestore(like.variables),
                 optimizer=ocp.args.StandardRestore({"step": like.step, "opt": like.opt_state}),
             ),
         )
-        return TrainState(
-            step=found.optimizer["step"], params=found.params, opt_state=found.optimizer["opt"]
-        )
+        state = like.replace(step=found.optimizer["step"], opt_state=found.optimizer["opt"])
+        return state.with_variables(found.variables)
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -83,12 +82,15 @@ def read_config(run_folder: Path) -> ConfigDict:
     return ConfigDict(json.loads(path.read_text()))
 
 
-def load_params(run_folder: Path, kinds: Sequence[str]) -> tuple[dict, dict]:
-    """The parameters of the newest checkpoint of a run, on the host, and its `meta`.
+def load_variables(run_folder: Path, kinds: Sequence[str]) -> tuple[dict, dict]:
+    """The model of the newest checkpoint of a run, on the host, and the checkpoint's `meta`.
 
     Args:
       run_folder: a folder that pretrain or finetune wrote.
       kinds: the kinds of checkpoint the caller can use.
+
+    Returns:
+      `params` and the model's other collections, as flax applies them; and {"kind", "step"}.
 
     Raises:
       UserError: no checkpoint, or one of another kind.
@@ -110,10 +112,10 @@ def load_params(run_folder: Path, kinds: Sequence[str]) -> tuple[dict, dict]:
     with ocp.StandardCheckpointer() as reader:
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            reader.metadata(newest / "params").item_metadata.tree,
+            reader.metadata(newest / "variables").item_metadata.tree,
         )
-        params = reader.restore(newest / "params", like)
-    return jax.device_get(params), meta
+        variables = reader.restore(newest / "variables", like)
+    return jax.device_get(variables), meta
 
 
 def params_digest(params: dict) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -24,7 +23,7 @@ from input_pipeline.manifest import load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, precision, pretrain, sharding
-from saghog_jax.checkpoint import load_params, params_digest, read_config
+from saghog_jax.checkpoint import load_variables, params_digest, read_config
 from saghog_jax.logging import duration
 from saghog_jax.models.make import make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import page_sum
@@ -42,42 +41,49 @@ _LOG_SECONDS = 10.0
 class Model:
     """What turns the patches of a batch into sums of descriptors by page.
 
-    `sums(params, images, segments)` takes normalised images [b, h, w, c] and weights [s, b] and
-    returns [s, d].
+    `sums(variables, images, binary, segments)` takes normalised images [b, h, w, c], their binary
+    [b, h, w, 1] and weights [s, b], and returns [s, d].
     """
 
     name: str
     kind: str
     input: str
-    params: dict
-    sums: Callable[[dict, jax.Array, jax.Array], jax.Array]
+    variables: dict
+    sums: Callable[[dict, jax.Array, jax.Array, jax.Array], jax.Array]
     dim: int
 
 
-def cls_model(name: str, model: ConfigDict, params: dict, source: str, dtype: DTypeLike) -> Model:
-    """Sums of L2-normalised CLS features."""
-    encoder = make_encoder(model, dtype)
+def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
+    """Sums of L2-normalised CLS features of an encoder; `config` is that of its run."""
+    kind = config.encoder if config.stage == "finetune" else "vit"
+    encoder = make_encoder(config.model, operand_dtype(config.precision), kind=kind)
 
-    def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
-        x = encoder.apply({"params": params}, images, method="features")
+    def sums(
+        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
+    ) -> jax.Array:
+        del binary
+        x = encoder.apply(variables, images, method="features")
         return segments @ l2_normalize(x)
 
-    return Model(name, "cls", source, params, sums, model.width)
+    alone = {name: tree["encoder"] for name, tree in variables.items()}
+    width = config.model.width if kind == "vit" else encoder.width
+    return Model(name, "cls", source, alone, sums, width)
 
 
-def netrvlad_model(
-    name: str, config: ConfigDict, params: dict, source: str, dtype: DTypeLike
-) -> Model:
+def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
     """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
-    module = make_writer_model(config.model, config.netrvlad, dtype)
+    module = make_writer_model(config)
 
-    def sums(params: dict, images: jax.Array, segments: jax.Array) -> jax.Array:
-        x, assignment = module.apply({"params": params}, images)
-        pages = page_sum(assignment, x, params["netrvlad"]["centroids"], segments)
+    def sums(
+        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
+    ) -> jax.Array:
+        x, assignment = module.apply(variables, images, binary=binary)
+        centroids = variables["params"]["netrvlad"]["centroids"]
+        pages = page_sum(assignment, x, centroids, segments, config.netrvlad.normalized)
         return pages.reshape(pages.shape[0], -1)
 
-    dim = config.netrvlad.num_clusters * config.model.width
-    return Model(name, "netrvlad", source, params, sums, dim)
+    dim = variables["params"]["netrvlad"]["centroids"].size
+    return Model(name, "netrvlad", source, variables, sums, dim)
 
 
 def load_models(config: ConfigDict) -> list[Model]:
@@ -91,26 +97,41 @@ def load_models(config: ConfigDict) -> list[Model]:
     unknown = sorted(set(config.compare) - set(COMPARE))
     if unknown:
         raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
-    dtype = operand_dtype(precision.resolve(config).precision)
     folder = Path(config.checkpoint)
-    params, meta = load_params(folder, ("writer", "mae"))
-    run = read_config(folder)
+    variables, meta = load_variables(folder, ("writer", "mae"))
+    run = _run_config(folder, config)
     if meta["kind"] == "writer":
         source = run.input if config.input == "auto" else config.input
-        models = [netrvlad_model("finetuned", run, params, source, dtype)]
-        pretrained = Path(run.init_from) if run.init_from else None
+        models = [netrvlad_model("finetuned", run, variables, source)]
+        begun_from = Path(run.init_from) if run.init_from else None
     else:
         source = "page" if config.input == "auto" else config.input
-        models = [cls_model("pretrained", run.model, params["encoder"], source, dtype)]
-        pretrained = folder
-    if "pretrained" in config.compare and pretrained and models[0].name != "pretrained":
-        given, _ = load_params(pretrained, ("mae", "writer"))
-        models.append(cls_model("pretrained", run.model, given["encoder"], source, dtype))
-    if "random" in config.compare and pretrained:
-        begun = read_config(pretrained)
-        fresh = jax.jit(lambda: pretrain.init_params(begun, jax.random.key(begun.seed)))()
-        models.append(cls_model("random", run.model, fresh["encoder"], source, dtype))
+        models = [cls_model("pretrained", run, variables, source)]
+        begun_from = folder
+    begun = _run_config(begun_from, config) if begun_from else run
+    if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
+        given, _ = load_variables(begun_from, ("mae", "writer"))
+        models.append(cls_model("pretrained", begun, given, source))
+    if "random" in config.compare:
+        models.append(cls_model("random", begun, _untrained(begun), source))
     return models
+
+
+def _run_config(folder: Path, config: ConfigDict) -> ConfigDict:
+    """The config of a run, with the precision that embeds."""
+    run = read_config(folder)
+    run.precision = precision.resolve(config).precision
+    return run
+
+
+def _untrained(run: ConfigDict) -> dict:
+    """The model as it was before the first update of a run that started from scratch."""
+    if run.stage == "pretrain":
+        return jax.jit(lambda: pretrain.init_variables(run, jax.random.key(run.seed)))()
+    size = run.model.patch_size
+    images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
+    model = make_writer_model(run)
+    return jax.jit(lambda: model.init(jax.random.key(run.seed), images, binary=binary))()
 
 
 class Embedder:
@@ -123,15 +144,16 @@ class Embedder:
         self._mesh = sharding.make_mesh(mesh_config)
         sharding.local_batch_size(batch_size)
         whole = sharding.replicated(self._mesh)
-        self._params = [jax.device_put(model.params, whole) for model in models]
+        self._variables = [jax.device_put(model.variables, whole) for model in models]
 
-        def compute(params: list[dict], batch: dict) -> list[jax.Array]:
+        def compute(variables: list[dict], batch: dict) -> list[jax.Array]:
             images, binary = augment.decode(batch)
             inputs = {"page": images, "binary": jnp.broadcast_to(binary, images.shape)}
             inputs = {name: augment.normalize(x) for name, x in inputs.items()}
             segments = batch["segments"].T
             return [
-                m.sums(p, inputs[m.input], segments) for m, p in zip(models, params, strict=True)
+                m.sums(v, inputs[m.input], binary, segments)
+                for m, v in zip(models, variables, strict=True)
             ]
 
         self._compute = jax.jit(compute, out_shardings=whole)
@@ -190,7 +212,7 @@ class Embedder:
             segments[at:end, s] = 1.0
             at = end
         batch = {"patches": patches, "ink": ink, "segments": segments}
-        return self._compute(self._params, sharding.to_device(batch, self._mesh))
+        return self._compute(self._variables, sharding.to_device(batch, self._mesh))
 
     def _collect(self, pending: tuple | None, totals: dict[int, list[np.ndarray]]) -> None:
         if pending is None or pending[1] is None:
@@ -213,7 +235,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     models = load_models(config)
     manifest = load_manifest(config.data)
     rule = Rule.from_config(config.store)
-    digests = [params_digest(model.params) for model in models]
+    digests = [params_digest(model.variables) for model in models]
     groups = _Groups(workdir / "groups", config, manifest.pages, models, digests)
     embedder = Embedder(models, config.batch_size, config.pages_per_batch, config.mesh)
     print(

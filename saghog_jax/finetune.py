@@ -1,4 +1,4 @@
-"""Stage 2, finetuning: NetRVLAD on the encoder, multi-similarity loss (paper, section 3)."""
+"""Stage 2, finetuning: NetRVLAD on the encoder and a metric loss (paper, section 3)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,34 +14,47 @@ from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.store import Store
-from saghog_jax import augment, optim, precision
-from saghog_jax.checkpoint import load_params, read_config
-from saghog_jax.losses import multi_similarity
-from saghog_jax.models.make import make_encoder, make_writer_model
+from saghog_jax import augment, losses, optim, precision
+from saghog_jax.checkpoint import load_variables, read_config
+from saghog_jax.models.make import ENCODERS, make_writer_model
 from saghog_jax.models.netrvlad import cosine_gram, with_centroids
-from saghog_jax.precision import operand_dtype
+from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
 from saghog_jax.sharding import local_batch_size
 from saghog_jax.train import Run
+from saghog_jax.train_state import split_params
 
 NEXT = "python -m saghog_jax.main --config=configs/embed.py"
 LABELS = ("cluster", "writer")
 INPUTS = ("page", "binary")
+LOSSES = ("multi_similarity", "triplet", "triplet_semihard")
+RATES = ("layerwise", "published")
 _FEATURE_BATCH = 1024
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with the model of the run that `init_from` names, and this machine's precision.
+    """The config with the model of the run that `init_from` names and this machine's precision.
 
     Raises:
-      UserError: no such run; unknown `labels`, `input` or `netrvlad.init`.
+      UserError: no such run, an unknown choice, choices that do not go together.
     """
     for field, value, known in (
         ("labels", config.labels, LABELS),
         ("input", config.input, INPUTS),
+        ("encoder", config.encoder, ENCODERS),
+        ("descriptor", config.descriptor, DESCRIPTORS),
         ("netrvlad.init", config.netrvlad.init, ("kmeans", "random")),
+        ("loss.kind", config.loss.kind, LOSSES),
+        ("optim.rates", config.optim.rates, RATES),
     ):
         if value not in known:
             raise UserError(f"unknown config.{field} {value!r}, known: {', '.join(known)}")
+    if config.init_from and config.encoder != "vit":
+        raise UserError(
+            f"config.encoder={config.encoder!r} starts from scratch, but config.init_from names "
+            f"{config.init_from!r}; set --config.init_from= (nothing)"
+        )
+    if config.freeze_encoder and not config.init_from:
+        raise UserError("config.freeze_encoder needs config.init_from: nothing else was learned")
     config = precision.resolve(config)
     if config.init_from:
         config = config.copy_and_resolve_references()
@@ -49,16 +62,33 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def rate_rules(depth: int, decay: float) -> list[tuple[str, float]]:
-    """Learning rate factors: 1 for NetRVLAD and the last norm, less with every block below.
+def rate_rules(config: ConfigDict) -> list[tuple[str, float]]:
+    """Learning rate factors: 1 for the head and the last norm, less with every block below.
 
-    Block i of n has decay^(n - i). The embedding of tokens and the CLS token lie below the first
-    block and have decay^(n + 1); the published code gives the embedding factor 1 and never updates
-    the CLS token.
+    Block i of n has layer_decay^(n - i). With `layerwise` the embedding of tokens and the CLS token
+    lie below the first block, with layer_decay^(n + 1); `published` gives the embedding factor 1
+    and never updates the CLS token.
     """
-    blocks = [(rf"encoder/block_{i}/", decay ** (depth - i)) for i in range(depth)]
-    below = [(r"encoder/(patch_embed|cls_token)", decay ** (depth + 1))]
-    return [*blocks, *below, (r"encoder/norm/", 1.0), (r"^netrvlad/", 1.0)]
+    head = [(r"^(netrvlad|embed)/", 1.0), (r"^ridge$", 1.0)]
+    if config.freeze_encoder:
+        return [*head, (r"^encoder/", 0.0)]
+    if config.encoder != "vit":
+        return [*head, (r"^encoder/", 1.0)]
+    decay, depth = config.optim.layer_decay, config.model.depth
+    below = decay ** (depth + 1)
+    published = config.optim.rates == "published"
+    return [
+        *head,
+        *((rf"^encoder/block_{i}/", decay ** (depth - i)) for i in range(depth)),
+        (r"^encoder/patch_embed/", 1.0 if published else below),
+        (r"^encoder/cls_token$", 0.0 if published else below),
+        (r"^encoder/norm/", 1.0),
+    ]
+
+
+def decay_rules(config: ConfigDict) -> list[tuple[str, float]] | None:
+    """Weight decay: of matrices, or of everything, biases and norms too, as published."""
+    return [("", 1)] if config.optim.rates == "published" else None
 
 
 class Finetuning:
@@ -68,13 +98,9 @@ class Finetuning:
 
     def __init__(self, config: ConfigDict, store: Store, labels: np.ndarray) -> None:
         self.config = config
-        self.model = make_writer_model(
-            config.model, config.netrvlad, operand_dtype(config.precision), config.dropout
-        )
+        self.model = make_writer_model(config, config.dropout)
         self.tx = optim.make_optimizer(
-            config.optim,
-            config.total_steps,
-            rate_rules(config.model.depth, config.optim.layer_decay),
+            config.optim, config.total_steps, rate_rules(config), decay_rules(config)
         )
         self._store, self._labels = store, labels
         local_batch_size(config.global_batch_size)
@@ -83,44 +109,50 @@ class Finetuning:
         )
 
     def init(self, rng: jax.Array) -> dict:
-        """Parameters from scratch: {"encoder": ..., "netrvlad": ...}."""
+        """The model from scratch: {"params": {"encoder": ..., "netrvlad": ...}, ...}."""
         size = self.config.model.patch_size
-        return self.model.init(rng, jnp.zeros((1, size, size, 3)))["params"]
+        return self.model.init(
+            rng, jnp.zeros((1, size, size, 3)), binary=jnp.zeros((1, size, size, 1))
+        )
 
-    def warm_start(self, params: dict) -> dict:
+    def warm_start(self, variables: dict) -> dict:
         """The pretrained encoder and the centres of its features, where the config wants them."""
         config = self.config
+        params, rest = split_params(variables)
         if config.init_from:
-            given, _ = load_params(Path(config.init_from), ("mae", "writer"))
-            params = {**params, "encoder": given["encoder"]}
+            given, _ = load_variables(Path(config.init_from), ("mae", "writer"))
+            params = {**params, "encoder": given["params"]["encoder"]}
         if config.netrvlad.init == "kmeans":
-            centres = self._feature_centres(params["encoder"])
-            params = {**params, "netrvlad": with_centroids(params["netrvlad"], centres)}
-        return params
+            centres = self._feature_centres({"params": params, **rest})
+            head = with_centroids(params["netrvlad"], centres, config.netrvlad.normalized)
+            params = {**params, "netrvlad": head}
+        return {"params": params, **rest}
 
-    def loss(self, params: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Multi-similarity loss of the global batch; the batch is as `Task.loss` has it."""
+    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """The metric loss of the global batch; the batch is as `Task.loss` has it."""
         config = self.config
         augment_rng, dropout_rng = jax.random.split(rng)
         images, binary = augment.decode(batch)
-        images = self._input(images, binary)
-        images = augment.augment(augment_rng, images, binary, config.augment)
-        features, assignment = self.model.apply(
-            {"params": params},
+        images = augment.augment(augment_rng, self._input(images, binary), binary, config.augment)
+        if config.freeze_encoder:
+            frozen = jax.lax.stop_gradient(variables["params"]["encoder"])
+            variables = {**variables, "params": {**variables["params"], "encoder": frozen}}
+        _, rest = split_params(variables)
+        (features, assignment), model_state = self.model.apply(
+            variables,
             augment.normalize(images),
-            train=True,
+            train=not config.freeze_encoder,
+            binary=binary,
             rngs={"dropout": dropout_rng},
+            mutable=list(rest),
         )
-        gram = cosine_gram(assignment, features, params["netrvlad"]["centroids"])
-        loss = multi_similarity(
-            gram,
-            batch["label"],
-            config.loss.alpha,
-            config.loss.beta,
-            config.loss.base,
-            config.loss.epsilon,
+        gram = cosine_gram(
+            assignment,
+            features,
+            variables["params"]["netrvlad"]["centroids"],
+            config.netrvlad.normalized,
         )
-        return loss, {}
+        return metric_loss(gram, batch["label"], config.loss), dict(model_state)
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """See `Task.batches`."""
@@ -140,27 +172,44 @@ class Finetuning:
             return jnp.broadcast_to(binary, images.shape)
         return images
 
-    def _feature_centres(self, encoder_params: dict) -> np.ndarray:
-        """k-means centres [v, d] of CLS features of patches drawn evenly from the store."""
+    def _feature_centres(self, variables: dict) -> np.ndarray:
+        """k-means centres [v, d] of descriptors of patches drawn evenly from the store."""
         config = self.config
-        encoder = make_encoder(config.model, operand_dtype(config.precision))
 
         @jax.jit
-        def features(params: dict, batch: dict) -> jax.Array:
-            images = self._input(*augment.decode(batch))
-            return encoder.apply({"params": params}, augment.normalize(images), method="features")
+        def describe(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+            images, binary = augment.decode(batch)
+            x = self.model.apply(
+                variables, augment.normalize(self._input(images, binary)), method="encode"
+            )
+            return x, token_ink(binary, self.model.encoder.token_size)
 
-        n = len(self._store)
-        chosen = np.linspace(0, n - 1, min(n, config.netrvlad.init_samples)).astype(np.int64)
+        chosen = evenly(len(self._store), config.netrvlad.init_samples)
         found = []
         for first in range(0, len(chosen), _FEATURE_BATCH):
             rows = chosen[first : first + _FEATURE_BATCH]
             # The last batch is filled up so that only one shape is compiled.
-            padded = np.resize(rows, _FEATURE_BATCH)
-            out = features(encoder_params, self._store.gather(padded))
-            found.append(np.asarray(out)[: len(rows)])
+            batch = self._store.gather(np.resize(rows, _FEATURE_BATCH))
+            x, ink = (np.asarray(a)[: len(rows)] for a in describe(variables, batch))
+            found.append(x[ink >= config.min_token_ink] if x.ndim == 3 else x)
+        features = np.concatenate(found)
+        features = features[evenly(len(features), config.netrvlad.init_samples)]
         kmeans = MiniBatchKMeans(config.netrvlad.num_clusters, random_state=config.seed, n_init=3)
-        return kmeans.fit(np.concatenate(found)).cluster_centers_.astype(np.float32)
+        return kmeans.fit(features).cluster_centers_.astype(np.float32)
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below n, spread evenly, int64."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+
+
+def metric_loss(gram: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
+    """The loss that the `loss` section names, of cosine similarities [b, b] and classes [b]."""
+    if loss.kind == "triplet":
+        return losses.triplet(gram, labels, loss.margin)
+    if loss.kind == "triplet_semihard":
+        return losses.triplet_semihard(gram, labels, loss.margin)
+    return losses.multi_similarity(gram, labels, loss.alpha, loss.beta, loss.base, loss.epsilon)
 
 
 def make_labels(config: ConfigDict, store: Store) -> np.ndarray:

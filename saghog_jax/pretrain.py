@@ -30,12 +30,12 @@ def model_of(config: ConfigDict) -> MaskedAutoencoder:
     return make_mae(config.model, channels, operand_dtype(config.precision))
 
 
-def init_params(config: ConfigDict, rng: jax.Array) -> dict:
-    """Parameters before the first update: {"encoder": ..., "decoder": ...}."""
+def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
+    """The model before the first update: {"params": {"encoder": ..., "decoder": ...}}."""
     model, size = model_of(config), config.model.patch_size
     tokens = (size // config.model.token_size) ** 2
     images, noise = jnp.zeros((1, size, size, 3)), jnp.zeros((1, tokens))
-    return model.init(rng, images, noise, config.mask_ratio, method="removed")["params"]
+    return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
 class Pretraining:
@@ -54,14 +54,14 @@ class Pretraining:
         )
 
     def init(self, rng: jax.Array) -> dict:
-        """See `init_params`."""
-        return init_params(self.config, rng)
+        """See `init_variables`."""
+        return init_variables(self.config, rng)
 
-    def warm_start(self, params: dict) -> dict:
+    def warm_start(self, variables: dict) -> dict:
         """Pretraining starts from random weights."""
-        return params
+        return variables
 
-    def loss(self, params: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
         """Mean squared error of the removed tokens; the batch is as `Task.loss` has it."""
         config = self.config
         augment_rng, mask_rng = jax.random.split(rng)
@@ -77,7 +77,7 @@ class Pretraining:
         images = augment.augment(augment_rng, images, binary, config.augment)
         noise = mask_noise(mask_rng, *targets.shape[:2])
         predicted, ids_removed = self.model.apply(
-            {"params": params},
+            variables,
             augment.normalize(images),
             noise,
             config.mask_ratio,

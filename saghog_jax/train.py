@@ -22,7 +22,7 @@ from saghog_jax import sharding
 from saghog_jax.checkpoint import Checkpoints
 from saghog_jax.logging import MetricsLog, duration
 from saghog_jax.optim import learning_rate
-from saghog_jax.train_state import TrainState
+from saghog_jax.train_state import TrainState, split_params
 
 # Fields that change neither data nor mathematics: a run may go on with other values.
 _FREE_FIELDS = ("log_every", "checkpoint_every", "keep_checkpoints", "loader", "mesh", "dry_run")
@@ -36,13 +36,13 @@ class Task(Protocol):
     tx: optax.GradientTransformation
 
     def init(self, rng: jax.Array) -> dict:
-        """New parameters; compiled, so that they are made where they will live."""
+        """New variables (`params` and other collections); compiled, so made where they live."""
 
-    def warm_start(self, params: dict) -> dict:
-        """Called once, on the host, before the first update: parameters to start from instead."""
+    def warm_start(self, variables: dict) -> dict:
+        """Called once, on the host, before the first update: variables to start from instead."""
 
-    def loss(self, params: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """The loss of a global batch as the loader ships it, and further metrics (scalars)."""
+    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """The loss of a global batch as loaded, and the new other collections of the model."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The local rows of the global batches `start_step`, `start_step + 1`, ..."""
@@ -53,24 +53,27 @@ def make_step(task: Task, seed: int) -> Callable[[TrainState, dict], tuple[Train
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-            state.params, batch, rng
-        )
+
+        def loss_of(params: dict) -> tuple[jax.Array, dict]:
+            return task.loss({**state.variables, "params": params}, batch, rng)
+
+        (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
             opt_state=opt_state,
         )
-        return new, {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step
 
 
 def init_state(task: Task, seed: int) -> TrainState:
     """The state before the first update."""
-    params = task.init(jax.random.key(seed))
-    return TrainState(step=jnp.int32(0), params=params, opt_state=task.tx.init(params))
+    params, model_state = split_params(task.init(jax.random.key(seed)))
+    return TrainState(jnp.int32(0), params, model_state, task.tx.init(params))
 
 
 class Run:
@@ -108,8 +111,8 @@ class Run:
         else:
             # Made where it will live: no device ever holds parameters that are sharded whole.
             state = jax.jit(lambda: init_state(task, config.seed), out_shardings=shardings)()
-            params = jax.device_put(task.warm_start(state.params), shardings.params)
-            state = state.replace(params=params)
+            started = task.warm_start(state.variables)
+            state = state.with_variables(jax.device_put(started, shardings.variables))
         update = jax.jit(
             make_step(task, config.seed),
             in_shardings=(shardings, sharding.batch_sharding(mesh)),

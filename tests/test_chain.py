@@ -115,7 +115,7 @@ def test_embeddings_are_right_to_the_patch(folder):
     from input_pipeline.manifest import load_manifest
     from input_pipeline.patches import Rule, cut_page
     from saghog_jax import augment
-    from saghog_jax.checkpoint import load_params, read_config
+    from saghog_jax.checkpoint import load_variables, read_config
     from saghog_jax.models.make import make_writer_model
     from saghog_jax.models.netrvlad import vlad
 
@@ -125,9 +125,9 @@ def test_embeddings_are_right_to_the_patch(folder):
     pretrained = load_embeddings(folder / "embed" / "pretrained")
     assert list(found.page_ids) == [page.page_id for page in manifest.pages]
     run = read_config(folder / "finetune")
-    params, _ = load_params(folder / "finetune", ("writer",))
-    before, _ = load_params(folder / "pretrain", ("mae",))
-    model = make_writer_model(run.model, run.netrvlad, jnp.float32)
+    params = load_variables(folder / "finetune", ("writer",))[0]["params"]
+    before = load_variables(folder / "pretrain", ("mae",))[0]["params"]
+    model = make_writer_model(run)
     apply = jax.jit(model.apply, static_argnames="method")
     for i, page in list(enumerate(manifest.pages))[:2]:
         image = load_page(manifest.root / page.path, page.box, config.data.max_pixels)
@@ -179,11 +179,11 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
 
 @pytest.mark.parametrize(("module", "stage"), [(pretrain, "pretrain"), (finetune, "finetune")])
 def test_same_command_same_bits(folder, tmp_path, module, stage):
-    from saghog_jax.checkpoint import load_params, params_digest
+    from saghog_jax.checkpoint import load_variables, params_digest
 
     run_stage(toy(module.get_config(), folder), tmp_path / stage)
     kinds = ("mae", "writer")
-    digests = {params_digest(load_params(p / stage, kinds)[0]) for p in (folder, tmp_path)}
+    digests = {params_digest(load_variables(p / stage, kinds)[0]) for p in (folder, tmp_path)}
     assert len(digests) == 1
 
 
@@ -212,7 +212,12 @@ def finetuning(folder):
     "fields", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
                {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
                {"dropout": 0.0}, {"loss.base": 0.5}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
-               {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1}],
+               {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
+     {"loss.kind": "triplet"}, {"loss.kind": "triplet_semihard"},
+     {"loss.kind": "triplet", "loss.margin": 0.5}, {"netrvlad.normalized": True},
+     {"descriptor": "gmp"}, {"descriptor": "foreground"},
+     {"descriptor": "foreground", "min_token_ink": 0.5},
+     {"encoder": "resnet20", "init_from": ""}, {"freeze_encoder": True}],
 )  # fmt: skip
 def test_every_choice_of_finetuning_matters(finetuning, fields):
     loss, plain = finetuning
@@ -248,7 +253,8 @@ def test_layer_decay_sets_the_rate_of_every_parameter(folder):
     config = stage.resolve(toy(finetune.get_config(), folder, **{"optim.layer_decay": 0.5}))
     store = Store.open(ensure_store(config.data, config.store))
     task = stage.Finetuning(config, store, stage.make_labels(config, store))
-    factors = match_rules(task.init(jax.random.key(0)), stage.rate_rules(2, 0.5))
+    params = task.init(jax.random.key(0))["params"]
+    factors = match_rules(params, stage.rate_rules(config))
     assert factors["encoder"]["block_1"]["fc1"]["kernel"] == 0.5
     assert factors["encoder"]["block_0"]["fc1"]["kernel"] == 0.25
     assert factors["encoder"]["patch_embed"]["proj"]["kernel"] == 0.125
@@ -256,7 +262,6 @@ def test_layer_decay_sets_the_rate_of_every_parameter(folder):
     assert factors["encoder"]["norm"]["scale"] == 1.0
     assert factors["netrvlad"]["centroids"] == 1.0
     # And the task's own optimiser obeys them: Adam's first update has the size of its rate.
-    params = task.init(jax.random.key(0))
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = task.tx.update(grads, task.tx.init(params), jax.tree.map(jnp.zeros_like, params))
     top = updates["netrvlad"]["centroids"][0, 0]
@@ -351,7 +356,7 @@ def command(stage, folder, *fields):
 @pytest.mark.slow
 def test_killed_stages_finish_when_started_again(folder, tmp_path):
     """SIGKILL at several moments of every stage; the result is that of an undisturbed run."""
-    from saghog_jax.checkpoint import load_params, params_digest
+    from saghog_jax.checkpoint import load_variables, params_digest
 
     (tmp_path / "pages").symlink_to(folder / "pages")
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
@@ -374,8 +379,8 @@ def test_killed_stages_finish_when_started_again(folder, tmp_path):
             done = subprocess.run(words, env=env, cwd=home, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         digests[run] = [
-            params_digest(load_params(home / "pretrain", ("mae",))[0]),
-            params_digest(load_params(home / "finetune", ("writer",))[0]),
+            params_digest(load_variables(home / "pretrain", ("mae",))[0]),
+            params_digest(load_variables(home / "finetune", ("writer",))[0]),
             (home / "embed" / "embeddings.npy").read_bytes(),
             (home / "retrieve" / "ranking.csv").read_text(),
         ]

@@ -8,7 +8,8 @@ from saghog_jax import logging
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3600, "1h00m"), (9000, "2h30m")]
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3600, "1h00m"), (9000, "2h30m")],
 )  # fmt: skip
 def test_durations_are_short(seconds, text):
     assert logging.duration(seconds) == text

@@ -7,8 +7,12 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from saghog_jax.models.mae import MaskedAutoencoder
+from saghog_jax.models.resnet import DEPTHS, ResNet
 from saghog_jax.models.vit import Encoder
 from saghog_jax.models.writer_model import WriterModel
+from saghog_jax.precision import operand_dtype
+
+ENCODERS = ("vit", *DEPTHS)
 
 
 def make_mae(model: ConfigDict, target_dim: int, dtype: DTypeLike) -> MaskedAutoencoder:
@@ -28,8 +32,17 @@ def make_mae(model: ConfigDict, target_dim: int, dtype: DTypeLike) -> MaskedAuto
     )
 
 
-def make_encoder(model: ConfigDict, dtype: DTypeLike, dropout: float = 0.0) -> Encoder:
-    """The encoder alone; `dropout` acts with `train=True` only."""
+def make_encoder(
+    model: ConfigDict, dtype: DTypeLike, dropout: float = 0.0, kind: str = "vit"
+) -> Encoder | ResNet:
+    """The encoder alone: a ViT of the `model` section, or a baseline that has its own sizes.
+
+    Args:
+      dropout: on the ViT's tokens, with `train=True` only.
+      kind: one of `ENCODERS`.
+    """
+    if kind != "vit":
+        return ResNet(kind, dtype)
     return Encoder(
         token_size=model.token_size,
         width=model.width,
@@ -41,12 +54,14 @@ def make_encoder(model: ConfigDict, dtype: DTypeLike, dropout: float = 0.0) -> E
     )
 
 
-def make_writer_model(
-    model: ConfigDict, netrvlad: ConfigDict, dtype: DTypeLike, dropout: float = 0.0
-) -> WriterModel:
-    """Encoder and NetRVLAD of the `model` and `netrvlad` sections."""
+def make_writer_model(config: ConfigDict, dropout: float = 0.0) -> WriterModel:
+    """Encoder and NetRVLAD of a finetuning config whose precision is resolved."""
+    dtype = operand_dtype(config.precision)
     return WriterModel(
-        encoder=make_encoder(model, dtype, dropout),
-        num_clusters=netrvlad.num_clusters,
+        encoder=make_encoder(config.model, dtype, dropout, config.encoder),
+        num_clusters=config.netrvlad.num_clusters,
+        normalized=config.netrvlad.normalized,
+        descriptor=config.descriptor,
+        min_token_ink=config.min_token_ink,
         dtype=dtype,
     )
