@@ -1,4 +1,4 @@
-"""Every test runs on eight fake CPU devices, with strict dtype promotion and a compilation cache."""
+"""Tests run on eight fake CPU devices, with strict dtype promotion and a compilation cache."""
 
 import os
 import tempfile
