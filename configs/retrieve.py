@@ -95,9 +95,9 @@ def report_config() -> ConfigDict:
     """The report of `retrieve` and `search`."""
     report = ConfigDict()
     # Longer side of a thumbnail in pixels.
-    report.thumbnail = 320
+    report.thumbnail = 256
     # Queries a file of the report; more go to report_2.html and so on.
-    report.queries_per_file = 200
+    report.queries_per_file = 400
     # Queries in the report altogether, the hardest first where there are more.
     report.max_queries = 1000
     # Pages on the map of the collection, at most; evenly picked.

@@ -75,7 +75,7 @@ def test_sheets_say_what_the_ranking_says(small):
 def test_pictures_and_links_to_originals(small, tmp_path):
     data = data_of(small)
     for about in data["pages"].values():
-        assert about["image"].startswith("data:image/jpeg;base64,")
+        assert about["image"].startswith("data:image/webp;base64,")
         assert about["size"] == [60, 40]
     odd = next(a for a in data["pages"].values() if a["id"].startswith("odd"))
     assert odd["href"] == "../pages/odd%20name%20%231%25.png"

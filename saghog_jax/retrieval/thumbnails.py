@@ -11,7 +11,8 @@ from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from saghog_jax.retrieval.embeddings import Embeddings
 
-_JPEG_QUALITY = 72
+# WebP at this quality takes half the bytes of a JPEG that looks as good.
+_QUALITY = 45
 
 
 def thumbnails(
@@ -57,6 +58,6 @@ def _data_uri(image: np.ndarray, side: int) -> str:
     if factor < 1:
         size = max(1, round(w * factor)), max(1, round(h * factor))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    quality = [cv2.IMWRITE_WEBP_QUALITY, _QUALITY]
+    data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode("ascii")
