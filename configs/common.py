@@ -24,16 +24,21 @@ def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> C
     if len(bare) > 1:
         raise ValueError(f"config argument {arg!r} names {len(bare)} variants {bare}; give one")
     if bare:
-        parsed["variant"] = _known(bare[0], variants, "variant")
+        parsed["variant"] = one_of(bare[0], variants, "variant")
     for part in (arg or "").split(","):
         if "=" in part:
             key, text = part.split("=", 1)
-            key = _known(key, list(defaults), "config argument")
+            key = one_of(key, list(defaults), "config argument")
             parsed[key] = _typed(key, text, defaults[key])
     return ConfigDict(parsed)
 
 
-def _known(word: str, known: Sequence[str], what: str) -> str:
+def one_of(word: str, known: Sequence[str], what: str) -> str:
+    """The word itself.
+
+    Raises:
+      ValueError: it is not known; names the nearest one.
+    """
     if word in known:
         return word
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
@@ -90,7 +95,7 @@ def store_config(rule: str) -> ConfigDict:
         and `offline_color` (the same by edges), `eval` (keypoint on ink) and `eval_color` (the
         same by black and white). It only sets the defaults of the fields below.
     """
-    _known(rule, STORE_RULES, "store rule")
+    one_of(rule, STORE_RULES, "store rule")
     offline = rule.startswith("offline")
     store = ConfigDict()
     # Name of the store's folder; what is cut is decided by the fields below alone.

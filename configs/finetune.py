@@ -8,16 +8,36 @@ runs/finetune. Labels by writer instead of clusters of SIFT descriptors:
 
     python -m saghog_jax.main --config=configs/finetune.py:labels=writer --workdir=runs/by_writer
 
-Variants: `cpu` (default) and `paper` (the recipe for Historical-WI: 5,000 clusters, NetRVLAD 100).
+Variants: `cpu` (default) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
+`icdar2013` and `hisir19`, each on its data set (days on one GPU, from runs/pretrain made by the
+variant `paper` of configs/pretrain.py). Arguments name the published experiments:
+
+    python -m saghog_jax.main --config=configs/finetune.py:hisfrag20,labels=writer,encoder=resnet20
+
+`labels` cluster, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 · `descriptor`
+cls, gmp, foreground · `head` netrvlad, netvlad · `loss` multi_similarity, triplet,
+triplet_semihard · `init` kmeans, random.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, recipes
+
+ENCODERS = ("pretrained", "frozen", "scratch", "resnet20", "resnet56")
+HEADS = ("netrvlad", "netvlad")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("cpu", "paper"), labels="cluster")
+    arg = common.parse_arg(
+        arg,
+        ("cpu", *recipes.RECIPES),
+        labels="",
+        encoder="",
+        descriptor="cls",
+        head="netrvlad",
+        loss="multi_similarity",
+        init="",
+    )
     config = ConfigDict()
     config.stage = "finetune"
     config.data = common.data_config("train")
@@ -25,17 +45,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Run folder the encoder starts from; empty: from scratch.
     config.init_from = "runs/pretrain"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
-    config.model = common.model_config(arg.variant)
+    config.model = common.model_config("cpu" if arg.variant == "cpu" else "paper")
     # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
     config.encoder = "vit"
     # Train the head alone.
     config.freeze_encoder = False
     # What of the encoder enters NetRVLAD: `cls`, `gmp` (generalised max pooling of all tokens) or
     # `foreground` (each token with at least `min_token_ink` of ink is a descriptor).
-    config.descriptor = "cls"
+    config.descriptor = arg.descriptor
     config.min_token_ink = 0.05
     # `cluster` (pseudo labels, no annotation needed) or `writer`.
-    config.labels = arg.labels
+    config.labels = "cluster"
     config.pseudo_labels = common.pseudo_label_config()
     # Patches of one class in a batch; the batch holds global_batch_size / per_class classes.
     config.per_class = 16
@@ -45,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "num_clusters": 32,
             # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
-            "normalized": False,
+            "normalized": common.one_of(arg.head, HEADS, "head") == "netvlad",
             # `kmeans` (centres of CLS features) or `random`.
             "init": "kmeans",
             # CLS features that k-means is fitted on, at most.
@@ -55,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loss = ConfigDict(
         {
             # `multi_similarity`, `triplet` (on similarities), `triplet_semihard` (on distances).
-            "kind": "multi_similarity",
+            "kind": arg.loss,
             # Multi-similarity; pairs are mined within `epsilon` of the hardest.
             "alpha": 2.0,
             "beta": 40.0,
@@ -78,20 +98,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.rates = "layerwise"
     # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
     config.augment = ConfigDict({"gray": 0.0, "binarize": 0.0, "erode": 0.3, "dilate": 0.3})
-    if arg.variant == "paper":
-        config.global_batch_size = 1024
-        config.total_steps = 30_000
-        config.netrvlad.num_clusters = 100
-        config.pseudo_labels.num_clusters = 5000
-        config.optim.learning_rate = 1e-3
-        config.optim.start_learning_rate = 0.0
-        config.optim.final_learning_rate = 1e-5
-        config.optim.warmup_steps = 5000
-        config.checkpoint_every = 1000
-    else:
+    if arg.variant == "cpu":
         config.total_steps = 500
         config.optim.learning_rate = 1e-3
         config.optim.final_learning_rate = 1e-5
         config.optim.warmup_steps = 50
         config.optim.layer_decay = 0.9
+    else:
+        recipes.apply(config, arg.variant, arg.encoder)
+    config.labels = arg.labels or config.labels
+    config.netrvlad.init = arg.init or config.netrvlad.init
+    if arg.encoder:
+        _set_encoder(config, common.one_of(arg.encoder, ENCODERS, "encoder"))
     return config
+
+
+def _set_encoder(config: ConfigDict, name: str) -> None:
+    config.freeze_encoder = name == "frozen"
+    if name not in ("pretrained", "frozen"):
+        config.init_from = ""
+        config.encoder = "vit" if name == "scratch" else name
+        # Everything is new, so that every layer learns at the full rate.
+        config.optim.layer_decay = 1.0

@@ -9,7 +9,12 @@ is not there yet; writes runs/pretrain. On your own pages:
         --workdir=runs/mine/pretrain
 
 Variants: `cpu` (default: width 128, depth 4) and `paper` (width 512, depth 8, 28.7 million
-parameters, 200 epochs of 24,000 pages: days on one GPU).
+parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the published experiments:
+
+    python -m saghog_jax.main --config=configs/pretrain.py:paper,mask_ratio=0.9,width=128
+
+`mask_ratio` · `width` of the encoder · `target` hog_binary, hog_gray, hog_rgb, pixel ·
+`binarization` isauvola, sauvola, su, otsu.
 """
 
 from ml_collections import ConfigDict
@@ -18,16 +23,25 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("cpu", "paper"))
+    arg = common.parse_arg(
+        arg,
+        ("cpu", "paper"),
+        mask_ratio=0.75,
+        width=0,
+        target="hog_binary",
+        binarization="isauvola",
+    )
     config = ConfigDict()
     config.stage = "pretrain"
     config.data = common.data_config("train")
     config.store = common.store_config("pretrain")
+    config.store.binarization = arg.binarization
     config.model = common.model_config(arg.variant)
+    config.model.width = arg.width or config.model.width
     # Share of a patch's tokens that is removed and has to be predicted.
-    config.mask_ratio = 0.75
+    config.mask_ratio = arg.mask_ratio
     # What is predicted: `hog_binary` (HOG of the binarised ink), `hog_gray`, `hog_rgb`, `pixel`.
-    config.target = "hog_binary"
+    config.target = arg.target
     # Orientation bins, and the side in pixels of the cells they are counted in.
     config.hog = ConfigDict({"num_bins": 9, "cell_size": 4})
     common.run_config(config)
