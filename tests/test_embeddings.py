@@ -128,6 +128,13 @@ def test_a_pickle_in_an_array_is_never_run(folder):
         ("meta.json", '{"format": 99}', "format 99, this version reads 1"),
         ("manifest.csv", "path,writer\n", "no column page"),
         ("manifest.csv", "path,writer,page\n", "manifest.csv has 0 rows"),
+        ("manifest.csv", "path,writer,page\na,b\n", "row 1 has 2 cells, the header 3"),
+        ("manifest.csv", "", "no column page, path, writer"),
+        (
+            "manifest.csv",
+            "path,writer,page,x0,y0,x1,y1\n" + 3 * "a.png,x,1,0,0,4.5,9\n",
+            "row 1: x0, y0, x1, y1 must be whole numbers",
+        ),
         ("writers.npy", "text", "not a readable"),
     ],
 )

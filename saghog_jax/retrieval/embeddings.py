@@ -19,7 +19,8 @@ import numpy as np
 from input_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
-_FIXED = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1")
+BOX = ("x0", "y0", "x1", "y1")
+_FIXED = ("path", "writer", "page", "split", *BOX)
 _ROWS_A_CHECK = 1 << 24  # values looked at in one go when searching for NaN
 
 
@@ -32,7 +33,7 @@ class Embeddings:
     writers: np.ndarray  # str [p], '' = unknown
     pages: np.ndarray  # str [p]
     page_ids: np.ndarray  # str [p], unique
-    rows: list[dict[str, str]]  # manifest.csv
+    table: dict[str, np.ndarray]  # manifest.csv: str [p] a column
     meta: dict
 
     def __len__(self) -> int:
@@ -43,30 +44,25 @@ class Embeddings:
         """Which weights made them (`meta.json: model`), else the folder's name."""
         return str(self.meta.get("model") or self.folder.resolve().name)
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the manifest's columns."""
-        return list(self.rows[0]) if self.rows else []
-
     def column(self, name: str) -> np.ndarray:
         """One column of the manifest, str [p].
 
         Raises:
           UserError: there is no such column.
         """
-        if name not in self.columns:
-            known = ", ".join(self.columns)
+        if name not in self.table:
+            known = ", ".join(self.table)
             raise UserError(f"{self.folder / 'manifest.csv'} has no column {name!r}, only: {known}")
-        return np.array([row[name] for row in self.rows])
+        return self.table[name]
 
     def image(self, row: int) -> Path:
         """Where the image of a row should lie (it may have moved since)."""
-        root = Path(self.meta.get("pages_root", ""))
-        return self.folder / root / self.rows[row]["path"]
+        return self.folder / self.meta.get("pages_root", "") / str(self.table["path"][row])
 
     def box(self, row: int) -> tuple[int, int, int, int] | None:
         """The part of the image that the row describes, x0, y0, x1, y1 in pixels; None for all."""
-        return _box(self.rows[row])
+        corners = [str(self.table[name][row]) for name in BOX if name in self.table]
+        return tuple(map(int, corners)) if len(corners) == 4 and all(corners) else None
 
 
 def save_embeddings(
@@ -153,19 +149,28 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
             f"{meta.get('dim')}"
         )
     texts = {name: _read_texts(folder / f"{name}.npy") for name in ("writers", "pages", "page_ids")}
-    rows = _read_rows(folder / "manifest.csv")
-    counts = {name: len(array) for name, array in texts.items()} | {"manifest.csv": len(rows)}
+    table = _read_table(folder / "manifest.csv")
+    counts = {name: len(array) for name, array in texts.items()}
+    counts["manifest.csv"] = len(table["path"])
     for name, count in counts.items():
         if count != len(descriptors):
             raise UserError(f"{folder}: {name} has {count} rows, embeddings.npy {len(descriptors)}")
     _check(descriptors, texts["page_ids"], folder)
-    for i, row in enumerate(rows):
-        if _page_id(row) != texts["page_ids"][i]:
+    found = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
+    for i, name in enumerate(texts["page_ids"].tolist()):
+        try:
+            box = found.box(i)
+        except ValueError:
             raise UserError(
-                f"{folder / 'manifest.csv'}: row {i + 1} is {_page_id(row)!r}, but page_ids.npy "
-                f"has {str(texts['page_ids'][i])!r} there"
+                f"{folder / 'manifest.csv'}: row {i + 1}: x0, y0, x1, y1 must be whole numbers"
+            ) from None
+        named = table["path"][i] + ("#" + ",".join(map(str, box)) if box else "")
+        if named != name:
+            raise UserError(
+                f"{folder / 'manifest.csv'}: row {i + 1} is {str(named)!r}, but page_ids.npy has "
+                f"{name!r} there"
             )
-    return Embeddings(folder, descriptors, rows=rows, meta=meta, **texts)
+    return found
 
 
 def check_comparable(a: Embeddings, b: Embeddings) -> None:
@@ -234,15 +239,21 @@ def _read_json(path: Path) -> dict:
     return meta
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_table(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} is missing")
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "writer", "page"} - set(reader.fieldnames or ())
+        reader = csv.reader(file)
+        header = next(reader, [])
+        missing = {"path", "writer", "page"} - set(header)
         if missing:
             raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
-        return [{k: v or "" for k, v in row.items() if k is not None} for row in reader]
+        rows = [row for row in reader if row]
+    for i, row in enumerate(rows):
+        if len(row) != len(header):
+            raise UserError(f"{path}: row {i + 1} has {len(row)} cells, the header {len(header)}")
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    return {name: np.array(cells, np.str_) for name, cells in zip(header, columns, strict=True)}
 
 
 def _write_rows(file: IO, pages: Sequence) -> None:
@@ -253,16 +264,6 @@ def _write_rows(file: IO, pages: Sequence) -> None:
         box = page.box if page.box is not None else ("",) * 4
         others = [page.extra.get(name, "") for name in extra]
         writer.writerow([page.path, page.writer, page.page, page.split, *box, *others])
-
-
-def _box(row: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    corners = [row.get(name, "") for name in ("x0", "y0", "x1", "y1")]
-    return tuple(int(c) for c in corners) if all(corners) else None
-
-
-def _page_id(row: Mapping[str, str]) -> str:
-    box = _box(row)
-    return row["path"] + ("#" + ",".join(map(str, box)) if box else "")
 
 
 def _relative(root: str | os.PathLike, folder: Path) -> str:

@@ -29,7 +29,7 @@ def thumbnails(
     image: np.ndarray | None = None
     opened: Path | None = None
     reason = ""
-    for row in sorted(set(rows), key=lambda row: (pages.rows[row]["path"], row)):
+    for row in sorted(set(rows), key=lambda row: (str(pages.table["path"][row]), row)):
         if pages.image(row) != opened:
             opened, image, reason = pages.image(row), None, ""
             try:
