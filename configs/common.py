@@ -77,6 +77,11 @@ def data_config(split: str) -> ConfigDict:
     # an expression the writer stays empty and the page is the file name.
     data.writer_regex = ""
     data.page_regex = ""
+    # With this expression `data.pages` is a folder of ready-cut patches, which pretraining and
+    # finetuning read in place of pages: it finds the cluster that a patch is labelled with, as the
+    # two above (the second is then needed) find writer and page. `()` finds none. The published
+    # names: `(\d+)` for the cluster, `\d+_(\d+)` for the writer, `IMG_MAX_(\d+)` for the page.
+    data.cluster_regex = ""
     # Largest accepted image, in pixels (width x height): protects against decompression bombs.
     data.max_pixels = 200_000_000
     # Where the built-in corpus is written (once) so that its pages can be looked at.

@@ -105,6 +105,11 @@ def load_manifest(data: ConfigDict) -> Manifest:
     Raises:
       UserError: whatever keeps `data.pages` from naming at least one page.
     """
+    if data.cluster_regex:
+        raise UserError(
+            f"data.cluster_regex={data.cluster_regex!r} makes data.pages a folder of ready-cut "
+            "patches, which only pretraining (from a store) and finetuning read; pages are needed"
+        )
     source = Path(data.pages).expanduser()
     expressions = bool(data.writer_regex or data.page_regex)
     if data.pages == "synthetic":

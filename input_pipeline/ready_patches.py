@@ -84,6 +84,7 @@ def ensure_ready_store(
     page_regex: str,
     root: Path,
     ink: str = "otsu",
+    split: str = "",
     patch_size: int = 32,
     workers: int = 0,
     log: Callable[[str], None] = print,
@@ -98,13 +99,15 @@ def ensure_ready_store(
       root: folder of the store `ready-<digest>`; the digest is over names, labels and contents.
       ink: `otsu` finds the ink of each patch by Otsu's threshold; `binary` takes the dark half of
         the values, which leaves patches that are black and white as they are.
+      split: only patches of this split; all where empty or where names tell no split.
       workers: processes; 0 takes one a core. The bytes do not depend on it.
       log: called with one line at a time.
 
     Raises:
-      UserError: no images; an expression that is malformed or does not match; not one patch that
-        can be read and has this size; a full disk. Other patches that cannot be used are left
-        out: the column `reason` of the store's manifest names them, and `log` their number.
+      UserError: no images; an expression that is malformed or does not match; an unknown split;
+        not one patch that can be read and has this size; a full disk. Other patches that cannot be
+        used are left out: the column `reason` of the store's manifest names them, and `log` their
+        number.
     """
     if ink not in INKS:
         raise UserError(f"unknown ink {ink!r}, known: {', '.join(INKS)}")
@@ -115,6 +118,7 @@ def ensure_ready_store(
     source, root = Path(folder).expanduser(), Path(root)
     regexes = {"cluster": cluster_regex, "writer": writer_regex, "page": page_regex}
     names, found, _ = search_names(source, regexes)
+    names, found = _of_split(split, names, found)
     clusters = sorted({values.get("cluster", "") for values in found} - {""}, key=_by_number)
     pages = _group(names, found, clusters)
     config = {
@@ -224,6 +228,18 @@ def _pack_ink(patches: list[np.ndarray], ink: str, size: int) -> np.ndarray:
     else:
         masks = np.stack([ink_mask(patch, "otsu") for patch in grey])
     return np.packbits(masks.reshape(len(patches), -1), axis=1)
+
+
+def _of_split(
+    split: str, names: list[str], found: list[dict[str, str]]
+) -> tuple[list[str], list[dict[str, str]]]:
+    known = sorted({values.get("split", "") for values in found} - {""})
+    if not split or not known:
+        return names, found
+    if split not in known:
+        raise UserError(f"no patch has the split {split!r}, known: {', '.join(known)}")
+    rows = [i for i, values in enumerate(found) if values.get("split", "") == split]
+    return [names[i] for i in rows], [found[i] for i in rows]
 
 
 def _by_number(text: str) -> tuple[bool, int, str]:

@@ -1,0 +1,39 @@
+"""The patch store that a training stage reads: cut from pages, or made of ready-cut patches."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline.build import ensure_store
+from input_pipeline.ready_patches import ensure_ready_store
+from input_pipeline.store import Store
+
+
+def open_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print) -> Store:
+    """Opens the store of these sections, building what is missing of it.
+
+    Args:
+      data: `configs.common.data_config()`. With `cluster_regex` `data.pages` is a folder of
+        ready-cut patches; its clusters are `ready_patches.ready_labels` of the store.
+      store: `configs.common.store_config()`; of ready-cut patches only `root`, `patch_size` and
+        `workers` count.
+      log: called with one line at a time.
+
+    Raises:
+      UserError: see `build.ensure_store` and `ready_patches.ensure_ready_store`.
+    """
+    if not data.cluster_regex:
+        return Store.open(ensure_store(data, store, log))
+    path = ensure_ready_store(
+        Path(data.pages),
+        data.cluster_regex,
+        data.writer_regex,
+        data.page_regex,
+        Path(store.root),
+        split=data.split,
+        patch_size=store.patch_size,
+        workers=store.workers,
+        log=log,
+    )
+    return Store.open(path)
