@@ -24,12 +24,13 @@ from input_pipeline.patches import Cut, Rule
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, precision, pretrain, sharding
 from saghog_jax.checkpoint import load_variables, params_digest, read_config
+from saghog_jax.files import replacing
 from saghog_jax.logging import duration
 from saghog_jax.models.make import make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.precision import operand_dtype
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
-from saghog_jax.retrieval.embeddings import replacing, save_embeddings
+from saghog_jax.retrieval.embeddings import save_embeddings
 
 NEXT = "python -m saghog_jax.main --config=configs/retrieve.py"
 COMPARE = ("random", "pretrained")

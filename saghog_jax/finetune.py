@@ -228,13 +228,13 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
 def run(config: ConfigDict, workdir: Path) -> int:
     """Finetunes in the run folder `workdir`; returns the number of pages that were skipped."""
     config = resolve(config)
-    run = Run(config, workdir, Finetuning.kind)
     skipped = 0
-    if run.finished:
-        print(f"{workdir} has all its {run.start_step} steps already")
-    else:
-        store = Store.open(ensure_store(config.data, config.store))
-        skipped = len(store.skipped)
-        run.fit(Finetuning(config, store, make_labels(config, store)))
+    with Run(config, workdir, Finetuning.kind) as run:
+        if run.finished:
+            print(f"{workdir} has all its {run.start_step} steps already")
+        else:
+            store = Store.open(ensure_store(config.data, config.store))
+            skipped = len(store.skipped)
+            run.fit(Finetuning(config, store, make_labels(config, store)))
     print(f"next: {NEXT} --config.checkpoint={workdir}")
     return skipped

@@ -101,13 +101,13 @@ class Pretraining:
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
     config = resolve(config)
-    run = Run(config, workdir, Pretraining.kind)
     skipped = 0
-    if run.finished:
-        print(f"{workdir} has all its {run.start_step} steps already")
-    else:
-        store = Store.open(ensure_store(config.data, config.store))
-        skipped = len(store.skipped)
-        run.fit(Pretraining(config, store))
+    with Run(config, workdir, Pretraining.kind) as run:
+        if run.finished:
+            print(f"{workdir} has all its {run.start_step} steps already")
+        else:
+            store = Store.open(ensure_store(config.data, config.store))
+            skipped = len(store.skipped)
+            run.fit(Pretraining(config, store))
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped

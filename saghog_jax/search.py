@@ -8,13 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from saghog_jax.files import replacing
 from saghog_jax.retrieval import metrics, tables, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
     Embeddings,
     check_comparable,
     load_embeddings,
-    replacing,
 )
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.report import Sheets, chosen, write_sheets

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from saghog_jax import sharding
 from saghog_jax.checkpoint import Checkpoints
+from saghog_jax.files import replacing
 from saghog_jax.logging import MetricsLog, duration
 from saghog_jax.optim import learning_rate
 from saghog_jax.train_state import TrainState, split_params
@@ -77,7 +78,7 @@ def init_state(task: Task, seed: int) -> TrainState:
 
 
 class Run:
-    """A run folder: created, or opened again to go on.
+    """A run folder: created, or opened again to go on; a context manager that closes it.
 
     Raises:
       UserError: the folder was made with another config; the message shows the difference.
@@ -85,10 +86,16 @@ class Run:
 
     def __init__(self, config: ConfigDict, folder: Path, kind: str) -> None:
         self.config, self.folder = config, folder
-        folder.mkdir(parents=True, exist_ok=True)
         _check_config(config, folder)
         self.checkpoints = Checkpoints(folder, config.keep_checkpoints, kind)
         self.start_step = self.checkpoints.latest_step() or 0
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Waits for the checkpoint that is being written."""
+        self.checkpoints.close()
 
     @property
     def finished(self) -> bool:
@@ -97,6 +104,7 @@ class Run:
     def fit(self, task: Task) -> None:
         """Trains to `config.total_steps`, from the newest checkpoint if there is one."""
         config, start = self.config, self.start_step
+        _write_config(config, self.folder)
         mesh = sharding.make_mesh(config.mesh)
         abstract = jax.eval_shape(lambda: init_state(task, config.seed))
         shardings = sharding.state_shardings(abstract, mesh)
@@ -125,7 +133,6 @@ class Run:
             self._loop(update, state, batches, mesh)
         finally:
             batches.close()
-            self.checkpoints.close()
 
     def _loop(
         self,
@@ -181,12 +188,9 @@ def _describe(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) ->
 
 
 def _check_config(config: ConfigDict, folder: Path) -> None:
-    """Writes config.json into a new run folder; refuses one made with another config."""
+    """Refuses a run folder that was made with another config."""
     path = folder / "config.json"
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.to_json(indent=2, sort_keys=True) + "\n")
-        temporary.replace(path)
         return
     ours, theirs = (_flat(c) for c in (json.loads(config.to_json()), json.loads(path.read_text())))
     keys = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
@@ -199,6 +203,13 @@ def _check_config(config: ConfigDict, folder: Path) -> None:
             + "\n".join(lines)
             + "\ngive another --workdir, or remove that folder"
         )
+
+
+def _write_config(config: ConfigDict, folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.exists():
+        with replacing(path, "w") as file:
+            file.write(config.to_json(indent=2, sort_keys=True) + "\n")
 
 
 def _flat(config: dict) -> dict[str, object]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import fields, toy
 
 from configs import embed, finetune, prepare, pretrain, retrieve
 from input_pipeline.build import ensure_store
@@ -24,51 +25,6 @@ from saghog_jax.retrieval.embeddings import load_embeddings
 
 ROOT = Path(__file__).parents[1]
 TINY = Corpus(train_writers=4, test_writers=3, pages=2, width=360, height=200, lines=3)
-
-
-def toy(config, folder, **fields):
-    """A config of toy size that keeps everything it writes in `folder`."""
-    sizes = {
-        "data.pages": str(folder / "pages" / "manifest.csv"),
-        "store.root": str(folder / "prepare"),
-        "store.workers": 1,
-        "precision": "float32",
-        "model.width": 16,
-        "model.depth": 2,
-        "model.heads": 2,
-        "model.decoder_width": 16,
-        "model.decoder_heads": 2,
-        "global_batch_size": 32,
-        "total_steps": 4,
-        "checkpoint_every": 2,
-        "log_every": 1,
-        "per_class": 4,
-        "netrvlad.num_clusters": 4,
-        "netrvlad.init_samples": 64,
-        "pseudo_labels.num_clusters": 12,
-        "pseudo_labels.pca_dim": 8,
-        "init_from": str(folder / "pretrain"),
-        "checkpoint": str(folder / "finetune"),
-        "embeddings": str(folder / "embed"),
-        "batch_size": 64,
-        "pages_per_group": 2,
-    }
-    flat = {key for key, _ in _items(config)}
-    for key, value in ({k: v for k, v in sizes.items() if k in flat} | fields).items():
-        *sections, name = key.split(".")
-        target = config
-        for section in sections:
-            target = target[section]
-        target[name] = value
-    return config.lock()
-
-
-def _items(config, prefix=""):
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from _items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +156,8 @@ def finetuning(folder):
     """A function from changed fields to the first loss of a finetuning."""
     from saghog_jax import finetune as stage
 
-    def loss(**fields):
-        config = stage.resolve(toy(finetune.get_config(), folder, **fields))
+    def loss(**changes):
+        config = stage.resolve(toy(finetune.get_config(), folder, **changes))
         store = Store.open(ensure_store(config.data, config.store))
         return first_loss(stage.Finetuning(config, store, stage.make_labels(config, store)))
 
@@ -209,7 +165,7 @@ def finetuning(folder):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
+    "changes", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
                {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
                {"dropout": 0.0}, {"loss.base": 0.5}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
                {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
@@ -219,9 +175,9 @@ def finetuning(folder):
      {"descriptor": "foreground", "min_token_ink": 0.5},
      {"encoder": "resnet20", "init_from": ""}, {"freeze_encoder": True}],
 )  # fmt: skip
-def test_every_choice_of_finetuning_matters(finetuning, fields):
+def test_every_choice_of_finetuning_matters(finetuning, changes):
     loss, plain = finetuning
-    assert loss(**fields) != plain
+    assert loss(**changes) != plain
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +185,8 @@ def pretraining(folder):
     """A function from changed fields to the first loss of a pretraining."""
     from saghog_jax import pretrain as stage
 
-    def loss(**fields):
-        config = toy(pretrain.get_config(), folder, **fields)
+    def loss(**changes):
+        config = toy(pretrain.get_config(), folder, **changes)
         store = Store.open(ensure_store(config.data, config.store))
         return first_loss(stage.Pretraining(config, store))
 
@@ -238,13 +194,13 @@ def pretraining(folder):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"target": "pixel"}, {"target": "hog_rgb"}, {"mask_ratio": 0.5},
+    "changes", [{"target": "pixel"}, {"target": "hog_rgb"}, {"mask_ratio": 0.5},
                {"hog.num_bins": 6}, {"augment.gray": 1.0}, {"store.binarization": "otsu"},
                {"model.depth": 1}, {"model.decoder_width": 32}, {"seed": 1}],
 )  # fmt: skip
-def test_every_choice_of_pretraining_matters(pretraining, fields):
+def test_every_choice_of_pretraining_matters(pretraining, changes):
     loss, plain = pretraining
-    assert loss(**fields) != plain
+    assert loss(**changes) != plain
 
 
 def test_layer_decay_sets_the_rate_of_every_parameter(folder):
@@ -282,7 +238,7 @@ def test_choices_of_embed_matter(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "fields", "message"),
+    ("module", "changes", "message"),
     [
         (finetune, {"init_from": "nowhere"}, "nowhere holds no run .*configs/pretrain.py"),
         (finetune, {"labels": "colour"}, "unknown config.labels 'colour', known: cluster, writer"),
@@ -297,8 +253,8 @@ def test_choices_of_embed_matter(folder, tmp_path):
         (pretrain, {"data.pages": "nowhere"}, "nowhere"),
     ],
 )
-def test_missing_input_and_unknown_choices_are_one_line(folder, tmp_path, module, fields, message):
-    config = toy(module.get_config(), folder, **fields)
+def test_missing_input_and_unknown_choices_are_one_line(folder, tmp_path, module, changes, message):
+    config = toy(module.get_config(), folder, **changes)
     with pytest.raises(UserError, match=message) as error:
         run_stage(config, tmp_path / "out")
     assert "\n" not in str(error.value)
@@ -345,12 +301,12 @@ def test_bad_pages_are_skipped_and_named(folder, tmp_path, capsys):
         run_stage(config, tmp_path / "embed3")
 
 
-def command(stage, folder, *fields):
-    sizes = [f"--config.{k}={v}" for k, v in _items(toy(stage.get_config(), folder))
+def command(stage, folder, *more):
+    sizes = [f"--config.{k}={v}" for k, v in fields(toy(stage.get_config(), folder)).items()
              if not isinstance(v, tuple)]  # fmt: skip
     name = stage.get_config().stage
     return [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/{name}.py",
-            f"--workdir={folder / name}", *sizes, *fields]  # fmt: skip
+            f"--workdir={folder / name}", *sizes, *more]  # fmt: skip
 
 
 @pytest.mark.slow

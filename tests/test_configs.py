@@ -16,7 +16,9 @@ from saghog_jax.main import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common", "recipes")
 )
 TEXTS = [
     ROOT / "README.md",
@@ -55,6 +57,10 @@ def test_every_field_is_explained(path):
     """A comment stands above each field that is set for the first time."""
     lines = path.read_text().splitlines()
     seen = set()
+    # Below its end are only functions that change fields.
+    changes_begin = next((i for i, s in enumerate(lines) if s == "    return config"), len(lines))
+    if path.stem == "common":
+        changes_begin = len(lines)
     for node in ast.walk(ast.parse("\n".join(lines))):
         if not isinstance(node, ast.Assign):
             continue
@@ -64,6 +70,7 @@ def test_every_field_is_explained(path):
         for field in fields:
             name = ast.unparse(field)
             own = isinstance(field.value, ast.Name) and field.value.id not in ("arg", "self")
+            own = own and node.lineno < changes_begin
             if not own or name in seen or name.endswith(".stage") or nested:
                 continue
             seen.add(name)

@@ -76,9 +76,9 @@ def config(**changes):
 
 
 def fit(config, folder, **options):
-    run = Run(config, folder, "mae")
     task = Regression(config, **options)
-    run.fit(task)
+    with Run(config, folder, "mae") as run:
+        run.fit(task)
     assert all(b.closed for b in task.opened)
     return load_variables(folder, ("mae",))[0]["params"]["encoder"]
 
@@ -114,8 +114,8 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path, stop):
 
     Batches.__next__ = stopping
     try:
-        with pytest.raises(StopError):
-            Run(config(), tmp_path / "stopped", "mae").fit(task)
+        with pytest.raises(StopError), Run(config(), tmp_path / "stopped", "mae") as run:
+            run.fit(task)
     finally:
         Batches.__next__ = loaded
     again = fit(config(), tmp_path / "stopped")
@@ -144,9 +144,10 @@ def test_every_mesh_gives_the_same_parameters(tmp_path, mesh):
 
 def test_a_finished_run_is_known_and_another_config_refused(tmp_path):
     fit(config(), tmp_path)
-    assert Run(config(), tmp_path, "mae").finished
     # What changes neither data nor mathematics may differ.
-    assert Run(config(log_every=1, checkpoint_every=2), tmp_path, "mae").finished
+    for same in (config(), config(log_every=1, checkpoint_every=2)):
+        with Run(same, tmp_path, "mae") as run:
+            assert run.finished
     with pytest.raises(UserError) as error:
         Run(config(seed=7, global_batch_size=8), tmp_path, "mae")
     assert "seed: 0 there, 7 now" in str(error.value)

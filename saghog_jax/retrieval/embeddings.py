@@ -5,11 +5,10 @@ strings, same order), `manifest.csv` (row i describes embedding i) and `meta.jso
 folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
 """
 
-import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from input_pipeline.errors import UserError
+from saghog_jax.files import replacing
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
@@ -273,13 +273,3 @@ def _relative(root: str | os.PathLike, folder: Path) -> str:
         return Path(os.path.relpath(Path(root).resolve(), folder.resolve())).as_posix()
     except ValueError:
         return Path(root).resolve().as_posix()
-
-
-@contextlib.contextmanager
-def replacing(path: Path, mode: str) -> Iterator[IO]:
-    """Opens a file whose reader sees the old one or the whole new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
-    with temporary.open(mode, **text) as file:
-        yield file
-    temporary.replace(path)

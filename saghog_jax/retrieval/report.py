@@ -17,7 +17,8 @@ from urllib.parse import quote
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.retrieval.embeddings import Embeddings, replacing
+from saghog_jax.files import replacing
+from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.thumbnails import thumbnails
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax.files import replacing
 from saghog_jax.retrieval import metrics
-from saghog_jax.retrieval.embeddings import Embeddings, replacing
+from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.results import Result
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import linalg
 
 from input_pipeline.errors import UserError
+from saghog_jax.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 MODES = ("none", "transductive", "inductive")
@@ -123,11 +124,8 @@ def apply(whitening: Whitening, x: np.ndarray) -> np.ndarray:
 
 def save(whitening: Whitening, path: str | os.PathLike, checkpoint: str = "") -> None:
     """Writes an .npz that `load` reads; `checkpoint` is the digest of the model it belongs to."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(Path(path), "wb") as file:
         np.savez(file, **whitening._asdict(), checkpoint=np.str_(checkpoint))
-    temporary.replace(path)
 
 
 def load(path: str | os.PathLike) -> tuple[Whitening, str]:

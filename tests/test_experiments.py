@@ -1,0 +1,96 @@
+"""Every published experiment, by its name on the command line, is built and takes two updates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import fields, toy
+
+from configs import finetune as finetune_config
+from configs import pretrain as pretrain_config
+from configs import recipes
+from input_pipeline.build import ensure_store
+from input_pipeline.datasets.synthetic import Corpus, write_corpus
+from input_pipeline.store import Store
+from saghog_jax import finetune, pretrain
+from saghog_jax.main import run_stage
+from saghog_jax.train import init_state, make_step
+
+TINY = Corpus(train_writers=8, test_writers=0, pages=1, width=360, height=200, lines=3)
+PRETRAIN = [
+    *(f"paper,mask_ratio={ratio}" for ratio in (0.4, 0.5, 0.6, 0.75, 0.9)),
+    *(f"paper,width={width}" for width in (128, 256, 384, 512)),
+    *(f"paper,target={target}" for target in ("hog_binary", "hog_gray", "hog_rgb", "pixel")),
+    *(f"paper,binarization={name}" for name in ("isauvola", "sauvola", "su", "otsu")),
+]
+FINETUNE = [
+    *(f"{recipe},labels=cluster" for recipe in recipes.RECIPES),
+    *(f"{recipe},labels=writer" for recipe in recipes.RECIPES),
+    *(f"{recipe},encoder={encoder}" for recipe in ("historical_wi", "hisfrag20", "grk50")
+      for encoder in ("scratch", "frozen", "resnet20", "resnet56")),
+    "hisfrag20,labels=writer,encoder=resnet20",
+    *(f"historical_wi,descriptor={d}" for d in ("gmp", "foreground")),
+    *(f"historical_wi,head=netvlad,init={init}" for init in ("kmeans", "random")),
+    *(f"historical_wi,loss={loss}" for loss in ("triplet", "triplet_semihard")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A corpus of eight pages, and a pretrained encoder of toy size."""
+    folder = tmp_path_factory.mktemp("experiments")
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", TINY, workers=1)
+    run_stage(toy(pretrain_config.get_config(), folder), folder / "pretrain")
+    return folder
+
+
+def two_updates(task, config):
+    """Takes two updates; the parameters that changed, by path."""
+    state = init_state(task, config.seed)
+    state = state.with_variables(task.warm_start(state.variables))
+    before = state.params
+    update = jax.jit(make_step(task, config.seed))
+    with task.batches(0) as batches:
+        for _ in range(2):
+            batch = {k: jnp.asarray(v) for k, v in next(batches).items()}
+            state, metrics = update(state, batch)
+            assert np.isfinite(metrics["loss"])
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, state.params)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): m
+            for p, m in jax.tree_util.tree_leaves_with_path(moved)}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining(folder, name):
+    config = pretrain_config.get_config(name)
+    width = 16 if config.model.width == 512 else config.model.width // 8
+    config = toy(config, folder, **{"model.width": width, "source": "store"})
+    store = Store.open(ensure_store(config.data, config.store))
+    moved = two_updates(pretrain.Pretraining(config, store), config)
+    assert all(moved.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetuning(folder, name):
+    config = finetune_config.get_config(name)
+    init = str(folder / "pretrain") if config.init_from else ""
+    config = finetune.resolve(toy(config, folder, **{"init_from": init, "data.split": ""}))
+    store = Store.open(ensure_store(config.data, config.store))
+    task = finetune.Finetuning(config, store, finetune.make_labels(config, store))
+    moved = two_updates(task, config)
+    assert moved["netrvlad/centroids"]
+    encoder = [m for path, m in moved.items() if path.startswith("encoder/")]
+    assert any(encoder) != config.freeze_encoder
+
+
+@pytest.mark.parametrize("name", [*PRETRAIN, *FINETUNE])
+def test_names_change_values_and_no_fields(name):
+    """A recipe sets fields that exist, to values of their type."""
+    module = pretrain_config if name in PRETRAIN else finetune_config
+    plain, changed = fields(module.get_config()), fields(module.get_config(name))
+    assert plain.keys() == changed.keys()
+    assert {k: type(v) for k, v in plain.items()} == {k: type(v) for k, v in changed.items()}
+    assert plain != changed

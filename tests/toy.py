@@ -1,0 +1,52 @@
+"""Toy sizes, so that a test runs a stage in seconds."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+SIZES = {
+    "store.workers": 1,
+    "precision": "float32",
+    "model.width": 16,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.decoder_width": 16,
+    "model.decoder_heads": 2,
+    "global_batch_size": 32,
+    "total_steps": 4,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "per_class": 4,
+    "netrvlad.num_clusters": 4,
+    "netrvlad.init_samples": 64,
+    "pseudo_labels.num_clusters": 12,
+    "pseudo_labels.pca_dim": 8,
+    "batch_size": 64,
+    "pages_per_group": 2,
+}
+
+
+def fields(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Every field by its full name, such as `data.pages`."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= fields(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
+    """The config at toy size, with everything it reads and writes in `folder`, then `changes`."""
+    places = {
+        "data.pages": str(folder / "pages" / "manifest.csv"),
+        "store.root": str(folder / "prepare"),
+        "init_from": str(folder / "pretrain"),
+        "checkpoint": str(folder / "finetune"),
+        "embeddings": str(folder / "embed"),
+    }
+    known = fields(config)
+    fitting = {key: value for key, value in (SIZES | places).items() if key in known}
+    config.lock().update_from_flattened_dict(fitting | changes)
+    return config
