@@ -72,6 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "init_samples": 200_000,
         }
     )
+    # The metric loss and its numbers.
     config.loss = ConfigDict(
         {
             # `multi_similarity`, `triplet` (on similarities), `triplet_semihard` (on distances).
@@ -96,8 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # `layerwise` (the embedding of tokens is the lowest layer, matrices are decayed) or `published`
     # (it learns at the full rate, the CLS token never, and everything is decayed).
     config.optim.rates = "layerwise"
-    # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
-    config.augment = ConfigDict({"gray": 0.0, "binarize": 0.0, "erode": 0.3, "dilate": 0.3})
+    config.augment = common.augment_config(erode=0.3, dilate=0.3)
     if arg.variant == "cpu":
         config.total_steps = 500
         config.optim.learning_rate = 1e-3
