@@ -202,6 +202,30 @@ def run_config(config: ConfigDict) -> None:
     config.loader = ConfigDict({"threads": 2, "prefetch": 4})
 
 
+def augment_config(**changes: float) -> ConfigDict:
+    """Augmentation of training patches, on the device; off where the probability is 0."""
+    augment = ConfigDict()
+    # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
+    augment.gray = 0.0
+    augment.binarize = 0.0
+    augment.erode = 0.0
+    augment.dilate = 0.0
+    # Probability that a patch is turned by up to `degrees`, moved by up to the share `translate` of
+    # its side, and enlarged by a factor from `scale_low` to `scale_high`.
+    augment.affine = 0.0
+    augment.degrees = 10.0
+    augment.translate = 0.1
+    augment.scale_low = 0.9
+    augment.scale_high = 1.1
+    # Probability that the colours change: each property by a factor of 1 minus to 1 plus these.
+    augment.jitter = 0.0
+    augment.brightness = 0.4
+    augment.contrast = 0.4
+    augment.saturation = 0.4
+    augment.update(changes)
+    return augment
+
+
 def optim_config() -> ConfigDict:
     """AdamW with warm-up and cosine decay, a step at a time (REFERENCE.md section 6)."""
     optim = ConfigDict()

@@ -46,8 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.hog = ConfigDict({"num_bins": 9, "cell_size": 4})
     common.run_config(config)
     config.optim = common.optim_config()
-    # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
-    config.augment = ConfigDict({"gray": 0.2, "binarize": 0.2, "erode": 0.0, "dilate": 0.0})
+    config.augment = common.augment_config(gray=0.2, binarize=0.2)
     if arg.variant == "paper":
         config.global_batch_size = 2048
         config.total_steps = 75_000
