@@ -129,7 +129,7 @@ def architecture(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
         "mlp_ratio": shape(mlp)[0] // width,
     }
     if prefix + "pos_embed" in weights:
-        side = int(round((shape(prefix + "pos_embed")[1] - 1) ** 0.5))
+        side = round((shape(prefix + "pos_embed")[1] - 1) ** 0.5)
         sizes["patch_size"] = side * token_size
     if prefix + "decoder_pred.weight" in weights:
         sizes["target_dim"], sizes["decoder_width"] = shape(prefix + "decoder_pred.weight")
@@ -175,9 +175,7 @@ def from_torch_names(
     if wrong:
         raise ValueError("weights do not fit the model: " + "; ".join(wrong))
     used = {name for name, _ in taken}
-    unused = [
-        (name, _reason(name, weights[name], prefix)) for name in weights if name not in used
-    ]
+    unused = [(name, _reason(name, weights[name], prefix)) for name in weights if name not in used]
     return unflatten_dict(params, sep="/"), Report(tuple(taken), tuple(missing), tuple(unused))
 
 
@@ -231,7 +229,7 @@ def _to_ours(path: str, array: np.ndarray) -> np.ndarray:
 
 def _to_published(path: str, array: np.ndarray) -> np.ndarray:
     if path.endswith("patch_embed/proj/kernel"):
-        side = int(round((array.shape[0] // CHANNELS) ** 0.5))
+        side = round((array.shape[0] // CHANNELS) ** 0.5)
         array = array.reshape(side, side, CHANNELS, -1).transpose(3, 2, 0, 1)
     elif path == "netrvlad/kernel":
         array = array.T[:, :, None, None]
@@ -252,7 +250,7 @@ def _positions(width: int, grid: tuple[int, int]) -> np.ndarray:
 def _reason(name: str, array: np.ndarray, prefix: str) -> str:
     short = name.removeprefix(prefix)
     if short in POSITIONS:
-        side = int(round((array.shape[1] - 1) ** 0.5))
+        side = round((array.shape[1] - 1) ** 0.5)
         if array.shape[1] == side * side + 1:
             error = np.abs(array - _positions(array.shape[2], (side, side))).max()
             if error < POSITION_TOLERANCE:
@@ -260,6 +258,8 @@ def _reason(name: str, array: np.ndarray, prefix: str) -> str:
         return "WARNING: a position embedding other than ours; results will differ"
     if short in FIXED:
         return "fixed gradient kernel of the HOG target"
+    if short.startswith(("decoder_", "mask_token")):
+        return "decoder of the pretraining, which this model does not have"
     return "no parameter of this model has this name"
 
 
@@ -277,5 +277,3 @@ def _prefix(weights: Mapping[str, np.ndarray]) -> str:
 def _count_blocks(weights: Mapping[str, np.ndarray], stem: str) -> int:
     numbers = {m[1] for name in weights if (m := re.match(re.escape(stem) + r"\.(\d+)\.", name))}
     return len(numbers)
-
-

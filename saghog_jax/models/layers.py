@@ -76,74 +76,99 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., i] -> [..., features]."""
+        """[b, i] or [b, l, i] -> [b, features] or [b, l, features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product("...i,io->...o" if x.ndim != 3 else "bli,io->blo", x, kernel, self.dtype)
+        y = product("bi,io->bo" if x.ndim == 2 else "bli,io->blo", x, kernel, self.dtype)
         return y + self.param("bias", self.bias_init, (self.features,)) if self.use_bias else y
 
 
-def layer_norm(name: str | None = None) -> nn.LayerNorm:
+def layer_norm() -> nn.LayerNorm:
     """LayerNorm of the published code (epsilon 1e-5), with the two-pass variance."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection (reference: section 3)."""
+    """Multi-head self-attention (reference: section 3).
+
+    The kernels of queries, keys and values are one parameter, as in the published code, and one
+    product where all are wanted; tokens that are only attended to need no queries.
+    """
 
     heads: int
+    width: int
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
-        """Attends from some tokens to all.
+    def setup(self) -> None:
+        shape = (self.width, 3 * self.width)
+        self.qkv_kernel = self.param("qkv_kernel", nn.initializers.xavier_uniform(), shape)
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, shape[1:])
+        self.proj = Dense(self.width, self.dtype)
 
-        Args:
-          x: [b, l, d] tokens.
-          queries: the tokens whose result is wanted; keys and values come from all of `x`.
+    def queries(self, x: jax.Array) -> jax.Array:
+        """[b, q, d] -> [b, q, d]."""
+        return self._project(x, slice(0, self.width))
 
-        Returns:
-          [b, q, d].
-        """
-        width = x.shape[-1]
-        kernel = self.param("qkv_kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
-        bias = self.param("qkv_bias", nn.initializers.zeros, (3 * width,))
+    def keys_values(self, x: jax.Array) -> jax.Array:
+        """[b, k, d] -> [b, k, 2 d]."""
+        return self._project(x, slice(self.width, None))
 
-        def project(tokens: jax.Array, columns: slice) -> list[jax.Array]:
-            y = product("bld,de->ble", tokens, kernel[:, columns], self.dtype) + bias[columns]
-            return [
-                part.reshape(*part.shape[:2], self.heads, width // self.heads).swapaxes(1, 2)
-                for part in jnp.split(y, y.shape[-1] // width, axis=-1)
-            ]
+    def queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[b, l, d] -> [b, l, d] and [b, l, 2 d]."""
+        y = self._project(x, slice(None))
+        return y[..., : self.width], y[..., self.width :]
 
-        if queries == slice(None):
-            q, k, v = project(x, slice(0, 3 * width))
-        else:
-            (q,) = project(x[:, queries], slice(0, width))
-            k, v = project(x, slice(width, 3 * width))
-        q = q * (width // self.heads) ** -0.5
+    def _project(self, x: jax.Array, columns: slice) -> jax.Array:
+        y = product("bld,de->ble", x, self.qkv_kernel[:, columns], self.dtype)
+        return y + self.qkv_bias[columns]
+
+    def __call__(self, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
+        """[b, q, d] and [b, k, 2 d] -> [b, q, d]."""
+        keys, values = jnp.split(keys_values, 2, axis=-1)
         # Heads before tokens: on CPUs both gradients are then products XLA has kernels for, also
         # of bfloat16 operands.
+        q, k, v = (
+            t.reshape(*t.shape[:2], self.heads, -1).swapaxes(1, 2) for t in (queries, keys, values)
+        )
+        q = q * q.shape[-1] ** -0.5
         weights = nn.softmax(product("bnqh,bnkh->bnqk", q, k, self.dtype))
         y = product("bnqk,bnkh->bnqh", weights, v, self.dtype).swapaxes(1, 2)
-        return Dense(width, self.dtype, name="proj")(y.reshape(*y.shape[:2], width))
+        return self.proj(y.reshape(queries.shape))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block with GELU (erf form)."""
 
     heads: int
+    width: int
     mlp_ratio: int = 4
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        self.norm1 = layer_norm()
+        self.attention = Attention(self.heads, self.width, self.dtype)
+        self.norm2 = layer_norm()
+        self.fc1 = Dense(self.mlp_ratio * self.width, self.dtype)
+        self.fc2 = Dense(self.width, self.dtype)
+
     def __call__(self, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
         """[b, l, d] -> [b, q, d]: the block's result for the tokens `queries` alone.
 
         With fewer queries than tokens the result is exactly the slice of the full one: queries,
         projection and MLP of the other tokens are not computed.
         """
-        width = x.shape[-1]
-        y = Attention(self.heads, self.dtype, name="attention")(layer_norm("norm1")(x), queries)
-        x = x[:, queries] + y
-        y = Dense(self.mlp_ratio * width, self.dtype, name="fc1")(layer_norm("norm2")(x))
-        return x + Dense(width, self.dtype, name="fc2")(nn.gelu(y, approximate=False))
+        if queries == slice(None):
+            return self.attend(x, *self.attention.queries_keys_values(self.norm1(x)))
+        return self.attend(x[:, queries], self.queries(x[:, queries]), self.keys_values(x))
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """Queries [b, q, d] of the tokens `x` [b, q, d]."""
+        return self.attention.queries(self.norm1(x))
+
+    def keys_values(self, x: jax.Array) -> jax.Array:
+        """Keys and values [b, k, 2 d] of the tokens `x` [b, k, d]."""
+        return self.attention.keys_values(self.norm1(x))
+
+    def attend(self, x: jax.Array, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
+        """The rest of the block for tokens `x` [b, q, d]: attention, MLP, residuals."""
+        x = x + self.attention(queries, keys_values)
+        return x + self.fc2(nn.gelu(self.fc1(self.norm2(x)), approximate=False))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, layer_norm
+from saghog_jax.models.layers import Block, Dense, layer_norm, product
 from saghog_jax.models.pos_embed import sincos_2d
 from saghog_jax.models.vit import Encoder
 
@@ -121,7 +121,9 @@ class Decoder(nn.Module):
             raise ValueError(f"decoder width {self.width} is not divisible by {self.heads} heads")
         self.embed = Dense(self.width, self.dtype)
         self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
-        self.block = [Block(self.heads, self.mlp_ratio, self.dtype) for _ in range(self.depth)]
+        self.block = [
+            Block(self.heads, self.width, self.mlp_ratio, self.dtype) for _ in range(self.depth)
+        ]
         self.norm = layer_norm()
         self.pred = Dense(self.target_dim, self.dtype)
 
@@ -140,17 +142,36 @@ class Decoder(nn.Module):
     def removed(self, latent: jax.Array, masking: Masking) -> jax.Array:
         """Predicts the removed tokens alone, in the order of `ids_removed`: -> [b, r, t].
 
-        Attention does not depend on the order of its keys, so that nothing is put back in place,
-        and the last block needs no queries but those of the removed tokens.
+        The same numbers as `__call__` at those tokens. Attention does not depend on the order of
+        its keys, so that nothing is put back in place; the last block needs no queries but those of
+        the removed tokens; and before the first block a removed token is a function of its position
+        alone, so that its query, key and value are computed once a position, not once a patch.
         """
-        x = self.embed(latent)
         positions = self._positions()
-        kept = x[:, 1:] + positions[masking.ids_keep]
+        x = self.embed(latent)
+        kept = jnp.concatenate([x[:, :1], x[:, 1:] + positions[masking.ids_keep]], axis=1)
         removed = self.mask_token + positions[masking.ids_removed]
-        x = jnp.concatenate([x[:, :1], kept, removed], axis=1)
-        for block in self.block[:-1]:
-            x = block(x)
-        x = self.block[-1](x, slice(latent.shape[1], None))
+        x = jnp.concatenate([kept, removed], axis=1)
+        table = self.mask_token + positions
+        first = self.block[0]
+        chosen = jax.nn.one_hot(masking.ids_removed, table.shape[1], dtype=table.dtype)
+
+        def pick(rows: jax.Array) -> jax.Array:
+            # A product rather than a gather, whose gradient would be a slow scatter.
+            return product("brl,le->bre", chosen, rows[0], self.dtype)
+
+        queries = pick(first.queries(table))
+        keys_values = jnp.concatenate(
+            [first.keys_values(kept), pick(first.keys_values(table))], axis=1
+        )
+        if len(self.block) == 1:
+            x = first.attend(removed, queries, keys_values)
+        else:
+            queries = jnp.concatenate([first.queries(kept), queries], axis=1)
+            x = first.attend(x, queries, keys_values)
+            for block in self.block[1:-1]:
+                x = block(x)
+            x = self.block[-1](x, slice(latent.shape[1], None))
         return self.pred(self.norm(x))
 
     def _positions(self) -> jax.Array:

@@ -74,7 +74,9 @@ class Encoder(nn.Module):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         self.cls_token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width))
         self.patch_embed = PatchEmbed(self.width, self.dtype)
-        self.block = [Block(self.heads, self.mlp_ratio, self.dtype) for _ in range(self.depth)]
+        self.block = [
+            Block(self.heads, self.width, self.mlp_ratio, self.dtype) for _ in range(self.depth)
+        ]
         self.norm = layer_norm()
         self.drop = nn.Dropout(self.dropout)
 
