@@ -1,0 +1,215 @@
+"""Stage convert: published PyTorch weights to a run folder, and a run folder to such weights.
+
+File formats and folders are here; names and layouts of the arrays are torch_import.py's.
+"""
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from input_pipeline.errors import UserError
+from saghog_jax import precision, torch_import
+from saghog_jax.checkpoint import KINDS, Checkpoints, load_variables, params_digest, read_config
+from saghog_jax.files import replacing
+from saghog_jax.models.make import make_mae, make_writer_model
+from saghog_jax.torch_import import Report
+from saghog_jax.train_state import TrainState
+
+SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
+NEXT = {
+    "encoder": "configs/finetune.py --config.init_from=",
+    "mae": "configs/finetune.py --config.init_from=",
+    "writer": "configs/embed.py --config.checkpoint=",
+}
+# Channels of the images whose HOG a model predicts.
+_TARGET_CHANNELS = {"hog_binary": 1, "hog_gray": 1, "hog_rgb": 3, "pixel": 0}
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Converts `config.source` into `workdir`: weights from a run folder, else a run folder.
+
+    Raises:
+      UserError: a source that is missing, damaged or of another model; a work directory that holds
+        something else.
+    """
+    source = Path(config.source)
+    if not config.source:
+        raise UserError(
+            "config.source is empty: give a file of weights (.pt, .safetensors, .npz) to import, "
+            "or a run folder to export, --config.source=PATH"
+        )
+    if not source.exists():
+        raise UserError(f"config.source: there is no {source}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        _export(source, workdir)
+    else:
+        _import(config, source, workdir)
+
+
+def _import(config: ConfigDict, source: Path, workdir: Path) -> None:
+    weights = read_weights(source)
+    try:
+        params, report, run_config, kind = from_published(weights, config)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    _write_report(workdir, report)
+    if report.missing:
+        raise UserError(
+            f"{source} lacks {len(report.missing)} parameters of a model of kind {kind!r}, the "
+            f"first is {report.missing[0]}; all are in {workdir / 'report.txt'}"
+        )
+    done = _save_run(workdir, run_config, params, kind)
+    print(f"{'imported' if done else 'there already:'} {source} as {kind!r} into {workdir}")
+    print(f"next: python -m saghog_jax.main --config={NEXT[kind]}{workdir}")
+
+
+def from_published(
+    weights: Mapping[str, np.ndarray], config: ConfigDict
+) -> tuple[dict, Report, ConfigDict, str]:
+    """Parameters, report, run config and kind of weights under the published names.
+
+    Args:
+      weights: name -> array.
+      config: of configs/convert.py.
+
+    Raises:
+      ValueError: weights of another architecture, or that do not fit each other.
+    """
+    sizes = torch_import.architecture(weights)
+    decoder = "decoder_depth" in sizes and sizes["decoder_depth"] > 0
+    kind = "writer" if "num_clusters" in sizes else "mae" if decoder else "encoder"
+    run_config = (config.writer if kind == "writer" else config.mae).copy_and_resolve_references()
+    model = run_config.model
+    for field in ("patch_size", "token_size", "width", "depth", "mlp_ratio"):
+        model[field] = sizes.get(field, model[field])
+    model.heads = config.heads
+    if decoder:
+        model.decoder_width, model.decoder_depth = sizes["decoder_width"], sizes["decoder_depth"]
+        model.decoder_heads = config.decoder_heads
+    images = jnp.zeros((1, model.patch_size, model.patch_size, 3))
+    if kind == "writer":
+        if "embed_dim" in sizes:
+            raise ValueError(
+                f"the linear map embed_fc to {sizes['embed_dim']} channels before NetRVLAD has no "
+                f"place in a run folder; only weights without it can be imported"
+            )
+        run_config.netrvlad.num_clusters = sizes["num_clusters"]
+        run_config.init_from = ""
+        module = make_writer_model(precision.resolve(run_config))
+        arguments = (images,)
+    else:
+        if decoder:
+            _set_target(run_config, weights, sizes["target_dim"])
+        module = make_mae(model, sizes.get("target_dim", 1), jnp.float32)
+        arguments = (images, jnp.zeros((1, (model.patch_size // model.token_size) ** 2)), 0.5)
+    template = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))["params"]
+    if kind == "encoder":
+        template = {"encoder": template["encoder"]}
+    params, report = torch_import.from_torch_names(weights, template)
+    return params, report, run_config, kind
+
+
+def _set_target(run_config: ConfigDict, weights: Mapping[str, np.ndarray], channels: int) -> None:
+    """What the decoder predicts, from the width of its output and the stored gradient kernel."""
+    token_size, bins = run_config.model.token_size, run_config.hog.num_bins
+    kernels = [w for name, w in weights.items() if name.endswith("target_generator.weight_x")]
+    cells = math.isqrt(channels // bins)
+    if kernels and bins * cells**2 == channels and cells and token_size % cells == 0:
+        run_config.target = "hog_rgb" if kernels[0].shape[1] == 3 else "hog_binary"
+        run_config.hog.cell_size = token_size // cells
+    elif channels == 3 * token_size**2:
+        run_config.target = "pixel"
+    else:
+        raise ValueError(
+            f"the decoder predicts {channels} channels a token of {token_size} pixels, which is "
+            f"neither a HOG of {bins} bins nor RGB pixels"
+        )
+
+
+def _save_run(workdir: Path, run_config: ConfigDict, params: dict, kind: str) -> bool:
+    """Writes a run folder; False if it holds these weights already."""
+    if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
+        there, meta = load_variables(workdir, KINDS)
+        if meta["kind"] == kind and params_digest(there["params"]) == params_digest(params):
+            return False
+        raise UserError(f"{workdir} holds another run; give another --workdir")
+    with replacing(workdir / "config.json", "w") as file:
+        file.write(run_config.to_json(indent=2, sort_keys=True) + "\n")
+    checkpoints = Checkpoints(workdir, keep=1, kind=kind)
+    checkpoints.save(0, TrainState(step=jnp.int32(0), params=params, model_state={}, opt_state=()))
+    checkpoints.close()
+    return True
+
+
+def _export(source: Path, workdir: Path) -> None:
+    run_config = read_config(source)
+    variables, meta = load_variables(source, KINDS)
+    if meta["kind"] == "writer" and run_config.encoder != "vit":
+        raise UserError(f"{source} has the encoder {run_config.encoder!r}: no published names")
+    channels = _TARGET_CHANNELS[run_config.target] if meta["kind"] == "mae" else 0
+    weights, report = torch_import.to_torch_names(
+        variables["params"], run_config.model.patch_size, channels
+    )
+    _write_report(workdir, report)
+    path = workdir / "weights.safetensors"
+    with replacing(path, "wb") as file:
+        file.write(save(weights, metadata={"format": "pt", "kind": meta["kind"]}))
+    print(f"exported {source} of kind {meta['kind']!r}, {len(weights)} arrays, to {path}")
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name from .pt or .pth (needs PyTorch; nothing but arrays is unpickled),
+    .safetensors or .npz.
+
+    Raises:
+      UserError: an unknown suffix, a damaged file, PyTorch missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file, known: {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+    except (ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
+        raise UserError(f"{path} is no readable {path.suffix[1:]} file: {error}") from None
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path}: reading {path.suffix} files needs PyTorch: pip install 'saghog_jax[torch]', "
+            f"or save the weights as .safetensors where PyTorch is installed"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged or unsafe files
+        raise UserError(f"{path} cannot be read safely: {str(error).splitlines()[0]}") from None
+    content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights: neither model_state_dict nor a state dict")
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _write_report(workdir: Path, report: Report) -> None:
+    path = workdir / "report.txt"
+    with replacing(path, "w") as file:
+        file.write("\n".join(report.lines()) + "\n")
+    counts = {name: len(getattr(report, name)) for name in ("taken", "missing", "unused")}
+    print(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; every key in {path}")
+    for line in report.lines()[counts["taken"] :]:
+        print("  " + line)
