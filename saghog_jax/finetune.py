@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from sklearn.cluster import MiniBatchKMeans
 
 from input_pipeline import loader
-from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels
+from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
+from input_pipeline.stores import open_store
 from saghog_jax import augment, losses, optim, precision
 from saghog_jax.checkpoint import load_variables, read_config
 from saghog_jax.models.make import ENCODERS, make_writer_model
@@ -131,8 +132,8 @@ class Finetuning:
     def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
         """The metric loss of the global batch; the batch is as `Task.loss` has it."""
         config = self.config
-        augment_rng, dropout_rng = jax.random.split(rng)
-        images, binary = augment.decode(batch)
+        move_rng, augment_rng, dropout_rng = jax.random.split(rng, 3)
+        images, binary = augment.move(move_rng, *augment.decode(batch), config.augment)
         images = augment.augment(augment_rng, self._input(images, binary), binary, config.augment)
         if config.freeze_encoder:
             frozen = jax.lax.stop_gradient(variables["params"]["encoder"])
@@ -222,6 +223,8 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
                 "--config.labels=cluster, which needs none"
             )
         return store.writer_ids
+    if config.data.cluster_regex:
+        return ready_labels(store)
     return ensure_labels(store, config.pseudo_labels)
 
 
@@ -233,7 +236,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         if run.finished:
             print(f"{workdir} has all its {run.start_step} steps already")
         else:
-            store = Store.open(ensure_store(config.data, config.store))
+            store = open_store(config.data, config.store)
             skipped = len(store.skipped)
             run.fit(Finetuning(config, store, make_labels(config, store)))
     print(f"next: {NEXT} --config.checkpoint={workdir}")

@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import loader
-from input_pipeline.build import ensure_store
 from input_pipeline.store import Store
+from input_pipeline.stores import open_store
 from saghog_jax import augment, optim
 from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_loss
 from saghog_jax.models.make import make_mae
@@ -64,8 +64,8 @@ class Pretraining:
     def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
         """Mean squared error of the removed tokens; the batch is as `Task.loss` has it."""
         config = self.config
-        augment_rng, mask_rng = jax.random.split(rng)
-        images, binary = augment.decode(batch)
+        move_rng, augment_rng, mask_rng = jax.random.split(rng, 3)
+        images, binary = augment.move(move_rng, *augment.decode(batch), config.augment)
         targets = make_targets(
             config.target,
             images,
@@ -106,7 +106,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         if run.finished:
             print(f"{workdir} has all its {run.start_step} steps already")
         else:
-            store = Store.open(ensure_store(config.data, config.store))
+            store = open_store(config.data, config.store)
             skipped = len(store.skipped)
             run.fit(Pretraining(config, store))
     print(f"next: {NEXT} --config.init_from={workdir}")

@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from store_helpers import make_store
+from toy import toy
 
-from configs.common import augment_config as config
+from configs import finetune as finetune_config
+from configs import pretrain as pretrain_config
+from configs.common import augment_config as section
 from input_pipeline.errors import UserError
-from saghog_jax import augment
+from saghog_jax import augment, finetune, pretrain
 
 GOLDEN = Path(__file__).parent / "golden"
 RNG = np.random.default_rng(0)
@@ -54,21 +58,21 @@ def test_gray_is_the_published_one():
 @pytest.mark.parametrize("name", ["gray", "binarize", "erode", "dilate", "jitter"])
 def test_each_probability_is_obeyed_and_reproducible(name):
     key = jax.random.key(3)
-    np.testing.assert_array_equal(augment.augment(key, IMAGES, BINARY, config()), IMAGES)
-    out = augment.augment(key, IMAGES, BINARY, config(**{name: 0.5}))
+    np.testing.assert_array_equal(augment.augment(key, IMAGES, BINARY, section()), IMAGES)
+    out = augment.augment(key, IMAGES, BINARY, section(**{name: 0.5}))
     changed = np.any(np.asarray(out != IMAGES), axis=(1, 2, 3))
     # Of 64 fair draws, fewer than 16 or more than 48 happen once in 30,000 runs; the key is fixed.
     assert 16 <= changed.sum() <= 48
-    again = augment.augment(key, IMAGES, BINARY, config(**{name: 0.5}))
+    again = augment.augment(key, IMAGES, BINARY, section(**{name: 0.5}))
     np.testing.assert_array_equal(out, again)
-    other = augment.augment(jax.random.key(4), IMAGES, BINARY, config(**{name: 0.5}))
+    other = augment.augment(jax.random.key(4), IMAGES, BINARY, section(**{name: 0.5}))
     assert np.any(np.asarray(other != out))
-    always = augment.augment(key, IMAGES, BINARY, config(**{name: 1.0}))
+    always = augment.augment(key, IMAGES, BINARY, section(**{name: 1.0}))
     assert np.all(np.any(np.asarray(always != IMAGES), axis=(1, 2, 3)))
 
 
 def test_binarize_swaps_the_ink_mask_in():
-    out = augment.augment(jax.random.key(0), IMAGES, BINARY, config(binarize=1.0))
+    out = augment.augment(jax.random.key(0), IMAGES, BINARY, section(binarize=1.0))
     np.testing.assert_array_equal(out, np.broadcast_to(BINARY, out.shape))
 
 
@@ -147,13 +151,13 @@ def test_movements_are_drawn_from_their_ranges():
 
 def test_images_and_binary_move_alike():
     images = jnp.broadcast_to(BINARY, IMAGES.shape)
-    moved, binary = augment.move(jax.random.key(0), images, BINARY, config(affine=0.7))
+    moved, binary = augment.move(jax.random.key(0), images, BINARY, section(affine=0.7))
     np.testing.assert_array_equal(binary, np.asarray(moved[..., :1]) > 0.5)
     assert np.any(np.asarray(binary != BINARY))
 
 
 def test_the_probability_of_movements_is_obeyed_and_reproducible():
-    move = jax.jit(lambda key, p: augment.move(key, IMAGES, BINARY, config(affine=p)),
+    move = jax.jit(lambda key, p: augment.move(key, IMAGES, BINARY, section(affine=p)),
                    static_argnums=1)  # fmt: skip
     key = jax.random.key(3)
     for same, given in zip(move(key, 0.0), (IMAGES, BINARY), strict=True):
@@ -172,9 +176,9 @@ def test_the_probability_of_movements_is_obeyed_and_reproducible():
 )
 def test_every_strength_of_movements_matters(field):
     key = jax.random.key(0)
-    still, _ = augment.move(key, IMAGES, BINARY, config(affine=1.0, **STILL))
+    still, _ = augment.move(key, IMAGES, BINARY, section(affine=1.0, **STILL))
     np.testing.assert_array_equal(still, IMAGES)
-    moved, _ = augment.move(key, IMAGES, BINARY, config(affine=1.0, **STILL | field))
+    moved, _ = augment.move(key, IMAGES, BINARY, section(affine=1.0, **STILL | field))
     assert np.all(np.any(np.asarray(moved != IMAGES), axis=(1, 2, 3)))
 
 
@@ -200,16 +204,16 @@ def test_jitter_is_that_of_torchvision():
 @pytest.mark.parametrize("field", ["brightness", "contrast", "saturation"])
 def test_every_strength_of_jitter_matters(field):
     key = jax.random.key(0)
-    plain = augment.augment(key, IMAGES, BINARY, config(jitter=1.0, **PLAIN))
+    plain = augment.augment(key, IMAGES, BINARY, section(jitter=1.0, **PLAIN))
     np.testing.assert_array_equal(plain, IMAGES)
-    changed = augment.augment(key, IMAGES, BINARY, config(jitter=1.0, **PLAIN | {field: 0.3}))
+    changed = augment.augment(key, IMAGES, BINARY, section(jitter=1.0, **PLAIN | {field: 0.3}))
     assert np.all(np.any(np.asarray(changed != IMAGES), axis=(1, 2, 3)))
 
 
 def test_factors_of_jitter_are_drawn_from_their_range():
     fields = PLAIN | {"brightness": 0.3}
     grey = jnp.full((4000, 1, 1, 3), 0.5, jnp.float32)
-    out = augment.augment(jax.random.key(0), grey, grey[..., :1], config(jitter=1.0, **fields))
+    out = augment.augment(jax.random.key(0), grey, grey[..., :1], section(jitter=1.0, **fields))
     factors = np.asarray(out[:, 0, 0, 0]) / 0.5
     assert 0.7 <= factors.min() < 0.71
     assert 1.29 < factors.max() <= 1.3
@@ -218,7 +222,7 @@ def test_factors_of_jitter_are_drawn_from_their_range():
 
 def test_colours_of_binary_patches_stay():
     out = augment.augment(
-        jax.random.key(0), IMAGES, BINARY, config(jitter=1.0, gray=1.0, binarize=1.0)
+        jax.random.key(0), IMAGES, BINARY, section(jitter=1.0, gray=1.0, binarize=1.0)
     )
     np.testing.assert_array_equal(out, np.broadcast_to(BINARY, out.shape))
 
@@ -236,4 +240,52 @@ def test_colours_of_binary_patches_stay():
 def test_fields_out_of_range(fields, message):
     for function in (augment.augment, augment.move):
         with pytest.raises(UserError, match=message):
-            function(jax.random.key(0), IMAGES, BINARY, config(**fields))
+            function(jax.random.key(0), IMAGES, BINARY, section(**fields))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("augment") / "store", [100])[0]
+
+
+def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monkeypatch):
+    class SeenError(Exception):
+        pass
+
+    def make_targets(kind, images, binary, *rest):
+        raise SeenError(images, binary)
+
+    monkeypatch.setattr(pretrain, "make_targets", make_targets)
+    batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
+    given = augment.decode(batch)
+    move_rng = jax.random.split(jax.random.key(0), 3)[0]
+    for affine in (0.0, 1.0):
+        changes = {"augment.affine": affine, "augment.gray": 1.0, "augment.binarize": 0.0}
+        config = toy(pretrain_config.get_config(), tmp_path, **changes)
+        task = pretrain.Pretraining(config, store)
+        with pytest.raises(SeenError) as seen:
+            task.loss({}, batch, jax.random.key(0))
+        expected = augment.move(move_rng, *given, config.augment) if affine else given
+        for shown, wanted in zip(seen.value.args, expected, strict=True):
+            np.testing.assert_array_equal(shown, wanted)
+
+
+def test_finetuning_augments_its_loss_and_not_its_first_centres(store, tmp_path):
+    labels = np.arange(100) % 10
+    losses, centres = [], []
+    for change in ({}, {"affine": 1.0}, {"jitter": 1.0}):
+        fields = {"erode": 0.0, "dilate": 0.0, **change}
+        config = toy(
+            finetune_config.get_config(), tmp_path,
+            **{"init_from": "", "input": "page", "dropout": 0.0, "model.depth": 1},
+            **{f"augment.{k}": v for k, v in fields.items()},
+        )  # fmt: skip
+        task = finetune.Finetuning(config, store, labels)
+        variables = task.warm_start(task.init(jax.random.key(0)))
+        batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
+        batch["label"] = jnp.asarray(labels[:32], jnp.int32)
+        losses.append(float(jax.jit(task.loss)(variables, batch, jax.random.key(0))[0]))
+        centres.append(np.asarray(variables["params"]["netrvlad"]["centroids"]))
+    assert len(set(losses)) == 3
+    for other in centres[1:]:
+        np.testing.assert_array_equal(other, centres[0])

@@ -4,11 +4,17 @@ import cv2
 import numpy as np
 import pytest
 from store_helpers import sections, write_pages
+from toy import toy
 
+from configs import finetune as finetune_config
+from configs import pretrain as pretrain_config
 from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
+from input_pipeline.ready_patches import ready_labels
 from input_pipeline.stores import open_store
+from saghog_jax import finetune
+from saghog_jax.main import run_stage
 
 CLUSTER, WRITER, PAGE = r"(\d+)", r"\d+_(\d+)", r"MAX_(\d+)"
 
@@ -77,3 +83,36 @@ def test_stages_that_need_pages_say_so(tmp_path):
     data, _ = ready_sections(tmp_path / "in", tmp_path / "out")
     with pytest.raises(UserError, match="ready-cut patches, which only pretraining .* read"):
         load_manifest(data)
+
+
+def test_finetuning_learns_the_clusters_of_ready_cut_patches(tmp_path):
+    write_patches(tmp_path / "in")
+    config = toy(
+        finetune_config.get_config(), tmp_path,
+        **{"data.pages": str(tmp_path / "in"), "data.split": "", "data.cluster_regex": CLUSTER,
+           "data.writer_regex": WRITER, "data.page_regex": PAGE, "init_from": "",
+           "global_batch_size": 16},
+    )  # fmt: skip
+    assert run_stage(config, tmp_path / "finetune") == 0
+    store = open_store(config.data, config.store, silent)
+    labels = finetune.make_labels(config, store)
+    np.testing.assert_array_equal(labels, ready_labels(store))
+    with finetune.Finetuning(config, store, labels).batches(0) as batches:
+        np.testing.assert_array_equal(np.unique(next(batches)["label"]), range(4))
+    # Writers are labels too, and a name without clusters says so.
+    config.labels = "writer"
+    np.testing.assert_array_equal(finetune.make_labels(config, store), store.writer_ids)
+    config.labels, config.data.cluster_regex = "cluster", "()"
+    with pytest.raises(UserError, match="has no labels of its own"):
+        finetune.make_labels(config, open_store(config.data, config.store, silent))
+
+
+def test_pretraining_reads_ready_cut_patches(tmp_path):
+    write_patches(tmp_path / "in")
+    config = toy(
+        pretrain_config.get_config(), tmp_path,
+        **{"data.pages": str(tmp_path / "in"), "data.split": "", "data.cluster_regex": CLUSTER,
+           "data.page_regex": PAGE, "total_steps": 2},
+    )  # fmt: skip
+    assert run_stage(config, tmp_path / "pretrain") == 0
+    assert [path.name[:6] for path in (tmp_path / "prepare").glob("*-*")] == ["ready-"]
