@@ -1,5 +1,6 @@
 """The stage convert: the small published model through the command, both ways, and bad files."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -178,6 +179,11 @@ def test_pt_files_where_torch_is_installed(tmp_path, weights):
     assert set(read) == set(weights)
     for name, array in weights.items():
         np.testing.assert_array_equal(read[name], array)
+    torch.save({"model_state_dict": tensors, "code": json.dumps}, tmp_path / "code.pt")
     (tmp_path / "damaged.pt").write_bytes(b"no such format")
-    with pytest.raises(UserError, match="cannot be read safely"):
-        convert.read_weights(tmp_path / "damaged.pt")
+    for name in ("code.pt", "damaged.pt"):
+        with pytest.raises(UserError, match="cannot be read safely"):
+            convert.read_weights(tmp_path / name)
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    with pytest.raises(UserError, match="holds no weights"):
+        convert.read_weights(tmp_path / "empty.pt")
