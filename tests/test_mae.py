@@ -78,6 +78,8 @@ def assert_gradients(ours, stored_prefix, stored, tolerance):
 
 
 def test_target_of_the_small_model():
+    # Sides of image and token; width, depth, heads; the decoder's.
+    assert GOLDEN["cfg"].tolist() == [32, 4, 64, 2, 8, 64, 1, 4]
     np.testing.assert_allclose(TARGET, GOLDEN["target"], atol=3e-7)
 
 
