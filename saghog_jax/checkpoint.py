@@ -2,7 +2,8 @@
 
 A checkpoint N holds a state of N finished updates; the data position is N too, so nothing else is
 needed to go on. Its `meta` names the kind, which says what the parameters can be used for:
-`mae` (encoder and decoder) or `writer` (encoder and NetRVLAD).
+`encoder` (that alone, from published weights), `mae` (encoder and decoder) or `writer` (encoder and
+NetRVLAD).
 """
 
 import hashlib
@@ -17,9 +18,10 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from saghog_jax.train_state import TrainState
 
-KINDS = ("mae", "writer")
+KINDS = ("encoder", "mae", "writer")
 # What each stage that makes checkpoints is called on the command line, for messages.
 _MADE_BY = {
+    "encoder": "python -m saghog_jax.main --config=configs/convert.py",
     "mae": "python -m saghog_jax.main --config=configs/pretrain.py",
     "writer": "python -m saghog_jax.main --config=configs/finetune.py",
 }

@@ -23,7 +23,7 @@ from input_pipeline.manifest import load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, precision, pretrain, sharding
-from saghog_jax.checkpoint import load_variables, params_digest, read_config
+from saghog_jax.checkpoint import KINDS, load_variables, params_digest, read_config
 from saghog_jax.files import replacing
 from saghog_jax.logging import duration
 from saghog_jax.models.make import make_encoder, make_writer_model
@@ -99,7 +99,7 @@ def load_models(config: ConfigDict) -> list[Model]:
     if unknown:
         raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
     folder = Path(config.checkpoint)
-    variables, meta = load_variables(folder, ("writer", "mae"))
+    variables, meta = load_variables(folder, KINDS)
     run = _run_config(folder, config)
     if meta["kind"] == "writer":
         source = run.input if config.input == "auto" else config.input
@@ -111,7 +111,7 @@ def load_models(config: ConfigDict) -> list[Model]:
         begun_from = folder
     begun = _run_config(begun_from, config) if begun_from else run
     if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
-        given, _ = load_variables(begun_from, ("mae", "writer"))
+        given, _ = load_variables(begun_from, KINDS)
         models.append(cls_model("pretrained", begun, given, source))
     if "random" in config.compare:
         models.append(cls_model("random", begun, _untrained(begun), source))

@@ -16,7 +16,7 @@ from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
 from saghog_jax import augment, losses, optim, precision
-from saghog_jax.checkpoint import load_variables, read_config
+from saghog_jax.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.models.make import ENCODERS, make_writer_model
 from saghog_jax.models.netrvlad import cosine_gram, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
@@ -121,7 +121,7 @@ class Finetuning:
         config = self.config
         params, rest = split_params(variables)
         if config.init_from:
-            given, _ = load_variables(Path(config.init_from), ("mae", "writer"))
+            given, _ = load_variables(Path(config.init_from), KINDS)
             params = {**params, "encoder": given["params"]["encoder"]}
         if config.netrvlad.init == "kmeans":
             centres = self._feature_centres({"params": params, **rest})

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
 
-STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "search", "verify")
+STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "search", "verify", "convert")
 SKIPPED_PAGES = 3
 
 _CONFIG = config_flags.DEFINE_config_file(
