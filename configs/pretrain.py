@@ -14,12 +14,14 @@ parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the pub
     python -m saghog_jax.main --config=configs/pretrain.py:paper,mask_ratio=0.9,width=128
 
 `mask_ratio` · `width` of the encoder · `target` hog_binary, hog_gray, hog_rgb, pixel ·
-`binarization` isauvola, sauvola, su, otsu.
+`binarization` isauvola, sauvola, su, otsu · `source` store, crops (the default of `paper`).
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
+
+SOURCES = ("store", "crops")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -30,12 +32,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
         width=0,
         target="hog_binary",
         binarization="isauvola",
+        source="",
     )
     config = ConfigDict()
     config.stage = "pretrain"
     config.data = common.data_config("train")
     config.store = common.store_config("pretrain")
     config.store.binarization = arg.binarization
+    # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
+    # the pages, new ones in every step, as published. Best chosen by the argument `source`, which
+    # also sets `augment`: patches of a crop become grey and binary together.
+    config.source = common.one_of(
+        arg.source or {"cpu": "store", "paper": "crops"}[arg.variant], SOURCES, "source"
+    )
+    # For `crops`: of each page a random crop of `size` pixels, and up to `patches_per_page` patches
+    # of it, cut by the fields of `store` (but not its numbers of patches). `gray` and `binarize`
+    # are probabilities a crop.
+    config.crops = ConfigDict({"size": 256, "patches_per_page": 32, "gray": 0.2, "binarize": 0.2})
     config.model = common.model_config(arg.variant)
     config.model.width = arg.width or config.model.width
     # Share of a patch's tokens that is removed and has to be predicted.
@@ -45,8 +58,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Orientation bins, and the side in pixels of the cells they are counted in.
     config.hog = ConfigDict({"num_bins": 9, "cell_size": 4})
     common.run_config(config)
+    # For `crops`: processes that cut; 0 takes one a core, 1 none, the loader's threads cut.
+    config.loader.workers = 0
+    # For `crops`: MB of decoded pages kept, so that small collections are decoded once.
+    config.loader.cache_mb = 1000
     config.optim = common.optim_config()
-    config.augment = common.augment_config(gray=0.2, binarize=0.2)
+    a_patch = 0.2 if config.source == "store" else 0.0
+    config.augment = common.augment_config(gray=a_patch, binarize=a_patch)
     if arg.variant == "paper":
         config.global_batch_size = 2048
         config.total_steps = 75_000

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import loader
+from input_pipeline.crop_batches import PageCrops, open_crops
+from input_pipeline.errors import UserError
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
 from saghog_jax import augment, optim
@@ -20,6 +22,7 @@ from saghog_jax.targets import make_targets, target_dim
 from saghog_jax.train import Run
 
 NEXT = "python -m saghog_jax.main --config=configs/finetune.py"
+SOURCES = ("store", "crops")
 
 
 def model_of(config: ConfigDict) -> MaskedAutoencoder:
@@ -38,20 +41,34 @@ def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
+def open_source(config: ConfigDict) -> Store | PageCrops:
+    """Where the patches of a pretraining config come from.
+
+    Raises:
+      UserError: an unknown source, or what keeps it from being opened.
+    """
+    if config.source not in SOURCES:
+        raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
+    if config.source == "crops":
+        return open_crops(config)
+    return open_store(config.data, config.store)
+
+
 class Pretraining:
     """The task of train.py: predict the targets of the removed tokens."""
 
     kind = "mae"
 
-    def __init__(self, config: ConfigDict, store: Store) -> None:
+    def __init__(self, config: ConfigDict, source: Store | PageCrops) -> None:
         self.config = config
         self.model = model_of(config)
         self.tx = optim.make_optimizer(config.optim, config.total_steps)
-        self._store = store
+        self._source = source
         local_batch_size(config.global_batch_size)
-        self._plan = loader.uniform_plan(
-            len(store), config.global_batch_size, config.total_steps, config.seed
-        )
+        if isinstance(source, Store):
+            self._plan = loader.uniform_plan(
+                len(source), config.global_batch_size, config.total_steps, config.seed
+            )
 
     def init(self, rng: jax.Array) -> dict:
         """See `init_variables`."""
@@ -87,14 +104,12 @@ class Pretraining:
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """See `Task.batches`."""
+        position = (start_step, jax.process_index(), jax.process_count())
+        options = self.config.loader
+        if isinstance(self._source, PageCrops):
+            return self._source.batches(*position, options)
         return loader.batches(
-            self._store,
-            self._plan,
-            start_step,
-            jax.process_index(),
-            jax.process_count(),
-            self.config.loader.threads,
-            self.config.loader.prefetch,
+            self._source, self._plan, *position, options.threads, options.prefetch
         )
 
 
@@ -106,8 +121,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         if run.finished:
             print(f"{workdir} has all its {run.start_step} steps already")
         else:
-            store = open_store(config.data, config.store)
-            skipped = len(store.skipped)
-            run.fit(Pretraining(config, store))
+            source = open_source(config)
+            run.fit(Pretraining(config, source))
+            skipped = len(source.skipped)
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped
