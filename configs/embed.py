@@ -10,7 +10,8 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
     python -m saghog_jax.main --config=configs/embed.py --config.data.pages=FOLDER_OR_MANIFEST \
         --config.data.split= --workdir=runs/mine/embed
 
-Variants: `compare` (default) and `plain` (the given checkpoint only).
+Variants: `compare` (default; at most 300 patches a page, so that it is quick) and `plain` (the
+given checkpoint only, all patches of a page).
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "embed"
     config.data = common.data_config("test")
     config.store = common.store_config("eval")
-    config.store.max_patches_per_page = -1
+    # As in finetuning; on training pages a little better than ISauvola.
+    config.store.binarization = "otsu"
+    config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
     # Run folder of the model: one that finetune wrote (NetRVLAD) or pretrain (CLS).
     config.checkpoint = "runs/finetune"
     # What the encoder sees: `page`, `binary`, or `auto`, what the checkpoint was trained on.

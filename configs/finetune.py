@@ -99,10 +99,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.rates = "layerwise"
     config.augment = common.augment_config(erode=0.3, dilate=0.3)
     if arg.variant == "cpu":
-        config.total_steps = 500
+        config.global_batch_size = 256
+        config.total_steps = 160
+        config.log_every = 20
+        config.checkpoint_every = 80
+        config.netrvlad.init_samples = 20_000
         config.optim.learning_rate = 1e-3
         config.optim.final_learning_rate = 1e-5
-        config.optim.warmup_steps = 50
+        config.optim.warmup_steps = 20
         config.optim.layer_decay = 0.9
     else:
         recipes.apply(config, arg.variant, arg.encoder)

@@ -9,6 +9,7 @@
         ink.npy               uint8 [n, s*s/8], np.packbits of the ink mask, row-major, 1 = ink
         page.npy x.npy y.npy  int32 [n], row of manifest.csv and key point in pixels
         descriptors.npy       uint8 [n, 128], SIFT, only if the rule keeps them
+        label.npy             int32 [n], only in a store of ready-cut patches that came with labels
         shard.json            what became of each page, and the SHA-256 of every array file
       labels/DIGEST/          pseudo labels, see `pseudo_labels`
 
