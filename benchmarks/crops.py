@@ -1,10 +1,11 @@
 """Pretraining input cut on the fly, against a loop written as the published code works.
 
-    python -m benchmarks.crops [--slots 200] [--rounds 5] [--folder FOLDER]
+    python -m benchmarks.crops [--slots 32] [--rounds 15] [--folder FOLDER]
 
 The loop takes a page at a time: Pillow crops, makes grey and cuts every patch, numpy counts the ink
 of each. Both sides take the same number of random crops of 256 pixels of the built-in corpus, up to
-32 patches of each, alternately, on one thread. Three cases:
+32 patches of each, alternately, on one thread, with memory kept as worker processes keep it.
+Three cases:
 
   decoded  pages are in memory: crops to patches
   kept     ours keeps decoded pages (all fit), the loop opens the file each time
@@ -27,7 +28,7 @@ from PIL import Image
 from configs.pretrain import get_config
 from input_pipeline.crops import Cutter, Recipe
 from input_pipeline.manifest import load_manifest
-from input_pipeline.workers import keep_to_one_thread
+from input_pipeline.workers import keep_memory, keep_to_one_thread
 
 SIZE, PATCH, MOST = 256, 32, 32
 ALGORITHMS = doxapy.Binarization.Algorithms
@@ -81,11 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--slots", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", default=None, help="for the corpus; kept if given")
     args = parser.parse_args()
     keep_to_one_thread()
+    keep_memory()
     with tempfile.TemporaryDirectory() as temporary:
         config = get_config("source=crops")
         config.data.cache = args.folder or temporary

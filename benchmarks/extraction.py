@@ -1,0 +1,114 @@
+"""What cutting whole pages into patches costs beyond binarisation and SIFT.
+
+    python -m benchmarks.extraction [--pages 8] [--rounds 7] [--rule pretrain] [--folder FOLDER]
+
+Synthetic pages of 2000 x 1500 pixels, decoded ahead, on one thread, with memory kept as worker
+processes keep it. Three ways of the same pages, alternately:
+
+  alone  grey conversion, binarisation and SIFT (with descriptors where the rule keeps them)
+  ours   `patches.cut_page`, by the rule with at most 1,000 patches a page, and with all patches
+  loop   as the published samplers do it: Pillow cuts a window at every keypoint, numpy counts its
+         ink, and the patches that are kept are stacked; for rules that go by ink only
+
+Prints CPU seconds a page, and medians over the rounds of each relative to `alone` in that round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from configs import common
+from input_pipeline.binarize import ink_mask, to_grey
+from input_pipeline.datasets import synthetic
+from input_pipeline.images import load_page
+from input_pipeline.manifest import read_csv
+from input_pipeline.patches import Rule, cut_page
+from input_pipeline.workers import keep_memory, keep_to_one_thread
+
+
+def alone(page: np.ndarray, rule: Rule) -> tuple[np.ndarray, list]:
+    """The ink mask and the keypoints of a page."""
+    grey = to_grey(page, rule.grey)
+    ink = ink_mask(grey, rule.binarization)
+    sift = cv2.SIFT_create(sigma=rule.sift_sigma)
+    found = sift.detect((1 - ink) * 255 if rule.detect_on == "binary" else grey, None)
+    if rule.descriptors:
+        sift.compute(grey, found)
+    return ink, found
+
+
+def loop(page: np.ndarray, rule: Rule) -> int:
+    """Patches of a page, one keypoint after the other."""
+    ink, found = alone(page, rule)
+    points = np.unique(np.array([point.pt for point in found]).astype(int), axis=0)
+    image, mask = Image.fromarray(page), Image.fromarray((1 - ink) * 255)
+    half = rule.patch_size // 2
+    kept = []
+    for x, y in points:
+        box = (x - half, y - half, x + half, y + half)
+        binary = np.array(mask.crop(box))
+        share = np.sum(binary == 0) / binary.size
+        if rule.keypoint_on_ink and not ink[y, x]:
+            continue
+        if rule.min_ink <= share <= rule.max_ink:
+            kept.append((np.array(image.crop(box)), binary))
+    return len(np.stack([patch for patch, _ in kept]))
+
+
+def measure(sides: dict[str, Callable], pages: list[np.ndarray], rounds: int) -> None:
+    """Runs all sides alternately and prints their CPU seconds a page and ratios to the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.process_time()
+            for page in pages:
+                side(page)
+            seconds[name].append((time.process_time() - start) / len(pages))
+    base = next(iter(seconds.values()))
+    for name, times in seconds.items():
+        ratio = statistics.median(time / alone for time, alone in zip(times, base, strict=True))
+        print(f"{name}: {statistics.median(times):.3f} CPU s a page, {ratio:.2f} times", flush=True)
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pages", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rule", default="pretrain", choices=common.STORE_RULES)
+    parser.add_argument("--folder", default=None, help="for the pages; kept if given")
+    args = parser.parse_args()
+    keep_to_one_thread()
+    keep_memory()
+    corpus = synthetic.Corpus(
+        train_writers=args.pages, test_writers=0, pages=1, width=2000, height=1500, lines=20
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        manifest = read_csv(synthetic.ensure(Path(args.folder or temporary), corpus))
+        pages = [load_page(manifest.root / page.path, page.box, 10**8) for page in manifest.pages]
+    rule = Rule.from_config(common.store_config(args.rule))
+    every = replace(rule, max_patches_per_page=-1)
+    counts = [len(cut_page(page, every).x) for page in pages]
+    print(f"{len(pages)} pages, {statistics.median(counts):,.0f} patches a page by {args.rule!r}")
+    sides = {
+        "alone": lambda page: alone(page, rule),
+        f"ours, at most {rule.max_patches_per_page}": lambda page: cut_page(page, rule),
+        "ours, all": lambda page: cut_page(page, every),
+    }
+    if rule.keep == "ink" and rule.border != "drop":
+        sides["loop, all"] = lambda page: loop(page, rule)
+    measure(sides, pages, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
