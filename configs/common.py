@@ -155,7 +155,7 @@ def pseudo_label_config() -> ConfigDict:
     """Pseudo labels: clusters of RootSIFT descriptors (CL-S), REFERENCE.md section 10 (d)."""
     labels = ConfigDict()
     # Clusters; each is a class of the finetuning.
-    labels.num_clusters = 800
+    labels.num_clusters = 3000
     # PCA-whitened dimensions of the descriptors before clustering.
     labels.pca_dim = 32
     # Descriptors that PCA and k-means are fitted on, sampled from the store.

@@ -104,10 +104,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.log_every = 20
         config.checkpoint_every = 80
         config.netrvlad.init_samples = 20_000
+        # With an encoder that has seen little, 16 patches of each of few clusters draw everything
+        # to one point; fewer patches of more and tighter clusters do not.
+        config.per_class = 2
+        config.loss.base = 0.5
         config.optim.learning_rate = 1e-3
         config.optim.final_learning_rate = 1e-5
         config.optim.warmup_steps = 20
-        config.optim.layer_decay = 0.9
     else:
         recipes.apply(config, arg.variant, arg.encoder)
     config.labels = arg.labels or config.labels

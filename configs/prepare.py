@@ -10,7 +10,7 @@ stores there already, it says so and ends. On your own pages, first looking at w
     python -m saghog_jax.main --config=configs/prepare.py --config.data.pages=FOLDER_OR_MANIFEST \
         --config.dry_run=True
 
-Variants: `cpu` (default: 800 clusters) and `paper` (5,000 clusters). `:only=pretrain` or
+Variants: `cpu` (default: 3,000 clusters) and `paper` (5,000 clusters). `:only=pretrain` or
 `:only=offline` makes one of the two stores.
 """
 

@@ -74,9 +74,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         # The paper's clipping (0.02) and rate are for 75,000 steps; so few learn faster with more.
         config.optim.learning_rate = 1.5e-3
         config.optim.warmup_steps = 40
-        config.global_batch_size = 256
-        config.total_steps = 240
-        config.log_every = 20
-        config.checkpoint_every = 120
+        # Small batches: so short a run needs many updates more than exact ones.
+        config.global_batch_size = 64
+        config.total_steps = 1200
+        config.log_every = 100
+        config.checkpoint_every = 400
         config.optim.clip_norm = 1.0
     return config
