@@ -28,7 +28,7 @@ _MADE_BY = {
 
 
 class Checkpoints:
-    """The `checkpoints` folder of one run."""
+    """The `checkpoints` folder of one run, open for writing; a context manager."""
 
     def __init__(self, run_folder: Path, keep: int, kind: str) -> None:
         self._kind = kind
@@ -36,9 +36,6 @@ class Checkpoints:
             (run_folder / "checkpoints").resolve(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
-
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint; it counts only once it is whole."""
@@ -63,10 +60,22 @@ class Checkpoints:
         state = like.replace(step=found.optimizer["step"], opt_state=found.optimizer["opt"])
         return state.with_variables(found.variables)
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def newest_step(run_folder: Path) -> int | None:
+    """Finished updates of the newest whole checkpoint of a run; None where there is none."""
+    folder = run_folder / "checkpoints"
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
 
 
 def read_config(run_folder: Path) -> ConfigDict:
@@ -98,11 +107,10 @@ def load_variables(run_folder: Path, kinds: Sequence[str]) -> tuple[dict, dict]:
       UserError: no checkpoint, or one of another kind.
     """
     commands = " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
-    folder = run_folder / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-    if not steps:
+    step = newest_step(run_folder)
+    if step is None:
         raise UserError(f"no checkpoint in {run_folder}; make one with {commands}")
-    newest = folder.resolve() / str(max(steps))
+    newest = (run_folder / "checkpoints" / str(step)).resolve()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         meta = reader.restore(newest / "meta")
     if meta["kind"] not in kinds:

@@ -232,12 +232,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
     """Finetunes in the run folder `workdir`; returns the number of pages that were skipped."""
     config = resolve(config)
     skipped = 0
-    with Run(config, workdir, Finetuning.kind) as run:
-        if run.finished:
-            print(f"{workdir} has all its {run.start_step} steps already")
-        else:
-            store = open_store(config.data, config.store)
-            skipped = len(store.skipped)
-            run.fit(Finetuning(config, store, make_labels(config, store)))
+    run = Run(config, workdir, Finetuning.kind)
+    if run.finished:
+        print(f"{workdir} has all its {run.start_step} steps already")
+    else:
+        store = open_store(config.data, config.store)
+        skipped = len(store.skipped)
+        run.fit(Finetuning(config, store, make_labels(config, store)))
     print(f"next: {NEXT} --config.checkpoint={workdir}")
     return skipped

@@ -117,12 +117,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
     config = resolve(config)
     skipped = 0
-    with Run(config, workdir, Pretraining.kind) as run:
-        if run.finished:
-            print(f"{workdir} has all its {run.start_step} steps already")
-        else:
-            source = open_source(config)
-            run.fit(Pretraining(config, source))
-            skipped = len(source.skipped)
+    run = Run(config, workdir, Pretraining.kind)
+    if run.finished:
+        print(f"{workdir} has all its {run.start_step} steps already")
+    else:
+        source = open_source(config)
+        run.fit(Pretraining(config, source))
+        skipped = len(source.skipped)
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from saghog_jax import sharding
-from saghog_jax.checkpoint import Checkpoints
+from saghog_jax.checkpoint import Checkpoints, newest_step
 from saghog_jax.files import replacing
 from saghog_jax.logging import MetricsLog, duration
 from saghog_jax.optim import learning_rate
@@ -78,7 +78,7 @@ def init_state(task: Task, seed: int) -> TrainState:
 
 
 class Run:
-    """A run folder: created, or opened again to go on; a context manager that closes it.
+    """A run folder: new, or one to go on in.
 
     Raises:
       UserError: the folder was made with another config; the message shows the difference.
@@ -87,15 +87,8 @@ class Run:
     def __init__(self, config: ConfigDict, folder: Path, kind: str) -> None:
         self.config, self.folder = config, folder
         _check_config(config, folder)
-        self.checkpoints = Checkpoints(folder, config.keep_checkpoints, kind)
-        self.start_step = self.checkpoints.latest_step() or 0
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        """Waits for the checkpoint that is being written."""
-        self.checkpoints.close()
+        self.start_step = newest_step(folder) or 0
+        self._kind = kind
 
     @property
     def finished(self) -> bool:
@@ -103,8 +96,20 @@ class Run:
 
     def fit(self, task: Task) -> None:
         """Trains to `config.total_steps`, from the newest checkpoint if there is one."""
-        config, start = self.config, self.start_step
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write_config(config, self.folder)
+        try:
+            with Checkpoints(self.folder, config.keep_checkpoints, self._kind) as checkpoints:
+                self._fit(task, checkpoints)
+        except FloatingPointError as error:
+            # Said only here, when the checkpoint that was being written is whole.
+            last = newest_step(self.folder)
+            reason = f"{error}; the last checkpoint is {last} in {self.folder}"
+            raise FloatingPointError(reason) from None
+
+    def _fit(self, task: Task, checkpoints: Checkpoints) -> None:
+        config, start = self.config, self.start_step
         mesh = sharding.make_mesh(config.mesh)
         abstract = jax.eval_shape(lambda: init_state(task, config.seed))
         shardings = sharding.state_shardings(abstract, mesh)
@@ -115,7 +120,7 @@ class Run:
                 abstract,
                 shardings,
             )
-            state = self.checkpoints.restore(start, like)
+            state = checkpoints.restore(start, like)
         else:
             # Made where it will live: no device ever holds parameters that are sharded whole.
             state = jax.jit(lambda: init_state(task, config.seed), out_shardings=shardings)()
@@ -130,7 +135,7 @@ class Run:
         _describe(config, state, mesh)
         batches = task.batches(start)
         try:
-            self._loop(update, state, batches, mesh)
+            self._loop(update, state, batches, mesh, checkpoints)
         finally:
             batches.close()
 
@@ -140,6 +145,7 @@ class Run:
         state: TrainState,
         batches: Iterator[dict[str, np.ndarray]],
         mesh: jax.sharding.Mesh,
+        checkpoints: Checkpoints,
     ) -> None:
         config = self.config
         log = MetricsLog(self.folder, self.start_step, config.total_steps, config.global_batch_size)
@@ -158,7 +164,7 @@ class Run:
             pending = metrics
             done = step + 1
             if done % config.checkpoint_every == 0 or done == config.total_steps:
-                self.checkpoints.save(done, state)
+                checkpoints.save(done, state)
         self._report(log, config.total_steps, pending)
         steps = config.total_steps - self.start_step
         print(f"{steps} steps in {duration(time.monotonic() - began)}; run folder {self.folder}")
@@ -168,10 +174,7 @@ class Run:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         values = {"loss": values.pop("loss"), **values}
         if not np.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {step} is {values['loss']}; the last checkpoint is "
-                f"{self.checkpoints.latest_step()} in {self.folder}"
-            )
+            raise FloatingPointError(f"the loss of step {step} is {values['loss']}")
         if step % self.config.log_every == 0 or step == self.config.total_steps:
             rate = learning_rate(step - 1, self.config.optim, self.config.total_steps, np)
             log.write(step, {**values, "learning_rate": float(rate)})

@@ -167,7 +167,7 @@ def finetuning(folder):
 @pytest.mark.parametrize(
     "changes", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
                {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
-               {"dropout": 0.0}, {"loss.base": 0.5}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
+               {"dropout": 0.0}, {"loss.base": 0.7}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
                {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
      {"loss.kind": "triplet"}, {"loss.kind": "triplet_semihard"},
      {"loss.kind": "triplet", "loss.margin": 0.5}, {"netrvlad.normalized": True},

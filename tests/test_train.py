@@ -77,8 +77,7 @@ def config(**changes):
 
 def fit(config, folder, **options):
     task = Regression(config, **options)
-    with Run(config, folder, "mae") as run:
-        run.fit(task)
+    Run(config, folder, "mae").fit(task)
     assert all(b.closed for b in task.opened)
     return load_variables(folder, ("mae",))[0]["params"]["encoder"]
 
@@ -114,8 +113,8 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path, stop):
 
     Batches.__next__ = stopping
     try:
-        with pytest.raises(StopError), Run(config(), tmp_path / "stopped", "mae") as run:
-            run.fit(task)
+        with pytest.raises(StopError):
+            Run(config(), tmp_path / "stopped", "mae").fit(task)
     finally:
         Batches.__next__ = loaded
     again = fit(config(), tmp_path / "stopped")
@@ -146,8 +145,7 @@ def test_a_finished_run_is_known_and_another_config_refused(tmp_path):
     fit(config(), tmp_path)
     # What changes neither data nor mathematics may differ.
     for same in (config(), config(log_every=1, checkpoint_every=2)):
-        with Run(same, tmp_path, "mae") as run:
-            assert run.finished
+        assert Run(same, tmp_path, "mae").finished
     with pytest.raises(UserError) as error:
         Run(config(seed=7, global_batch_size=8), tmp_path, "mae")
     assert "seed: 0 there, 7 now" in str(error.value)
