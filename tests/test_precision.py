@@ -33,9 +33,9 @@ def test_mixed_is_used_and_near_float32():
     out = {}
     for name in ("float32", "mixed"):
         config.precision = name
-        params = pretrain.init_params(config, jax.random.key(0))
+        variables = pretrain.init_variables(config, jax.random.key(0))
         model = pretrain.model_of(config)
-        out[name] = model.apply({"params": params}, images, noise, 0.75)["pred"]
+        out[name] = model.apply(variables, images, noise, 0.75)["pred"]
         assert out[name].dtype == jnp.float32
     assert jnp.any(out["float32"] != out["mixed"])
     # bfloat16 has eight bits: operands are right to 1/256, and errors of a sum average out.
