@@ -7,6 +7,8 @@ Axis letters: b patches of a batch, s pages of a batch, p pages, d width of a pa
 """
 
 import csv
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.build import FINGERPRINTS
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import load_manifest
+from input_pipeline.fingerprint import fingerprints
+from input_pipeline.manifest import Manifest, load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, precision, pretrain, sharding
 from saghog_jax.checkpoint import KINDS, load_variables, params_digest, read_config
+from saghog_jax.embed_groups import Groups
 from saghog_jax.files import replacing
 from saghog_jax.logging import duration
 from saghog_jax.models.make import make_encoder, make_writer_model
@@ -237,7 +242,14 @@ def run(config: ConfigDict, workdir: Path) -> int:
     manifest = load_manifest(config.data)
     rule = Rule.from_config(config.store)
     digests = [params_digest(model.variables) for model in models]
-    groups = _Groups(workdir / "groups", config, manifest.pages, models, digests)
+    made_from = _identity(config, manifest, rule, models, digests)
+    if _made_from(workdir) == made_from:
+        skipped = _read_skipped(workdir / "skipped.csv")
+        print(f"{workdir} holds these embeddings already")
+        print(f"next: {NEXT} --config.embeddings={workdir}")
+        return len(skipped)
+    widths = [(model.name, model.dim) for model in models]
+    groups = Groups(workdir / "groups", made_from, len(manifest), config.pages_per_group, widths)
     embedder = Embedder(models, config.batch_size, config.pages_per_batch, config.mesh)
     print(
         f"embedding {len(manifest):,} pages with {', '.join(m.name for m in models)}"
@@ -253,10 +265,13 @@ def run(config: ConfigDict, workdir: Path) -> int:
             f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
             f"{skipped[0][0]}: {skipped[0][1]}"
         )
-    for model, digest, total in zip(models, digests, sums, strict=True):
+    _write_skipped(workdir / "skipped.csv", skipped)
+    # The folder that says what all were made from is written last.
+    for model, digest, total in reversed(list(zip(models, digests, sums, strict=True))):
         folder = workdir if model is models[0] else workdir / model.name
         meta = {
             "model": model.name,
+            "made_from": made_from,
             "checkpoint": digest,
             "checkpoint_folder": str(config.checkpoint),
             "descriptor": model.kind,
@@ -269,7 +284,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
         }
         descriptors = l2_normalize(power_norm(total[kept], config.power))
         save_embeddings(folder, descriptors, [manifest.pages[i] for i in kept], manifest.root, meta)
-    _write_skipped(workdir / "skipped.csv", skipped)
     groups.remove()
     print(f"{len(kept):,} pages embedded ({int(counts.sum()):,} patches) in {workdir}")
     if skipped:
@@ -280,7 +294,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 def _embed_missing(
-    config: ConfigDict, manifest: object, rule: Rule, embedder: Embedder, groups: "_Groups"
+    config: ConfigDict, manifest: Manifest, rule: Rule, embedder: Embedder, groups: "Groups"
 ) -> None:
     """Cuts and embeds the pages of all groups that are not there yet."""
     todo = [i for g in groups.missing() for i in groups.pages_of(g)]
@@ -316,78 +330,39 @@ def _embed_missing(
             print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
 
 
-class _Groups:
-    """Results of groups of pages on disk, each whole or not there."""
+def _identity(
+    config: ConfigDict, manifest: Manifest, rule: Rule, models: Sequence[Model], digests: list[str]
+) -> str:
+    """SHA-256 over all that decides the embeddings: pages and their contents, rule, models."""
+    contents = fingerprints(
+        manifest.root,
+        (page.path for page in manifest.pages),
+        Path(config.store.root) / FINGERPRINTS,
+    )
+    decides = {
+        "pages": [[*page, contents[page.path]] for page in manifest.pages],
+        "rule": dataclasses.asdict(rule),
+        "max_pixels": config.data.max_pixels,
+        "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
+        "precision": precision.resolve(config).precision,
+        "power": config.power,
+        "pages_per_group": config.pages_per_group,
+    }
+    text = json.dumps(decides, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ConfigDict,
-        pages: Sequence,
-        models: Sequence[Model],
-        digests: Sequence[str],
-    ) -> None:
-        self._folder, self._size, self._n = folder, config.pages_per_group, len(pages)
-        self._models = models
-        key = {
-            "pages": [page.page_id for page in pages],
-            "store": config.store.to_dict(),
-            "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
-            "size": self._size,
-            "precision": precision.resolve(config).precision,
-        }
-        text = json.dumps(key, sort_keys=True, default=str)
-        mark = folder / "key.json"
-        if not mark.exists() or mark.read_text() != text:
-            self.remove()
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(mark, "w") as file:
-                file.write(text)
 
-    @property
-    def pages_done(self) -> int:
-        return self._n - sum(len(self.pages_of(g)) for g in self.missing())
+def _made_from(folder: Path) -> str:
+    """What the embeddings in a folder were made from; empty where there are none."""
+    try:
+        return json.loads((folder / "meta.json").read_text()).get("made_from", "")
+    except (OSError, ValueError):
+        return ""
 
-    def pages_of(self, group: int) -> range:
-        return range(group * self._size, min(self._n, (group + 1) * self._size))
 
-    def of_page(self, page: int) -> int:
-        return page // self._size
-
-    def missing(self) -> list[int]:
-        count = -(-self._n // self._size)
-        return [g for g in range(count) if not self._path(g).exists()]
-
-    def write(
-        self, group: int, sums: list[list[np.ndarray]], counts: list[int], reasons: list[str]
-    ) -> None:
-        arrays = {m.name: np.stack([s[i] for s in sums]) for i, m in enumerate(self._models)}
-        with replacing(self._path(group), "wb") as file:
-            np.savez(file, counts=np.array(counts), reasons=np.array(reasons, np.str_), **arrays)
-
-    def load(self) -> tuple[np.ndarray, list[str], list[np.ndarray]]:
-        """Patches a page [p], reasons of skipped pages (else empty), sums [p, d] a model."""
-        counts = np.zeros(self._n, np.int64)
-        reasons: list[str] = []
-        sums = [np.zeros((self._n, m.dim), np.float32) for m in self._models]
-        for first in range(0, self._n, self._size):
-            group = self.of_page(first)
-            rows = slice(first, first + len(self.pages_of(group)))
-            with np.load(self._path(group), allow_pickle=False) as file:
-                counts[rows] = file["counts"]
-                reasons += file["reasons"].tolist()
-                for total, model in zip(sums, self._models, strict=True):
-                    total[rows] = file[model.name]
-        return counts, reasons, sums
-
-    def remove(self) -> None:
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._folder.rmdir()
-
-    def _path(self, group: int) -> Path:
-        return self._folder / f"{group:06d}.npz"
+def _read_skipped(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:

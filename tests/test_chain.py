@@ -106,12 +106,29 @@ def test_embeddings_are_right_to_the_patch(folder):
             assert ours.descriptors[i] @ total > 1 - 1e-6
 
 
+def test_embed_is_not_done_twice_but_again_where_a_page_has_changed(folder, tmp_path, capsys):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for i, path in enumerate(sorted((folder / "pages").rglob("*.png"))[:2]):
+        (pages / f"{i}.png").write_bytes(path.read_bytes())
+    changes = {"data.pages": str(pages), "store.root": str(tmp_path / "prepare")}
+    config = toy(embed.get_config("plain"), folder, **changes)
+    run_stage(config, tmp_path / "embed")
+    first = load_embeddings(tmp_path / "embed").descriptors.copy()
+    run_stage(config, tmp_path / "embed")
+    assert "holds these embeddings already" in capsys.readouterr().out
+    (pages / "1.png").write_bytes((pages / "0.png").read_bytes())
+    run_stage(config, tmp_path / "embed")
+    again = load_embeddings(tmp_path / "embed").descriptors
+    np.testing.assert_allclose(again[1], first[0], atol=2e-3)
+
+
 def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
-    from saghog_jax import embed as stage
+    from saghog_jax.embed_groups import Groups
 
     whole = load_embeddings(folder / "embed")
     written = []
-    write = stage._Groups.write
+    write = Groups.write
 
     def stopping(groups, group, *rest):
         if len(written) == 2:
@@ -119,13 +136,11 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
         written.append(group)
         write(groups, group, *rest)
 
-    monkeypatch.setattr(stage._Groups, "write", stopping)
+    monkeypatch.setattr(Groups, "write", stopping)
     config = toy(embed.get_config(), folder)
     with pytest.raises(KeyboardInterrupt):
         run_stage(config, folder / "embed2")
-    monkeypatch.setattr(
-        stage._Groups, "write", lambda g, n, *r: (written.append(n), write(g, n, *r))
-    )
+    monkeypatch.setattr(Groups, "write", lambda g, n, *r: (written.append(n), write(g, n, *r)))
     run_stage(config, folder / "embed2")
     assert written == [0, 1, 2]
     again = load_embeddings(folder / "embed2")
