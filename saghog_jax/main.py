@@ -117,7 +117,7 @@ def run_main() -> None:
     """Entry point; what must be set before jax, or the process itself, starts is set here."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         # A training step on a CPU takes and frees a gigabyte: with huge pages that costs a third
-        # less processor time (benchmarks/README.md). The C library reads this only as it starts.
+        # less processor time. The C library reads this only as it starts.
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, sys.orig_argv)
     # A second start of the same program then finds its compiled steps.
