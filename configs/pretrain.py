@@ -55,8 +55,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.mask_ratio = arg.mask_ratio
     # What is predicted: `hog_binary` (HOG of the binarised ink), `hog_gray`, `hog_rgb`, `pixel`.
     config.target = arg.target
-    # Orientation bins, and the side in pixels of the cells they are counted in.
-    config.hog = ConfigDict({"num_bins": 9, "cell_size": 4})
+    # Orientation bins, and the side in pixels of the cells they are counted in; `half_precision`
+    # rounds as the published code does (docs/quirks.md, Q1).
+    config.hog = ConfigDict({"num_bins": 9, "cell_size": 4, "half_precision": False})
     common.run_config(config)
     # For `crops`: processes that cut; 0 takes one a core, 1 none, the loader's threads cut.
     config.loader.workers = 0

@@ -90,6 +90,7 @@ class Pretraining:
             config.model.token_size,
             config.hog.cell_size,
             config.hog.num_bins,
+            config.hog.half_precision,
         )
         images = augment.augment(augment_rng, images, binary, config.augment)
         noise = mask_noise(mask_rng, *targets.shape[:2])

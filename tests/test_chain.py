@@ -210,7 +210,8 @@ def pretraining(folder):
 
 @pytest.mark.parametrize(
     "changes", [{"target": "pixel"}, {"target": "hog_rgb"}, {"mask_ratio": 0.5},
-               {"hog.num_bins": 6}, {"augment.gray": 1.0}, {"store.binarization": "otsu"},
+               {"hog.num_bins": 6}, {"hog.half_precision": True}, {"augment.gray": 1.0},
+               {"store.binarization": "otsu"},
                {"model.depth": 1}, {"model.decoder_width": 32}, {"seed": 1}],
 )  # fmt: skip
 def test_every_choice_of_pretraining_matters(pretraining, changes):
