@@ -10,6 +10,7 @@ of its own, and where two finish the same shard the bytes are equal and the firs
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import random
@@ -34,11 +35,11 @@ from input_pipeline.store import Store
 from input_pipeline.store_writer import (
     FORMAT_VERSION,
     PageResult,
+    assemble_shard,
     finish_store,
     read_shard,
     record_type,
     shard_name,
-    write_shard,
 )
 from input_pipeline.workers import run_jobs, usable_cores
 
@@ -111,24 +112,7 @@ def build_shard(job: ShardJob) -> int:
     Raises:
       UserError: the shard cannot be written.
     """
-    shards = job.folder / "shards"
-    name = shard_name(job.number)
-    if read_shard(shards / name) is not None:
-        return job.number
-    parts: dict[str, list[np.ndarray]] = {}
-    results = []
-    for row, page in enumerate(job.pages, start=job.first_row):
-        result, arrays = _cut(job, row, page)
-        results.append(result)
-        for key, array in arrays.items():
-            parts.setdefault(key, []).append(array)
-    try:
-        write_shard(shards, job.workspace, name, parts, results)
-    except OSError as error:
-        # Another builder that thought this one dead may have taken its workspace away.
-        if read_shard(shards / name) is None:
-            raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
-    return job.number
+    return assemble_shard(job, functools.partial(_cut, job))
 
 
 def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ y are -1; there are no descriptors.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -33,11 +34,9 @@ from input_pipeline.store import Store, read_npy
 from input_pipeline.store_writer import (
     FORMAT_VERSION,
     PageResult,
+    assemble_shard,
     finish_store,
-    read_shard,
     record_type,
-    shard_name,
-    write_shard,
 )
 from input_pipeline.workers import run_jobs, usable_cores
 
@@ -159,23 +158,7 @@ def build_ready_shard(job: ReadyJob) -> int:
     Raises:
       UserError: the shard cannot be written.
     """
-    shards, name = job.folder / "shards", shard_name(job.number)
-    if read_shard(shards / name) is not None:
-        return job.number
-    parts: dict[str, list[np.ndarray]] = {}
-    results = []
-    for row, page in enumerate(job.pages, start=job.first_row):
-        result, arrays = _read_page(job, row, page)
-        results.append(result)
-        for key, array in arrays.items():
-            parts.setdefault(key, []).append(array)
-    try:
-        write_shard(shards, job.workspace, name, parts, results)
-    except OSError as error:
-        # Another builder that was ready first removes the workspaces of all.
-        if read_shard(shards / name) is None:
-            raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
-    return job.number
+    return assemble_shard(job, functools.partial(_read_page, job))
 
 
 def _read_page(

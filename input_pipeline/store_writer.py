@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -225,3 +225,34 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def assemble_shard(
+    job: Any, read_page: Callable[[int, Any], tuple[PageResult, dict[str, np.ndarray]]]
+) -> int:
+    """Writes the shard of a job, unless it is there already; returns its number.
+
+    Args:
+      job: has `folder`, `workspace`, `number`, `first_row` and `pages`.
+      read_page: what became of a page, given its row and the page, and its arrays of the shard.
+
+    Raises:
+      UserError: the shard cannot be written.
+    """
+    shards, name = job.folder / "shards", shard_name(job.number)
+    if read_shard(shards / name) is not None:
+        return job.number
+    parts: dict[str, list[np.ndarray]] = {}
+    results = []
+    for row, page in enumerate(job.pages, start=job.first_row):
+        result, arrays = read_page(row, page)
+        results.append(result)
+        for key, array in arrays.items():
+            parts.setdefault(key, []).append(array)
+    try:
+        write_shard(shards, job.workspace, name, parts, results)
+    except OSError as error:
+        # Another builder may have taken the workspace away, and finished the shard itself.
+        if read_shard(shards / name) is None:
+            raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
+    return job.number

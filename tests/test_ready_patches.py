@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from store_helpers import fingerprint
 
-from input_pipeline import ready_patches
+from input_pipeline import ready_patches, store_writer
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches, m_per_class_plan
 from input_pipeline.ready_patches import ensure_ready_store, ready_labels
@@ -186,8 +186,8 @@ def test_the_bytes_do_not_depend_on_workers_or_interruptions(tmp_path, monkeypat
         written.append(name)
         return ready_patches_write(shards, workspace, name, *rest)
 
-    ready_patches_write = ready_patches.write_shard
-    monkeypatch.setattr(ready_patches, "write_shard", write)
+    ready_patches_write = store_writer.write_shard
+    monkeypatch.setattr(store_writer, "write_shard", write)
     message = _message(_store, tmp_path / "in", tmp_path / "c")
     assert "cannot write" in message
     assert "No space left on device" in message
