@@ -47,16 +47,25 @@ _LOG_SECONDS = 10.0
 class Model:
     """What turns the patches of a batch into sums of descriptors by page.
 
-    `sums(variables, images, binary, segments)` takes normalised images [b, h, w, c], their binary
-    [b, h, w, 1] and weights [s, b], and returns [s, d].
+    `describe(variables, images, binary)` takes normalised images [b, h, w, c] and their binary
+    [b, h, w, 1], and returns features and assignment as `netrvlad.vlad` reads them with
+    `centroids` [v, d]. `sums(variables, images, binary, segments)` takes weights [s, b] too, and
+    returns [s, v * d]. CLS features are VLAD of one cluster at zero.
     """
 
     name: str
     kind: str
     input: str
     variables: dict
+    describe: Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     sums: Callable[[dict, jax.Array, jax.Array, jax.Array], jax.Array]
-    dim: int
+    centroids: np.ndarray
+    intra_normalize: bool
+
+    @property
+    def dim(self) -> int:
+        """Width of a page descriptor."""
+        return self.centroids.size
 
 
 def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
@@ -64,32 +73,45 @@ def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Mo
     kind = config.encoder if config.stage == "finetune" else "vit"
     encoder = make_encoder(config.model, operand_dtype(config.precision), kind=kind)
 
+    def describe(
+        variables: dict, images: jax.Array, binary: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del binary
+        x = encoder.apply(variables, images, method="features")
+        return x, jnp.ones((x.shape[0], 1), x.dtype)
+
     def sums(
         variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
     ) -> jax.Array:
-        del binary
-        x = encoder.apply(variables, images, method="features")
+        x, _ = describe(variables, images, binary)
         return segments @ l2_normalize(x)
 
     alone = {name: tree["encoder"] for name, tree in variables.items()}
     width = config.model.width if kind == "vit" else encoder.width
-    return Model(name, "cls", source, alone, sums, width)
+    origin = np.zeros((1, width), np.float32)
+    return Model(name, "cls", source, alone, describe, sums, origin, False)
 
 
 def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
     """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
     module = make_writer_model(config)
+    normalized = config.netrvlad.normalized
+
+    def describe(
+        variables: dict, images: jax.Array, binary: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return module.apply(variables, images, binary=binary)
 
     def sums(
         variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
     ) -> jax.Array:
-        x, assignment = module.apply(variables, images, binary=binary)
+        x, assignment = describe(variables, images, binary)
         centroids = variables["params"]["netrvlad"]["centroids"]
-        pages = page_sum(assignment, x, centroids, segments, config.netrvlad.normalized)
+        pages = page_sum(assignment, x, centroids, segments, normalized)
         return pages.reshape(pages.shape[0], -1)
 
-    dim = variables["params"]["netrvlad"]["centroids"].size
-    return Model(name, "netrvlad", source, variables, sums, dim)
+    centroids = np.asarray(variables["params"]["netrvlad"]["centroids"])
+    return Model(name, "netrvlad", source, variables, describe, sums, centroids, normalized)
 
 
 def load_models(config: ConfigDict) -> list[Model]:
@@ -277,6 +299,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             "descriptor": model.kind,
             "input": model.input,
             "aggregation": f"sum, power {config.power:g}, L2",
+            "power": config.power,
             "patches": [int(counts[i]) for i in kept],
             "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
