@@ -193,6 +193,8 @@ def run_config(config: ConfigDict) -> None:
     config.precision = "auto"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # Several processes, on one machine or on many.
+    config.distributed = distributed_config()
     # A line of metrics every so many steps.
     config.log_every = 50
     # A checkpoint every so many steps and at the end; the newest `keep_checkpoints` stay.
@@ -200,6 +202,22 @@ def run_config(config: ConfigDict) -> None:
     config.keep_checkpoints = 2
     # Threads and batches in advance of the loader.
     config.loader = ConfigDict({"threads": 2, "prefetch": 4})
+
+
+def distributed_config() -> ConfigDict:
+    """Several processes that work as one, on one machine or on many (docs/training.md)."""
+    distributed = ConfigDict()
+    # `off`: this process works alone. `auto`: with the others that jax finds on SLURM, Open MPI,
+    # Kubernetes or a TPU pod. `explicit`: with those that the next three fields name.
+    distributed.mode = "off"
+    # HOST:PORT at which process 0 can be reached, how many processes, which of them this one is.
+    distributed.coordinator = ""
+    distributed.num_processes = 1
+    distributed.process_id = 0
+    # Seconds to wait for the others at the start, and until one without a sign of life is dead.
+    distributed.start_timeout = 300
+    distributed.dead_after = 60
+    return distributed
 
 
 def augment_config(**changes: float) -> ConfigDict:

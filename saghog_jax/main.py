@@ -1,7 +1,8 @@
 """The command line: flags only; the config's `stage` names the module that does the work.
 
 Exit status: 0 done; 1 a fault of the program (with a traceback); 2 a mistake of the user (one
-line); 3 done, but some pages could not be used and were skipped.
+line); 3 done, but some pages could not be used and were skipped; 4 another process of the same run
+has failed.
 """
 
 import difflib
@@ -104,9 +105,20 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.ERROR)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
+    together = "distributed" in config and config.distributed.mode != "off"
+    if together:
+        # Not above: jax reads its environment, which `run_main` sets, as it is imported.
+        from saghog_jax import distributed
     try:
+        if together:
+            distributed.initialize(config.distributed)
         skipped = run_stage(config, workdir)
-    except UserError as error:
+    except Exception as error:
+        status = 2 if isinstance(error, UserError) else 1
+        if together:
+            distributed.fail(error, status)
+        if status == 1:
+            raise
         _exit_with(str(error))
     if skipped:
         print(f"done, but {skipped} pages were skipped (exit status {SKIPPED_PAGES})")

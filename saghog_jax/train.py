@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from saghog_jax import sharding
+from saghog_jax import distributed, sharding
 from saghog_jax.checkpoint import Checkpoints, newest_step
 from saghog_jax.files import replacing
 from saghog_jax.logging import MetricsLog, duration
@@ -26,7 +26,9 @@ from saghog_jax.optim import learning_rate
 from saghog_jax.train_state import TrainState, split_params
 
 # Fields that change neither data nor mathematics: a run may go on with other values.
-_FREE_FIELDS = ("log_every", "checkpoint_every", "keep_checkpoints", "loader", "mesh", "dry_run")
+_FREE_FIELDS = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "loader", "mesh", "distributed", "dry_run",
+)  # fmt: skip
 _FREE_SUBFIELDS = {"store": ("root", "workers"), "data": ("cache",)}
 
 
@@ -97,8 +99,9 @@ class Run:
     def fit(self, task: Task) -> None:
         """Trains to `config.total_steps`, from the newest checkpoint if there is one."""
         config = self.config
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_config(config, self.folder)
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_config(config, self.folder)
         try:
             with Checkpoints(self.folder, config.keep_checkpoints, self._kind) as checkpoints:
                 self._fit(task, checkpoints)
