@@ -1,9 +1,10 @@
 """How long `prepare` takes for many large pages, and what a second process brings.
 
-    python -m benchmarks.prepare [--pages 1000] [--rounds 3] [--rule pretrain] [--folder FOLDER]
+    python -m benchmarks.prepare [--pages 1000] [--rounds 3] [--rule pretrain]
+        [--processes 1 2] [--folder FOLDER]
 
 Writes synthetic pages of 2000 x 1500 pixels, then cuts them into stores of at most 1,000 patches a
-page with 1 and with 2 processes, each on one thread, alternately. Prints seconds, pages a second
+page with 1 and with 2 processes (or as told), each on one thread, alternately. Prints seconds, pages a second
 and CPU seconds a page (user and system, all processes) of each round, and the medians.
 """
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rule", default="pretrain")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", default=None, help="for the pages; kept if given")
     args = parser.parse_args()
     root = Path(args.folder or tempfile.mkdtemp(prefix="prepare-benchmark-"))
@@ -40,7 +42,7 @@ def main() -> None:
     try:
         data = common.data_config("")
         data.pages = str(synthetic.ensure(root, corpus))
-        seconds: dict[int, list[float]] = {1: [], 2: []}
+        seconds: dict[int, list[float]] = {number: [] for number in args.processes}
         for round_ in range(args.rounds):
             for workers in seconds:
                 store = common.store_config(args.rule)
@@ -56,10 +58,13 @@ def main() -> None:
                     f"{cpu / args.pages:.2f} CPU s a page",
                     flush=True,
                 )
-        one, two = (statistics.median(times) for times in seconds.values())
-        print(
-            f"medians: 1 process {one:.1f} s, 2 processes {two:.1f} s, {one / two:.2f} times faster"
-        )
+        medians = {number: statistics.median(times) for number, times in seconds.items()}
+        first = medians[args.processes[0]]
+        for number, median in medians.items():
+            print(
+                f"median with {number} processes: {median:.1f} s, {first / median:.2f} times as "
+                f"fast as with {args.processes[0]}"
+            )
     finally:
         if args.folder is None:
             shutil.rmtree(root)

@@ -102,13 +102,15 @@ def run_jobs(
 
     Args:
       function: importable by name.
-      workers: processes; up to 1 works in this one. Each keeps to one thread.
+      workers: processes; up to 1 works in this one. Each keeps to one thread, and the memory that
+        it frees.
 
     Raises:
       UserError: a worker was killed.
       Exception: the first that a job raises; the other jobs are given up at once.
     """
     if workers <= 1:
+        keep_memory()
         with one_thread():
             yield from map(function, jobs)
         return
