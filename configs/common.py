@@ -163,6 +163,9 @@ def pseudo_label_config() -> ConfigDict:
     # Kept: distance to the nearest centre / to the second nearest <= max_ratio.
     labels.max_ratio = 0.9
     labels.seed = 0
+    # Folder of the labels of another store (its `labels/...`), whose clusters then label these
+    # pages; the numbers above but `max_ratio` are not used. Empty: clusters of these pages.
+    labels.model = ""
     return labels
 
 

@@ -2,8 +2,8 @@
 
 RootSIFT, PCA whitening and mini-batch k-means, fitted on a sample of the store, then assigned to
 all of it with a ratio test (CL-S in the paper; reference: section 10 (d)). The labels lie inside
-the store, in labels/DIGEST/{labels.npy, model.npz, labels.json}; `load_model` and `assign` label
-further descriptors with the same clusters.
+the store, in labels/DIGEST/{labels.npy, model.npz, labels.json}; with `config.model` such a folder
+labels new pages with the same clusters.
 
 Axes: n descriptors, d dimensions after PCA, k clusters.
 """
@@ -130,7 +130,7 @@ def nearest(centres: np.ndarray, points: np.ndarray, max_ratio: float) -> np.nda
 
 
 def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
-    """Labels of all patches of a store, fitted and saved inside the store if not there yet.
+    """Labels of all patches of a store, made and saved inside the store if not there yet.
 
     Args:
       config: `configs.common.pseudo_label_config()`.
@@ -152,9 +152,27 @@ def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
 
 
 def labels_folder(store: Store, config: ConfigDict) -> Path:
-    """Where the labels of this config lie in a store."""
-    text = json.dumps([VERSION, config.to_dict()], sort_keys=True)
+    """Where the labels of this config lie in a store.
+
+    Raises:
+      UserError: `config.model` cannot be read.
+    """
+    given = config.to_dict()
+    if config.model:
+        # What is in the file counts, not where it lies; it has its own clusters and dimensions.
+        given = {"model": _model_digest(Path(config.model)), "max_ratio": config.max_ratio}
+    text = json.dumps([VERSION, given], sort_keys=True)
     return store.path / "labels" / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _model_digest(folder: Path) -> str:
+    try:
+        return hashlib.sha256((folder / "model.npz").read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"pseudo_labels.model={str(folder)!r} holds no clusters: {error.strerror} "
+            f"({folder / 'model.npz'}); name a folder labels/... inside a store"
+        ) from None
 
 
 def load_model(folder: Path) -> ClusterModel:
@@ -166,26 +184,26 @@ def load_model(folder: Path) -> ClusterModel:
     try:
         # Opened here: numpy leaves a file open that turns out to be no archive.
         with (folder / "model.npz").open("rb") as file, np.load(file) as arrays:
-            return ClusterModel(*(arrays[name] for name in ClusterModel._fields))
+            model = ClusterModel(*(arrays[name] for name in ClusterModel._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / 'model.npz'} is no cluster model: {error}") from None
+    d = model.projection.shape[-1]
+    shapes = [array.shape for array in model]
+    if shapes != [(128,), (128, d), (len(model.centres), d)]:
+        raise UserError(
+            f"{folder / 'model.npz'} is no cluster model: mean, projection and centres have the "
+            f"shapes {shapes}, not (128,), (128, d) and (k, d)"
+        )
+    return model
 
 
 def _make(store: Store, config: ConfigDict, folder: Path) -> None:
-    n, samples = len(store), min(config.fit_samples, len(store))
-    for name, limit in (("num_clusters", samples), ("pca_dim", min(128, samples))):
-        if not 1 <= config[name] <= limit:
-            raise UserError(
-                f"pseudo_labels.{name}={config[name]} must lie in [1, {limit}]: {samples:,} of the "
-                f"store's {n:,} patches are sampled (fit_samples={config.fit_samples:,})"
-            )
-    rng = np.random.default_rng(config.seed)
-    chosen = np.sort(rng.choice(n, samples, replace=False))
-    model = fit(store.descriptors(chosen), config.num_clusters, config.pca_dim, config.seed)
+    n = len(store)
+    model = load_model(Path(config.model)) if config.model else _fit_sample(store, config)
     labels = np.concatenate(
         [
             assign(model, store.descriptors(part), config.max_ratio)
-            for part in _chunks(np.arange(n), config.num_clusters)
+            for part in _chunks(np.arange(n), len(model.centres))
         ]
     )
     arrays, archive = io.BytesIO(), io.BytesIO()
@@ -214,3 +232,16 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
             raise UserError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fit_sample(store: Store, config: ConfigDict) -> ClusterModel:
+    n, samples = len(store), min(config.fit_samples, len(store))
+    for name, limit in (("num_clusters", samples), ("pca_dim", min(128, samples))):
+        if not 1 <= config[name] <= limit:
+            raise UserError(
+                f"pseudo_labels.{name}={config[name]} must lie in [1, {limit}]: {samples:,} of the "
+                f"store's {n:,} patches are sampled (fit_samples={config.fit_samples:,})"
+            )
+    rng = np.random.default_rng(config.seed)
+    chosen = np.sort(rng.choice(n, samples, replace=False))
+    return fit(store.descriptors(chosen), config.num_clusters, config.pca_dim, config.seed)

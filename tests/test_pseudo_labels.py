@@ -114,6 +114,35 @@ def test_every_field_counts(store, change):
     assert (ensure_labels(store, config()) != ensure_labels(store, config(**change))).any()
 
 
+def test_clusters_of_one_store_label_another(store, tmp_path, monkeypatch):
+    ensure_labels(store, config())
+    saved = labels_folder(store, config())
+    new, _ = make_store(tmp_path / "new", [90, 60], seed=1)
+    own = ensure_labels(new, config())
+    monkeypatch.setattr(pseudo_labels, "fit", lambda *_: pytest.fail("fitted again"))
+    labels = ensure_labels(new, config(model=str(saved)))
+    expected = assign(load_model(saved), new.descriptors(np.arange(len(new))), 0.9)
+    np.testing.assert_array_equal(labels, expected)
+    assert (labels != own).any()
+    assert (ensure_labels(new, config(model=str(saved), max_ratio=0.7)) != labels).any()
+    # The clusters are what counts: where they lie does not, other ones do.
+    moved = saved.rename(tmp_path / "elsewhere")
+    assert labels_folder(new, config(model=str(moved))).is_dir()
+    model = load_model(moved)
+    with (moved / "model.npz").open("wb") as file:
+        np.savez(file, **model._replace(centres=model.centres[::-1])._asdict())
+    assert not labels_folder(new, config(model=str(moved))).exists()
+
+
+def test_clusters_that_cannot_be_used(store, tmp_path):
+    with pytest.raises(UserError, match=r"pseudo_labels\.model='.*nothing' holds no clusters"):
+        ensure_labels(store, config(model=str(tmp_path / "nothing")))
+    arrays = {"mean": np.zeros(64), "projection": np.zeros((64, 4)), "centres": np.zeros((3, 4))}
+    np.savez(tmp_path / "model.npz", **arrays)
+    with pytest.raises(UserError, match=r"shapes \[\(64,\), \(64, 4\), \(3, 4\)\], not"):
+        ensure_labels(store, config(model=str(tmp_path)))
+
+
 def test_it_finds_clusters_that_are_there(tmp_path, monkeypatch):
     # Eight prototypes with noise: pseudo labels and prototypes are the same partition.
     rng = np.random.default_rng(0)
