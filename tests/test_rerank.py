@@ -51,9 +51,11 @@ def test_published_reciprocal_neighbours(k):
     ours = rerank.krnn(X, k)
     np.testing.assert_allclose(ours, GOLDEN[f"krnn_k{k}"], atol=ATOL)
     published = float(GOLDEN[f"f64_krnn_k{k}_map_euclid_on_rows"])
-    # Two pages that are each other's only neighbours become equal; the published ranking then takes
-    # either of them for the query.
-    assert mean_ap(score_rows(ours)) == pytest.approx(published, abs=5e-3)
+    # Two pages that are each other's only neighbours become equal, to rounding, which is taken off
+    # here; the published ranking then takes either of them for the query.
+    scores = score_rows(ours)
+    figure = mean_ap(lambda rows: np.round(scores(rows), 5))
+    assert figure == pytest.approx(published, abs=5e-3)
 
 
 def test_order_of_pages_matters_to_the_published_sgr_only():

@@ -4,15 +4,18 @@ Axis letters: p pages, q queries of a chunk, d width of a descriptor, k ranks of
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline.workers import usable_cores
+
 # Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
 ScoreRows = Callable[[np.ndarray], np.ndarray]
 
-# Float32 values of a chunk of scores; 32 MiB, and a few times that for what is made of them.
-CHUNK_VALUES = 1 << 23
+# Float32 values of a chunk of scores; 64 MiB, and a few times that for what is made of them.
+CHUNK_VALUES = 1 << 24
 # So many maxima one after the other take less time than a partial sort.
 _MAXIMA_UP_TO = 12
 
@@ -52,11 +55,33 @@ def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
     if metric == "cosine":
         norms = np.linalg.norm(x, axis=1, keepdims=True)
         x = x / np.maximum(norms, np.float32(1e-12))
-        return lambda rows: x[rows] @ x.T
+        return lambda rows: _products(x, rows)
     if metric == "euclidean":
         half = np.einsum("pd,pd->p", x, x) / 2
-        return lambda rows: x[rows] @ x.T - half
+        return lambda rows: _products(x, rows) - half
     raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
+
+
+def _products(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    # Most rows against all: the product of a matrix with itself takes half the time, as numpy
+    # makes one triangle of it only. The same values whatever the rows, then.
+    if 2 * len(rows) > len(x):
+        every = x @ x.T
+        return every if len(rows) == len(x) and (np.diff(rows) == 1).all() else every[rows]
+    return x[rows] @ x.T
+
+
+def in_threads(work: Callable[[slice], None], rows: int) -> None:
+    """Does work(part) for parts of range(rows), one a core at a time: numpy leaves the lock."""
+    cores = usable_cores()
+    step = max(1, -(-rows // cores))
+    parts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+    if len(parts) == 1:
+        work(parts[0])
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        # A list, so that what a thread raised is raised here.
+        list(pool.map(work, parts))
 
 
 def nearest(

@@ -5,15 +5,24 @@ letters: p pages, d width of a descriptor, k neighbours.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import sparse
 
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.metrics import evaluate, summarize
-from saghog_jax.retrieval.ranking import ScoreRows, chunks, nearest, score_rows, top_columns
+from saghog_jax.retrieval.ranking import (
+    ScoreRows,
+    chunks,
+    in_threads,
+    nearest,
+    score_rows,
+    top_columns,
+)
 
+# Float32 values that are worked on at a time.
+_TILE_VALUES = 1 << 17
 METHODS = ("none", "sgr", "krnn", "gnn", "qe")
 # What `choose` tries, for each method the parameters that it has.
 GRID = {
@@ -92,18 +101,54 @@ def sgr(
 
     Takes three float32 arrays [p, p].
     """
+    # The product of a matrix with its own transpose is symmetric to the bit, and so is the first A.
     similarity = x @ x.T
-    a = 1 - similarity
-    np.exp(np.square(a, out=a) / np.float32(-gamma), out=a)
-    for _ in range(layers):
-        a = _symmetric(a)
+    a = np.empty_like(similarity)
+
+    def kernel(tile: slice) -> None:
+        part = 1 - similarity[tile]
+        np.exp(np.square(part, out=part) / np.float32(-gamma), out=a[tile])
+
+    _in_tiles(kernel, a)
+    for layer in range(layers):
+        a = _symmetric(a) if layer else a
         if sequential:
             _update_in_place(a, similarity, k)
+            _l2_in_place(a)
         else:
-            found = _neighbours(a, k, groups)
-            a += _weights(found, np.take_along_axis(similarity, found, 1)) @ a
-        _l2_in_place(a)
+            a = _spread(a, similarity, k, groups)
     return a
+
+
+def _spread(a: np.ndarray, similarity: np.ndarray, k: int, groups: np.ndarray | None) -> np.ndarray:
+    """Every row plus those of its k nearest by their similarity, all at once; unit rows [p, p]."""
+    out = np.empty_like(a)
+    k = min(k, len(a) - 1)
+
+    def spread(tile: slice) -> None:
+        rows = np.arange(tile.start, tile.stop)
+        found, value = top_columns(_blocked(a[rows], rows, groups, own=-np.inf), k)
+        weight = np.take_along_axis(similarity[tile], found, 1)
+        weight[np.isneginf(value)] = 0
+        block = a[rows]
+        for j in range(k):
+            block += weight[:, j, None] * a[found[:, j]]
+        _l2_in_place(block)
+        out[tile] = block
+
+    _in_tiles(spread, a)
+    return out
+
+
+def _in_tiles(work: Callable[[slice], None], a: np.ndarray) -> None:
+    """work(rows of a tile), on all cores; a tile of [p, p] floats stays in a core's cache."""
+    step = max(1, _TILE_VALUES // max(1, a.shape[1]))
+
+    def part(rows: slice) -> None:
+        for start in range(rows.start, rows.stop, step):
+            work(slice(start, min(rows.stop, start + step)))
+
+    in_threads(part, len(a))
 
 
 def gnn(
@@ -178,16 +223,6 @@ def _weights(found: np.ndarray, weight: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((kept.ravel(), np.maximum(found, 0).ravel(), starts), shape=(p, p))
 
 
-def _neighbours(a: np.ndarray, k: int, groups: np.ndarray | None) -> np.ndarray:
-    """The k largest of each row besides its own, -1 where there are fewer."""
-    out = np.full((len(a), min(k, len(a) - 1)), -1)
-    for rows in chunks(np.arange(len(a)), len(a)):
-        block = _blocked(a[rows], rows, groups, own=-np.inf)
-        found, value = top_columns(block, out.shape[1])
-        out[rows] = np.where(np.isneginf(value), -1, found)
-    return out
-
-
 def _blocked(
     block: np.ndarray, rows: np.ndarray, groups: np.ndarray | None, own: float
 ) -> np.ndarray:
@@ -203,8 +238,13 @@ def _same_group(groups: np.ndarray) -> np.ndarray:
 
 
 def _symmetric(a: np.ndarray) -> np.ndarray:
-    out = a + a.T
-    out *= 0.5
+    out = np.empty_like(a)
+
+    def half(tile: slice) -> None:
+        np.add(a[tile], a.T[tile], out=out[tile])
+        out[tile] *= 0.5
+
+    _in_tiles(half, a)
     return out
 
 
