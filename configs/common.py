@@ -151,6 +151,39 @@ def store_config(rule: str) -> ConfigDict:
     return store
 
 
+def regions_config(backend: str = "none") -> ConfigDict:
+    """Where on a page handwriting is looked for; patches are cut there alone (docs/regions.md)."""
+    regions = ConfigDict()
+    # `none` (the whole page) or `ink` (needs no weights). Each has a section below, which counts
+    # only if it is named.
+    regions.backend = backend
+    # Folder that keeps the masks, in a subfolder named after the digest of what decides them.
+    regions.root = "runs/regions"
+    # Worker processes of backends that need no device; 0 takes one a core.
+    regions.workers = 0
+    # Pages with fewer SIFT keypoints (of Canny edges) in their mask are left out; 0 keeps all.
+    regions.min_keypoints = 0
+    # They are counted on the `page`, or on the page made black outside of the mask (`masked`, whose
+    # border then has keypoints too, as published) ...
+    regions.keypoints_on = "page"
+    # ... shrunk to this longer side in pixels, or as it is with 0.
+    regions.keypoints_side = 1600
+    # Ink by local contrast, cleaned of rules, stamps and scanner beds, joined to blocks of text.
+    regions.ink = ConfigDict(
+        {
+            # Longer side in pixels that larger pages are shrunk to.
+            "side": 1600,
+            # Sauvola's k: higher takes less for ink.
+            "k": 0.15,
+            # Widest gap that is closed between letters, words and lines, in heights of a letter.
+            "gap": 4.0,
+            # Blocks with a smaller share of the page's ink are dropped.
+            "min_share": 0.01,
+        }
+    )
+    return regions
+
+
 def pseudo_label_config() -> ConfigDict:
     """Pseudo labels: clusters of RootSIFT descriptors (CL-S), REFERENCE.md section 10 (d)."""
     labels = ConfigDict()

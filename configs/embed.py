@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "embed"
     config.data = common.data_config("test")
     config.store = common.store_config("eval")
+    config.regions = common.regions_config()
     # As in finetuning; on training pages a little better than ISauvola.
     config.store.binarization = "otsu"
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1

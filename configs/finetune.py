@@ -42,6 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "finetune"
     config.data = common.data_config("train")
     config.store = common.store_config("offline")
+    config.regions = common.regions_config()
     # Run folder the encoder starts from; empty: from scratch.
     config.init_from = "runs/pretrain"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.

@@ -32,6 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stores = ConfigDict(
         {rule: common.store_config(rule) for rule in RULES if arg.only in ("", rule)}
     )
+    config.regions = common.regions_config()
     # Made for the store `offline`.
     config.pseudo_labels = common.pseudo_label_config()
     if arg.variant == "paper":

@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = common.data_config("train")
     config.store = common.store_config("pretrain")
     config.store.binarization = arg.binarization
+    config.regions = common.regions_config()
     # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
     # the pages, new ones in every step, as published. Best chosen by the argument `source`, which
     # also sets `augment`: patches of a crop become grey and binary together.

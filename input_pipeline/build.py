@@ -17,7 +17,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from input_pipeline.fingerprint import fingerprints
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page, load_manifest
 from input_pipeline.patches import Rule, cut_page
+from input_pipeline.regions.masks import PageMask, open_masks
 from input_pipeline.store import Store
 from input_pipeline.store_writer import (
     FORMAT_VERSION,
@@ -60,10 +61,15 @@ class ShardJob(NamedTuple):
     pages: tuple[Page, ...]
     rule: Rule
     max_pixels: int
+    masks: tuple[PageMask, ...] | None
 
 
 def ensure_store(
-    data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print, beam: str = ""
+    data: ConfigDict,
+    store: ConfigDict,
+    log: Callable[[str], None] = print,
+    beam: str = "",
+    regions: ConfigDict | None = None,
 ) -> Path:
     """Returns the folder of the store of these pages cut by this rule, building what is missing.
 
@@ -72,6 +78,8 @@ def ensure_store(
       store: `configs.common.store_config()`.
       log: called with one line at a time.
       beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
+      regions: `configs.common.regions_config()`; None is its backend `none`. Masks that are missing
+        are made first.
 
     Raises:
       UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a
@@ -79,13 +87,17 @@ def ensure_store(
     """
     manifest = load_manifest(data)
     rule = Rule.from_config(store)
+    masks = None if regions is None else open_masks(manifest, data.max_pixels, regions)
     config = store_identity(rule, store.pages_per_shard, data.max_pixels)
+    if masks is not None:
+        config["regions"] = masks.identity
     root = Path(store.root)
-    digest = store_digest(manifest, config, root / FINGERPRINTS)
+    digest = store_digest(manifest, config, root / FINGERPRINTS, masks.digests if masks else ())
     folder = root / f"{store.rule}-{digest[:12]}"
     if not (folder / "store.json").exists():
         workers = store.workers or usable_cores()
-        _build(folder, manifest, rule, config, digest, workers, beam, log)
+        found = masks.ensure(log, beam) if masks else None
+        _build(folder, manifest, rule, config, digest, workers, beam, log, found)
     return folder
 
 
@@ -98,11 +110,18 @@ def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[st
     }
 
 
-def store_digest(manifest: Manifest, config: dict[str, object], cache: Path) -> str:
-    """SHA-256 over settings, manifest rows and page contents; not over where the pages lie."""
+def store_digest(
+    manifest: Manifest, config: dict[str, object], cache: Path, masks: Sequence[str] = ()
+) -> str:
+    """SHA-256 over settings, manifest rows and page contents; not over where the pages lie.
+
+    Args:
+      masks: what identifies the masks of the pages, if they have any.
+    """
     contents = fingerprints(manifest.root, (page.path for page in manifest.pages), cache)
     rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
-    text = json.dumps([FORMAT_VERSION, config, manifest.columns, rows], sort_keys=True)
+    made_from = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
+    text = json.dumps(made_from, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -117,9 +136,13 @@ def build_shard(job: ShardJob) -> int:
 
 def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:
     """One page's patches as the arrays of a shard; empty arrays if it gives none."""
+    found = job.masks[row - job.first_row] if job.masks else None
+    if found and found.status != "ok":
+        return PageResult(0, found.status, found.reason), _no_patches(job.rule)
     try:
         image = load_page(job.root / page.path, page.box, job.max_pixels, job.rule.scale)
-        cut = cut_page(image, job.rule, page_seed=row)
+        mask = found.read(image.shape[:2]) if found else None
+        cut = cut_page(image, job.rule, page_seed=row, mask=mask)
     except PageError as error:
         return PageResult(0, "unreadable", " ".join(str(error).split())), _no_patches(job.rule)
     except Exception as error:
@@ -159,10 +182,11 @@ def _build(
     workers: int,
     beam: str,
     log: Callable[[str], None],
+    masks: Sequence[PageMask] | None,
 ) -> None:
     start = time.monotonic()
     with _workspace(folder) as workspace:
-        jobs = _jobs(folder, workspace, manifest, rule, config)
+        jobs = _jobs(folder, workspace, manifest, rule, config, masks)
         missing = [
             job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
         ]
@@ -205,7 +229,12 @@ def _run(jobs: list[ShardJob], workers: int, beam: str) -> Iterator[int]:
 
 
 def _jobs(
-    folder: Path, workspace: Path, manifest: Manifest, rule: Rule, config: dict[str, object]
+    folder: Path,
+    workspace: Path,
+    manifest: Manifest,
+    rule: Rule,
+    config: dict[str, object],
+    masks: Sequence[PageMask] | None,
 ) -> list[ShardJob]:
     step = config["pages_per_shard"]
     return [
@@ -218,6 +247,7 @@ def _jobs(
             manifest.pages[first : first + step],
             rule,
             config["max_pixels"],
+            None if masks is None else tuple(masks[first : first + step]),
         )
         for number, first in enumerate(range(0, len(manifest), step))
     ]

@@ -11,6 +11,7 @@ from input_pipeline.crops import Cutter, Recipe, Slot
 from input_pipeline.errors import UserError
 from input_pipeline.loader import Batches
 from input_pipeline.manifest import load_manifest
+from input_pipeline.regions.masks import open_masks
 from input_pipeline.servers import Servers
 from input_pipeline.workers import one_thread, usable_cores
 
@@ -175,5 +176,9 @@ def open_crops(config: ConfigDict, log: Callable[[str], None] = print) -> PageCr
       UserError: the pages cannot be listed, or a field is out of its range.
     """
     manifest = load_manifest(config.data)
-    recipe = Recipe.from_config(manifest, config.data, config.store, config.crops, config.seed)
+    masks = open_masks(manifest, config.data.max_pixels, config.regions)
+    found = masks.ensure(log) if masks else None
+    recipe = Recipe.from_config(
+        manifest, config.data, config.store, config.crops, config.seed, found
+    )
     return PageCrops(recipe, config.global_batch_size, config.total_steps, log)

@@ -11,6 +11,7 @@ up. So every slot has the same number of patches, and they are a pure function o
 import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from input_pipeline.errors import PageError, UserError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest
 from input_pipeline.patches import Cut, Rule, cut_page
+from input_pipeline.regions.masks import PageMask
 
 # Crops that a slot tries before the pages are given up as blank.
 TRIES = 1000
@@ -34,6 +36,8 @@ class Recipe:
     """All that decides the patches of a slot.
 
     manifest: the pages.
+    masks: what became of each of them, if handwriting was looked for; crops then lie within the
+      frame around all handwriting of a page, and keypoints outside of it are left out.
     rule: how a crop is cut; its numbers of patches and way of picking do not count.
     max_pixels: see images.load_page.
     size: side of a crop in pixels of the (scaled) page.
@@ -43,6 +47,7 @@ class Recipe:
     """
 
     manifest: Manifest
+    masks: tuple[PageMask, ...] | None
     rule: Rule
     max_pixels: int
     size: int
@@ -64,11 +69,18 @@ class Recipe:
 
     @classmethod
     def from_config(
-        cls, manifest: Manifest, data: ConfigDict, store: ConfigDict, crops: ConfigDict, seed: int
+        cls,
+        manifest: Manifest,
+        data: ConfigDict,
+        store: ConfigDict,
+        crops: ConfigDict,
+        seed: int,
+        masks: Sequence[PageMask] | None = None,
     ) -> "Recipe":
         """Takes what decides from the sections of configs/pretrain.py."""
         return cls(
             manifest=manifest,
+            masks=None if masks is None else tuple(masks),
             rule=Rule.from_config(store),
             max_pixels=data.max_pixels,
             size=crops.size,
@@ -84,7 +96,8 @@ class Slot(NamedTuple):
 
     patches: uint8 [n, s, s, 3], ink: uint8 [n, s*s/8], as patches.Cut has them.
     short: crops that gave fewer patches than were still wanted.
-    unreadable: (row of the manifest, reason) of pages that were passed over.
+    unreadable: (row of the manifest, reason) of pages that were passed over: they cannot be read,
+      or have no (or too little) handwriting by their masks.
     """
 
     patches: np.ndarray
@@ -99,22 +112,57 @@ def random_crop(page: np.ndarray, size: int, fill: int, rng: np.random.Generator
     As torchvision's RandomCrop with `pad_if_needed`: a side that is too short is padded with `fill`
     on both ends by what is missing.
     """
-    h, w = page.shape[:2]
-    missing = max(size - h, 0), max(size - w, 0)
-    top = rng.integers(h + 2 * missing[0] - size + 1)
-    left = rng.integers(w + 2 * missing[1] - size + 1)
-    if not any(missing):
-        return np.ascontiguousarray(page[top : top + size, left : left + size])
-    pads = [(missing[0],) * 2, (missing[1],) * 2, (0, 0)]
-    padded = np.pad(page, pads, constant_values=fill)
-    return np.ascontiguousarray(padded[top : top + size, left : left + size])
+    return _crop_at(page, _random_corner(page.shape, size, rng), size, fill)
 
 
-def cut_crop(page: np.ndarray, most: int, recipe: Recipe, rng: np.random.Generator) -> Cut:
-    """Up to `most` patches, randomly drawn, of a random crop of a page uint8 [h, w, 3]."""
+def _random_corner(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a random square, in the page with its padding."""
+    top, left = (int(rng.integers(side + 2 * max(size - side, 0) - size + 1)) for side in shape[:2])
+    return top, left
+
+
+def _crop_at(array: np.ndarray, corner: tuple[int, int], size: int, fill: int) -> np.ndarray:
+    """The square at a corner that `_random_corner` drew, of an array [h, w, ...]."""
+    missing = [max(size - side, 0) for side in array.shape[:2]]
+    top, left = corner
+    if any(missing):
+        pads = [(n, n) for n in missing] + [(0, 0)] * (array.ndim - 2)
+        array = np.pad(array, pads, constant_values=fill)
+    return np.ascontiguousarray(array[top : top + size, left : left + size])
+
+
+def framed(page: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a page [h, w, 3] and its mask [h, w] around all of the mask, as views.
+
+    The frame is widened to `size` where it is smaller, as far as the page reaches.
+    """
+    slices = []
+    for axis, side in enumerate(mask.shape):
+        rows = np.flatnonzero(mask.any(axis=1 - axis))
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, side)
+        wanted = min(max(size, last - first), side)
+        first = min(max(first - (wanted - (last - first)) // 2, 0), side - wanted)
+        slices.append(slice(first, first + wanted))
+    return page[tuple(slices)], mask[tuple(slices)]
+
+
+def cut_crop(
+    page: np.ndarray,
+    most: int,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    mask: np.ndarray | None = None,
+) -> Cut:
+    """Up to `most` patches, randomly drawn, of a random crop of a page uint8 [h, w, 3].
+
+    With a mask, bool [h, w], keypoints lie in it.
+    """
     rule = replace(recipe.rule, max_patches_per_page=most, pick="random")
     fill = 0 if rule.border == "black" else 255
-    crop = random_crop(page, recipe.size, fill, rng)
+    corner = _random_corner(page.shape, recipe.size, rng)
+    crop = _crop_at(page, corner, recipe.size, fill)
+    if mask is not None:
+        mask = _crop_at(mask, corner, recipe.size, 0)
     gray, binary = rng.random(2) < (recipe.gray, recipe.binarize)
     if binary:
         paper = 255 * (1 - ink_mask(to_grey(crop, rule.grey), "su"))
@@ -123,7 +171,37 @@ def cut_crop(page: np.ndarray, most: int, recipe: Recipe, rng: np.random.Generat
         crop = np.repeat(paper[:, :, None], 3, axis=2)
     elif gray:
         crop = np.repeat(to_grey(crop, rule.grey)[:, :, None], 3, axis=2)
-    return cut_page(crop, rule, int(rng.integers(2**63)))
+    return cut_page(crop, rule, int(rng.integers(2**63)), mask=mask)
+
+
+class _Decoded(NamedTuple):
+    """A page, uint8 [h, w, 3], and its mask, bool [h, w], if it has one."""
+
+    image: np.ndarray
+    mask: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
+def _decode(recipe: Recipe, row: int) -> _Decoded:
+    """A page, or the part around its handwriting.
+
+    Raises:
+      PageError: it cannot be read, or has too little handwriting by its mask.
+    """
+    page = recipe.manifest.pages[row]
+    found = recipe.masks[row] if recipe.masks else None
+    if found and found.status != "ok":
+        raise PageError(f"{found.status}: {found.reason}")
+    path = recipe.manifest.root / page.path
+    image = load_page(path, page.box, recipe.max_pixels, recipe.rule.scale)
+    if found is None:
+        return _Decoded(image, None)
+    part, mask = framed(image, found.read(image.shape[:2]), recipe.size)
+    # Copies, so that the rest of the page is not kept.
+    return _Decoded(part.copy(), mask.copy())
 
 
 class Cutter:
@@ -137,7 +215,7 @@ class Cutter:
         self._order = functools.lru_cache(_ORDERS)(self._draw_order)
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
-        self._cached: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cached: OrderedDict[int, _Decoded] = OrderedDict()
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -159,7 +237,7 @@ class Cutter:
                 unreadable[row] = page
                 continue
             rng = np.random.default_rng([recipe.seed, slot, attempt])
-            cut = cut_crop(page, wanted, recipe, rng)
+            cut = cut_crop(page.image, wanted, recipe, rng, page.mask)
             cuts.append(cut)
             wanted -= len(cut.x)
             if not wanted:
@@ -190,34 +268,30 @@ class Cutter:
         rng = np.random.default_rng([self._recipe.seed, epoch])
         return rng.permutation(len(self._recipe.manifest))
 
-    def _page(self, row: int) -> np.ndarray | str:
-        """A decoded page, or why it cannot be read."""
+    def _page(self, row: int) -> _Decoded | str:
+        """A decoded page, or why it cannot be used."""
         with self._lock:
             if row in self._unreadable:
                 return self._unreadable[row]
             if row in self._cached:
                 self._cached.move_to_end(row)
                 return self._cached[row]
-        manifest, recipe = self._recipe.manifest, self._recipe
-        page = manifest.pages[row]
         try:
-            image = load_page(
-                manifest.root / page.path, page.box, recipe.max_pixels, recipe.rule.scale
-            )
+            decoded = _decode(self._recipe, row)
         except PageError as error:
             reason = " ".join(str(error).split())
             with self._lock:
                 self._unreadable[row] = reason
             return reason
-        self._keep(row, image)
-        return image
+        self._keep(row, decoded)
+        return decoded
 
-    def _keep(self, row: int, image: np.ndarray) -> None:
-        if image.nbytes > self._cache_bytes:
+    def _keep(self, row: int, page: _Decoded) -> None:
+        if page.nbytes > self._cache_bytes:
             return
         with self._lock:
             if row not in self._cached:
-                self._cached[row] = image
-                self._cached_bytes += image.nbytes
+                self._cached[row] = page
+                self._cached_bytes += page.nbytes
             while self._cached_bytes > self._cache_bytes:
                 self._cached_bytes -= self._cached.popitem(last=False)[1].nbytes

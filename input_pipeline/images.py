@@ -66,7 +66,7 @@ def load_page(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PageError(f"damaged image: {reason}") from None
     if box is not None:
-        page = _crop(page, box)
+        page = crop(page, box)
     if scale != 1.0:
         page = _resize(page, scale, max_pixels)
     return np.ascontiguousarray(page)
@@ -141,7 +141,12 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The part x0, y0, x1, y1 of a page [h, w, ...], a view.
+
+    Raises:
+      PageError: the box does not lie in the page.
+    """
     x0, y0, x1, y1 = box
     height, width = page.shape[:2]
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):

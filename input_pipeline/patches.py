@@ -97,7 +97,11 @@ class Rule:
 
 
 def cut_page(
-    image: np.ndarray, rule: Rule, page_seed: int = 0, table: np.ndarray | None = None
+    image: np.ndarray,
+    rule: Rule,
+    page_seed: int = 0,
+    table: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
 ) -> Cut:
     """Cuts the patches of a page.
 
@@ -106,6 +110,8 @@ def cut_page(
       rule: how.
       page_seed: draws the patches where `rule.pick` is `random`; without effect otherwise.
       table: keypoints to use in place of detected ones, see keypoints.from_table.
+      mask: bool [h, w]; keypoints outside of it are left out. They are detected on the whole page,
+        so that its border has none.
 
     Returns:
       the patches; none (n = 0) where the page has no handwriting.
@@ -128,6 +134,8 @@ def cut_page(
         raise PageError(f"a keypoint lies outside of the page of {w} x {h} pixels")
     # One keypoint a pixel, the first that SIFT names; sorted by x, then y.
     _, rows = np.unique(x * h + y, return_index=True)
+    if mask is not None:
+        rows = rows[mask[y[rows], x[rows]]]
     rows = rows[_keep(image, ink, x[rows], y[rows], rule)]
     rows = rows[pick(len(rows), rule, page_seed)]
     x, y = x[rows], y[rows]

@@ -3,7 +3,8 @@
     FOLDER/
       store.json              written last: a folder without it is not a store, only a start of one
       manifest.csv            the pages, with columns n_patches, status (`ok`, `empty`,
-                              `unreadable`) and reason appended; row i is page i of the index
+                              `unreadable`, or that of its mask, see `regions.masks`) and reason
+                              appended; row i is page i of the index
       shards/00000/           a fixed group of pages, whole as soon as it has its name
         patches.npy           uint8 [n, s, s, 3], RGB
         ink.npy               uint8 [n, s*s/8], np.packbits of the ink mask, row-major, 1 = ink

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,7 +29,7 @@ CUTTING_LIBRARIES = ("doxapy", "numpy", "opencv-python-headless", "pillow")
 
 
 class PageResult(NamedTuple):
-    """What became of a page: `status` is `ok`, `empty` or `unreadable`; `reason` says why."""
+    """What became of a page: `status` as in `store`; `reason` says why it is not `ok`."""
 
     n_patches: int
     status: str
@@ -180,6 +181,8 @@ def finish_store(
             "patches": sum(r.n_patches for r in results),
             "empty": sum(r.status == "empty" for r in results),
             "unreadable": sum(r.status == "unreadable" for r in results),
+            # Statuses that only stores of pages with masks have.
+            **Counter(r.status for r in results if r.status not in ("ok", "empty", "unreadable")),
         },
         "shards": shards,
         "sha256": {"manifest.csv": hashlib.sha256(table).hexdigest()},

@@ -10,7 +10,12 @@ from input_pipeline.ready_patches import ensure_ready_store
 from input_pipeline.store import Store
 
 
-def open_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None] = print) -> Store:
+def open_store(
+    data: ConfigDict,
+    store: ConfigDict,
+    log: Callable[[str], None] = print,
+    regions: ConfigDict | None = None,
+) -> Store:
     """Opens the store of these sections, building what is missing of it.
 
     Args:
@@ -19,12 +24,13 @@ def open_store(data: ConfigDict, store: ConfigDict, log: Callable[[str], None] =
       store: `configs.common.store_config()`; of ready-cut patches only `root`, `patch_size` and
         `workers` count.
       log: called with one line at a time.
+      regions: see `build.ensure_store`; without effect on ready-cut patches.
 
     Raises:
       UserError: see `build.ensure_store` and `ready_patches.ensure_ready_store`.
     """
     if not data.cluster_regex:
-        return Store.open(ensure_store(data, store, log))
+        return Store.open(ensure_store(data, store, log, regions=regions))
     path = ensure_ready_store(
         Path(data.pages),
         data.cluster_regex,

@@ -10,34 +10,47 @@ from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Page
 from input_pipeline.patches import Cut, Rule, cut_page
+from input_pipeline.regions.masks import PageMask
 from input_pipeline.workers import hidden_main, one_thread, start_worker, usable_cores
 
 # Pages a process may be ahead of the reader.
 _AHEAD = 2
 
 
-def cut_or_reason(root: Path, page: Page, rule: Rule, max_pixels: int, row: int) -> Cut | str:
-    """The patches of a page (perhaps none), or why it cannot be read."""
+def cut_or_reason(
+    root: Path, page: Page, rule: Rule, max_pixels: int, row: int, found: PageMask | None = None
+) -> Cut | str:
+    """The patches of a page (perhaps none), or why it cannot be used."""
+    if found and found.status != "ok":
+        return f"{found.status}: {found.reason}"
     try:
         image = load_page(root / page.path, page.box, max_pixels, rule.scale)
-        return cut_page(image, rule, page_seed=row)
+        mask = found.read(image.shape[:2]) if found else None
+        return cut_page(image, rule, page_seed=row, mask=mask)
     except PageError as error:
         return " ".join(str(error).split())
 
 
 def stream_cuts(
-    root: Path, pages: Sequence[Page], rule: Rule, max_pixels: int, workers: int
+    root: Path,
+    pages: Sequence[Page],
+    rule: Rule,
+    max_pixels: int,
+    workers: int,
+    masks: Sequence[PageMask] | None = None,
 ) -> Iterator[Cut | str]:
     """What `cut_or_reason` says of each page, in order.
 
     Args:
       workers: processes; 0 takes one a core, 1 works in this process.
+      masks: what became of each page, where handwriting was looked for.
     """
+    found = masks or [None] * len(pages)
     workers = min(workers or usable_cores(), max(len(pages), 1))
     if workers == 1:
         for row, page in enumerate(pages):
             with one_thread():
-                cut = cut_or_reason(root, page, rule, max_pixels, row)
+                cut = cut_or_reason(root, page, rule, max_pixels, row, found[row])
             yield cut
         return
     context = multiprocessing.get_context("spawn")
@@ -46,7 +59,8 @@ def stream_cuts(
     try:
         for row, page in enumerate(pages):
             with hidden_main():
-                waiting.append(pool.submit(cut_or_reason, root, page, rule, max_pixels, row))
+                job = (root, page, rule, max_pixels, row, found[row])
+                waiting.append(pool.submit(cut_or_reason, *job))
             if len(waiting) > _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:

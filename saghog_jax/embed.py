@@ -25,6 +25,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.fingerprint import fingerprints
 from input_pipeline.manifest import Manifest, load_manifest
 from input_pipeline.patches import Cut, Rule
+from input_pipeline.regions.masks import RegionMasks, open_masks
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, precision, pretrain, sharding
 from saghog_jax.checkpoint import KINDS, load_variables, params_digest, read_config
@@ -264,7 +265,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     manifest = load_manifest(config.data)
     rule = Rule.from_config(config.store)
     digests = [params_digest(model.variables) for model in models]
-    made_from = _identity(config, manifest, rule, models, digests)
+    masks = open_masks(manifest, config.data.max_pixels, config.regions)
+    made_from = _identity(config, manifest, rule, models, digests, masks)
     if _made_from(workdir) == made_from:
         skipped = _read_skipped(workdir / "skipped.csv")
         print(f"{workdir} holds these embeddings already")
@@ -278,7 +280,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         + (f"; {groups.pages_done:,} are there already" if groups.pages_done else ""),
         flush=True,
     )
-    _embed_missing(config, manifest, rule, embedder, groups)
+    _embed_missing(config, manifest, rule, embedder, groups, masks)
     counts, reasons, sums = groups.load()
     kept = [i for i, reason in enumerate(reasons) if not reason]
     skipped = [(manifest.pages[i].page_id, r) for i, r in enumerate(reasons) if r]
@@ -303,6 +305,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             "patches": [int(counts[i]) for i in kept],
             "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
+            "regions": masks.identity if masks else {"backend": "none"},
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
         descriptors = l2_normalize(power_norm(total[kept], config.power))
@@ -317,9 +320,15 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 def _embed_missing(
-    config: ConfigDict, manifest: Manifest, rule: Rule, embedder: Embedder, groups: "Groups"
+    config: ConfigDict,
+    manifest: Manifest,
+    rule: Rule,
+    embedder: Embedder,
+    groups: Groups,
+    masks: RegionMasks | None,
 ) -> None:
     """Cuts and embeds the pages of all groups that are not there yet."""
+    found = masks.ensure() if masks else None
     todo = [i for g in groups.missing() for i in groups.pages_of(g)]
     counts: list[int] = []
     reasons: list[str] = []
@@ -328,7 +337,12 @@ def _embed_missing(
         pages = [manifest.pages[i] for i in todo]
         empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
         for cut in stream_cuts(
-            manifest.root, pages, rule, config.data.max_pixels, config.store.workers
+            manifest.root,
+            pages,
+            rule,
+            config.data.max_pixels,
+            config.store.workers,
+            None if found is None else [found[i] for i in todo],
         ):
             unreadable = isinstance(cut, str)
             counts.append(0 if unreadable else len(cut.patches))
@@ -354,9 +368,14 @@ def _embed_missing(
 
 
 def _identity(
-    config: ConfigDict, manifest: Manifest, rule: Rule, models: Sequence[Model], digests: list[str]
+    config: ConfigDict,
+    manifest: Manifest,
+    rule: Rule,
+    models: Sequence[Model],
+    digests: list[str],
+    masks: RegionMasks | None,
 ) -> str:
-    """SHA-256 over all that decides the embeddings: pages and their contents, rule, models."""
+    """SHA-256 over all that decides the embeddings: pages, their contents, rule, masks, models."""
     contents = fingerprints(
         manifest.root,
         (page.path for page in manifest.pages),
@@ -370,6 +389,7 @@ def _identity(
         "precision": precision.resolve(config).precision,
         "power": config.power,
         "pages_per_group": config.pages_per_group,
+        **({"regions": [masks.identity, masks.digests]} if masks else {}),
     }
     text = json.dumps(decides, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

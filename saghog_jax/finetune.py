@@ -236,7 +236,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        store = open_store(config.data, config.store)
+        store = open_store(config.data, config.store, regions=config.regions)
         skipped = len(store.skipped)
         run.fit(Finetuning(config, store, make_labels(config, store)))
     print(f"next: {NEXT} --config.checkpoint={workdir}")

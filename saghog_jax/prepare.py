@@ -1,6 +1,7 @@
 """Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -32,7 +33,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return _dry_run(config)
     skipped: set[str] = set()
     for name, section in config.stores.items():
-        store = Store.open(ensure_store(config.data, section, beam=config.beam))
+        store = Store.open(
+            ensure_store(config.data, section, beam=config.beam, regions=config.regions)
+        )
         print(f"store {name}: {store.path}, {len(store):,} patches")
         skipped |= {page_id for page_id, _ in store.skipped}
         if section.descriptors:
@@ -43,23 +46,32 @@ def run(config: ConfigDict, workdir: Path) -> int:
             )
     for name, section in config.stores.items():
         if name in NEXT:
-            print(f"next: {next_command(NEXT[name], config.data, section)}")
+            print(f"next: {next_command(NEXT[name], config.data, section, config.regions)}")
     return len(skipped)
 
 
-def next_command(stage: str, data: ConfigDict, store: ConfigDict) -> str:
+def next_command(stage: str, data: ConfigDict, store: ConfigDict, regions: ConfigDict) -> str:
     """The command that reads a store, with the fields that are not at their defaults."""
     words = ["python -m saghog_jax.main", f"--config=configs/{stage}.py"]
     for name, section, default in (
         ("data", data, common.data_config("train")),
         ("store", store, common.store_config(store.rule)),
+        ("regions", regions, common.regions_config()),
     ):
         words += [
             shlex.quote(f"--config.{name}.{key}={value}")
-            for key, value in section.items()
-            if value != default[key]
+            for key, value in _changed(section, default)
         ]
     return " ".join(words)
+
+
+def _changed(section: ConfigDict, default: ConfigDict) -> Iterator[tuple[str, object]]:
+    """Fields of a section, and of those in it, that are not at their defaults."""
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{key}.{inner}", v) for inner, v in _changed(value, default[key]))
+        elif value != default[key]:
+            yield key, value
 
 
 def _dry_run(config: ConfigDict) -> int:

@@ -51,7 +51,7 @@ def open_source(config: ConfigDict) -> Store | PageCrops:
         raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
     if config.source == "crops":
         return open_crops(config)
-    return open_store(config.data, config.store)
+    return open_store(config.data, config.store, regions=config.regions)
 
 
 class Pretraining:

@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             print(f"damaged: {problem}")
         if not found:
             counts = read_store_json(folder)["counts"]
-            skipped = counts["empty"] + counts["unreadable"]
+            skipped = sum(n for key, n in counts.items() if key not in ("pages", "patches"))
             print(
                 f"{folder}: {counts['patches']:,} patches of {counts['pages']:,} pages "
                 f"({skipped:,} of them skipped), all readable, all checksums right"

@@ -77,11 +77,14 @@ class TestPrepare:
 
     def test_the_next_command_names_what_differs_from_the_defaults(self):
         data, store = common.data_config("train"), common.store_config("pretrain")
+        regions = common.regions_config()
         plain = "python -m saghog_jax.main --config=configs/pretrain.py"
-        assert prepare.next_command("pretrain", data, store) == plain
+        assert prepare.next_command("pretrain", data, store, regions) == plain
         data.pages, store.min_ink = "my pages", 0.1
-        assert prepare.next_command("pretrain", data, store) == (
-            f"{plain} '--config.data.pages=my pages' --config.store.min_ink=0.1"
+        regions.backend, regions.ink.k = "ink", 0.2
+        assert prepare.next_command("pretrain", data, store, regions) == (
+            f"{plain} '--config.data.pages=my pages' --config.store.min_ink=0.1 "
+            "--config.regions.backend=ink --config.regions.ink.k=0.2"
         )
 
 
@@ -92,6 +95,7 @@ class TestConfig:
             first, second = pretrain.get_config(variant), finetune.get_config(recipe)
             assert made.stores.pretrain.to_dict() == first.store.to_dict()
             assert made.stores.offline.to_dict() == second.store.to_dict()
+            assert made.regions.to_dict() == first.regions.to_dict() == second.regions.to_dict()
             assert made.pseudo_labels.to_dict() == second.pseudo_labels.to_dict()
             assert made.data.to_dict() == first.data.to_dict()
             # A recipe names its data set; everything else about the pages is the same.
