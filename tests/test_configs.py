@@ -94,9 +94,8 @@ def commands():
                 )
 
 
-@pytest.mark.parametrize("words", list(commands()))
-def test_every_command_in_the_texts_parses(words):
-    """Each override names a field of the config and has a value of its type."""
+def parse_command(words: list[str]) -> ConfigDict:
+    """The config of a command's words; each override names a field and has a value of its type."""
     import absl.flags
 
     values = absl.flags.FlagValues()
@@ -109,8 +108,13 @@ def test_every_command_in_the_texts_parses(words):
         values(["main", *words])
     finally:
         sys.argv = argv
-    assert values["config"].value.stage in STAGES
     del holder
+    return values["config"].value
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_every_command_in_the_texts_parses(words):
+    assert parse_command(words).stage in STAGES
 
 
 def test_arguments_are_typed_and_mistakes_named():
