@@ -11,13 +11,11 @@ Three cases:
   kept     ours keeps decoded pages (all fit), the loop opens the file each time
   files    both open the file each time: pages are too many to keep
 
-Prints patches a second of a core (patches over CPU time of the process), medians of the rounds.
+Patches a second of a core (patches over CPU time of the process), and their ratio round by round.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import cv2
@@ -25,6 +23,7 @@ import doxapy
 import numpy as np
 from PIL import Image
 
+from benchmarks.measure import Report, alternate
 from configs.pretrain import get_config
 from input_pipeline.crops import Cutter, Recipe
 from input_pipeline.manifest import load_manifest
@@ -101,6 +100,7 @@ def measure(config, slots: int, rounds: int) -> None:
     paths = [manifest.root / page.path for page in manifest.pages]
     decoded = [read(path) for path in paths]
     sift = cv2.SIFT_create()
+    report = Report("crops")
     everything, nothing = 10**12, 0
     for case, cache_bytes, pages in (
         ("decoded", everything, decoded),
@@ -112,28 +112,29 @@ def measure(config, slots: int, rounds: int) -> None:
             for slot in range(len(paths)):
                 cutter(slot)
 
-        def ours(first: int, cutter=cutter) -> int:
-            return sum(len(cutter(slot).patches) for slot in range(first, first + slots))
+        counts = {"loop": [], "ours": []}
 
-        def loop(first: int, pages=pages) -> int:
-            rng = np.random.default_rng(first)
+        def ours(cutter=cutter, counts=counts["ours"]) -> None:
+            first = len(counts) * slots
+            counts.append(sum(len(cutter(slot).patches) for slot in range(first, first + slots)))
+
+        def loop(pages=pages, counts=counts["loop"]) -> None:
+            rng = np.random.default_rng(len(counts))
             rows = rng.integers(len(paths), size=slots)
-            return sum(
-                len(loop_slot(pages[row] if pages else read(paths[row]), sift, rng)) for row in rows
-            )
+            slot_pages = (pages[row] if pages else read(paths[row]) for row in rows)
+            counts.append(sum(len(loop_slot(page, sift, rng)) for page in slot_pages))
 
-        rates = {"loop": [], "ours": []}
-        for round_ in range(rounds):
-            for name, side in (("loop", loop), ("ours", ours)):
-                start = time.process_time()
-                patches = side(round_ * slots)
-                rates[name].append(patches / (time.process_time() - start))
-        one, two = (statistics.median(rates[name]) for name in ("loop", "ours"))
-        print(
-            f"{case}: loop {one:,.0f}, ours {two:,.0f} patches a second of a core, "
-            f"{two / one:.2f} times",
-            flush=True,
-        )
+        times = alternate(rounds, loop=loop, ours=ours)
+        # The first count is that of the warm-up.
+        rates = {
+            name: [n / seconds for n, seconds in zip(counts[name][1:], side.cpu)]
+            for name, side in times.items()
+        }
+        for name, values in rates.items():
+            report.add(f"{case}: {name}", values, "patches/s of a core")
+        ratios = [ours / loop for ours, loop in zip(rates["ours"], rates["loop"])]
+        report.add(f"{case}: ours / loop", ratios, "times", ">= 1.3")
+    report.write()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ processes keep it. Three ways of the same pages, alternately:
   loop   as the published samplers do it: Pillow cuts a window at every keypoint, numpy counts its
          ink, and the patches that are kept are stacked; for rules that go by ink only
 
-Prints CPU seconds a page, and medians over the rounds of each relative to `alone` in that round.
+CPU seconds a page, and the ratio of each to `alone` round by round.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from benchmarks.measure import Report, alternate
 from configs import common
 from input_pipeline.binarize import ink_mask, to_grey
 from input_pipeline.datasets import synthetic
@@ -63,21 +62,6 @@ def loop(page: np.ndarray, rule: Rule) -> int:
     return len(np.stack([patch for patch, _ in kept]))
 
 
-def measure(sides: dict[str, Callable], pages: list[np.ndarray], rounds: int) -> None:
-    """Runs all sides alternately and prints their CPU seconds a page and ratios to the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            start = time.process_time()
-            for page in pages:
-                side(page)
-            seconds[name].append((time.process_time() - start) / len(pages))
-    base = next(iter(seconds.values()))
-    for name, times in seconds.items():
-        ratio = statistics.median(time / alone for time, alone in zip(times, base, strict=True))
-        print(f"{name}: {statistics.median(times):.3f} CPU s a page, {ratio:.2f} times", flush=True)
-
-
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(
@@ -99,15 +83,28 @@ def main() -> None:
     rule = Rule.from_config(common.store_config(args.rule))
     every = replace(rule, max_patches_per_page=-1)
     counts = [len(cut_page(page, every).x) for page in pages]
-    print(f"{len(pages)} pages, {statistics.median(counts):,.0f} patches a page by {args.rule!r}")
+    most = f"ours, at most {rule.max_patches_per_page}"
     sides = {
         "alone": lambda page: alone(page, rule),
-        f"ours, at most {rule.max_patches_per_page}": lambda page: cut_page(page, rule),
+        most: lambda page: cut_page(page, rule),
         "ours, all": lambda page: cut_page(page, every),
     }
     if rule.keep == "ink" and rule.border != "drop":
         sides["loop, all"] = lambda page: loop(page, rule)
-    measure(sides, pages, args.rounds)
+
+    def through(side: Callable) -> Callable[[], None]:
+        return lambda: [side(page) for page in pages]
+
+    report = Report(f"extraction-{args.rule}")
+    report.add("patches a page", counts, "patches")
+    times = alternate(args.rounds, **{name: through(side) for name, side in sides.items()})
+    for name, side in times.items():
+        report.add(name, [seconds / len(pages) for seconds in side.cpu], "CPU s a page")
+    for name, side in times.items():
+        if name != "alone":
+            target = "<= 1.2" if name == most else ""
+            report.ratio(f"{name} / alone", side, times["alone"], target, by="cpu")
+    report.write()
 
 
 if __name__ == "__main__":

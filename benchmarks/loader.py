@@ -10,21 +10,19 @@ Makes two stores (3.2 KB a patch), then, a store at a time in a fresh process:
   gather       the reads alone, on one thread
   memory       peak anonymous memory (RssAnon) of the process while it reads
 
-Patches a second of a core: patches over CPU time of the process, all threads. Median of 5 rounds.
+Patches a second of a core: patches over CPU time of the process, all threads.
 """
 
 import argparse
-import json
 import multiprocessing
 import shutil
-import statistics
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import Report, alternate, rates
 from input_pipeline.loader import batches, m_per_class_plan, uniform_plan
 from input_pipeline.manifest import Manifest, Page
 from input_pipeline.store import Store
@@ -87,17 +85,6 @@ def anonymous_memory() -> int:
     raise RuntimeError("no RssAnon in /proc/self/status")
 
 
-def rate(action, patches_a_round: int) -> dict[str, float]:
-    """Median patches a second, of a core and by the clock, over ROUNDS rounds of `action`."""
-    per_core, wall = [], []
-    for i in range(ROUNDS):
-        cpu, clock = time.process_time(), time.perf_counter()
-        action(i)
-        per_core.append(patches_a_round / (time.process_time() - cpu))
-        wall.append(patches_a_round / (time.perf_counter() - clock))
-    return {"per_core": statistics.median(per_core), "wall": statistics.median(wall)}
-
-
 def measure(folder: str, results) -> None:
     """Measures one store, in a process of its own."""
     store = Store.open(folder)
@@ -108,33 +95,31 @@ def measure(folder: str, results) -> None:
             while file.read(2**20):
                 pass
     labels = np.random.default_rng(0).integers(-1, CLASSES, n)
-    total = STEPS * ROUNDS
     plans = {
-        "uniform": uniform_plan(n, BATCH, total, seed=0),
-        "m per class": m_per_class_plan(labels, PER_CLASS, BATCH, total, seed=0),
+        "uniform": uniform_plan(n, BATCH, STEPS, seed=0),
+        "m per class": m_per_class_plan(labels, PER_CLASS, BATCH, STEPS, seed=0),
     }
     import grain  # noqa: F401  its memory and jax's are not the loader's
 
-    found = {"patches": n, "RssAnon MiB before": anonymous_memory() / 2**20}
+    found = {"patches": n, "before": anonymous_memory() / 2**20, "rates": {}}
 
-    def read(plan, i):
-        with batches(store, plan, i * STEPS, 0, 1, threads=1, prefetch=2) as iterator:
-            for _, batch in zip(range(STEPS), iterator, strict=False):
+    def read(plan):
+        with batches(store, plan, 0, 0, 1, threads=1, prefetch=2) as iterator:
+            for batch in iterator:
                 assert batch["patches"].shape == (BATCH, 32, 32, 3)
 
     with PeakMemory() as memory:
         for name, plan in plans.items():
-            read(plan, 0)
-            found[name] = rate(lambda i, plan=plan: read(plan, i), BATCH * STEPS)
-            found[f"{name} plan"] = rate(
-                lambda i, plan=plan: [plan[i * STEPS + s] for s in range(STEPS)], BATCH * STEPS
-            )
             indices = [plan[step] for step in range(STEPS)]
-            found[f"{name} gather"] = rate(
-                lambda _, indices=indices: [len(store.gather(part)) for part in indices],
-                BATCH * STEPS,
+            times = alternate(
+                ROUNDS,
+                delivered=lambda plan=plan: read(plan),
+                plan=lambda plan=plan: [plan[step] for step in range(STEPS)],
+                gather=lambda indices=indices: [len(store.gather(part)) for part in indices],
             )
-    found["RssAnon MiB peak"] = memory.peak / 2**20
+            for way, side in times.items():
+                found["rates"][f"{name}, {way}"] = rates(side, BATCH * STEPS, by="cpu")
+    found["peak"] = memory.peak / 2**20
     results.put(found)
 
 
@@ -150,7 +135,7 @@ def in_new_process(folder: Path) -> dict:
 
 
 def main() -> None:
-    """Makes the stores and prints the figures of each as JSON."""
+    """Makes the stores and prints the figures of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -159,12 +144,20 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="for the stores; kept if given")
     args = parser.parse_args()
     root = Path(args.folder or tempfile.mkdtemp(prefix="loader-benchmark-"))
+    report = Report("loader")
+    wanted = {"uniform, delivered": ">= 100000", "m per class, delivered": ">= 50000"}
     try:
         for patches in (args.small, args.patches):
             folder = root / str(patches)
             if not (folder / "store.json").exists():
                 make_store(folder, patches)
-            print(json.dumps(in_new_process(folder), indent=1))
+            found = in_new_process(folder)
+            size = f"{patches:,} patches"
+            for name, values in found["rates"].items():
+                report.add(f"{size}: {name}", values, "patches/s of a core", wanted.get(name, ""))
+            report.add(f"{size}: RssAnon before", found["before"], "MiB")
+            report.add(f"{size}: RssAnon at most", found["peak"], "MiB", "< 1024")
+        report.write()
     finally:
         if args.folder is None:
             shutil.rmtree(root)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path("runs/benchmarks")
+FOLDER = Path(os.environ.get("BENCHMARK_FOLDER", "runs/benchmarks"))
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "timm")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -51,9 +51,9 @@ def alternate(rounds: int, warmup: int = 1, **sides: Callable[[], object]) -> di
     return times
 
 
-def rates(times: Times, work: float) -> list[float]:
-    """Units of work a second in each round, by the clock."""
-    return [work / seconds for seconds in times.wall]
+def rates(times: Times, work: float, by: str = "wall") -> list[float]:
+    """Units of work a second in each round, by the clock or (`cpu`) a second of one core."""
+    return [work / seconds for seconds in getattr(times, by)]
 
 
 class Peak(NamedTuple):
@@ -137,9 +137,16 @@ class Report:
         print(line(figure), flush=True)
         return figure["median"]
 
-    def ratio(self, name: str, above: Times, below: Times, target: str = "") -> float:
-        """Adds how many times as long `above` took as `below`, by the clock, round by round."""
-        return self.add(name, [a / b for a, b in zip(above.wall, below.wall)], "times", target)
+    def ratio(
+        self, name: str, above: Times, below: Times, target: str = "", by: str = "wall"
+    ) -> float:
+        """Adds how many times as long `above` took as `below`, round by round.
+
+        Args:
+          by: `wall`, the clock, or `cpu`, the seconds of all threads.
+        """
+        pairs = zip(getattr(above, by), getattr(below, by))
+        return self.add(name, [a / b for a, b in pairs], "times", target)
 
     def write(self, folder: Path = FOLDER) -> Path:
         """Writes FOLDER/NAME.json."""

@@ -4,18 +4,18 @@
         [--processes 1 2] [--folder FOLDER]
 
 Writes synthetic pages of 2000 x 1500 pixels, then cuts them into stores of at most 1,000 patches a
-page with 1 and with 2 processes (or as told), each on one thread, alternately. Prints seconds, pages a second
-and CPU seconds a page (user and system, all processes) of each round, and the medians.
+page with 1 and with 2 processes (or as told), each on one thread, alternately: seconds, and CPU
+seconds a page (user and system, all processes).
 """
 
 import argparse
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import Report
 from configs import common
 from input_pipeline.build import ensure_store
 from input_pipeline.datasets import synthetic
@@ -43,28 +43,24 @@ def main() -> None:
         data = common.data_config("")
         data.pages = str(synthetic.ensure(root, corpus))
         seconds: dict[int, list[float]] = {number: [] for number in args.processes}
-        for round_ in range(args.rounds):
+        cpu: dict[int, list[float]] = {number: [] for number in args.processes}
+        for _ in range(args.rounds):
             for workers in seconds:
                 store = common.store_config(args.rule)
                 store.root, store.workers = str(root / "stores"), workers
-                cpu, start = cpu_seconds(), time.perf_counter()
+                used, start = cpu_seconds(), time.perf_counter()
                 ensure_store(data, store, log=lambda _: None)
                 seconds[workers].append(time.perf_counter() - start)
-                cpu = cpu_seconds() - cpu
+                cpu[workers].append((cpu_seconds() - used) / args.pages)
                 shutil.rmtree(store.root)
-                print(
-                    f"round {round_}, {workers} processes: {seconds[workers][-1]:.1f} s, "
-                    f"{args.pages / seconds[workers][-1]:.2f} pages/s, "
-                    f"{cpu / args.pages:.2f} CPU s a page",
-                    flush=True,
-                )
-        medians = {number: statistics.median(times) for number, times in seconds.items()}
-        first = medians[args.processes[0]]
-        for number, median in medians.items():
-            print(
-                f"median with {number} processes: {median:.1f} s, {first / median:.2f} times as "
-                f"fast as with {args.processes[0]}"
-            )
+        report = Report(f"prepare-{args.pages}")
+        for number, times in seconds.items():
+            report.add(f"{args.pages} pages, {number} processes", times, "s")
+            report.add(f"{args.pages} pages, {number} processes, cost", cpu[number], "CPU s a page")
+        if {1, 2} <= seconds.keys():
+            ratios = [one / two for one, two in zip(seconds[1], seconds[2])]
+            report.add("1 process / 2 processes", ratios, "times", ">= 1.7")
+        report.write()
     finally:
         if args.folder is None:
             shutil.rmtree(root)
