@@ -154,8 +154,8 @@ def store_config(rule: str) -> ConfigDict:
 def regions_config(backend: str = "none") -> ConfigDict:
     """Where on a page handwriting is looked for; patches are cut there alone (docs/regions.md)."""
     regions = ConfigDict()
-    # `none` (the whole page) or `ink` (needs no weights). Each has a section below, which counts
-    # only if it is named.
+    # `none` (the whole page), `ink` (needs no weights), `sam` and `sam_onnx` (weights you give).
+    # Each has a section below, which counts only if it is named.
     regions.backend = backend
     # Folder that keeps the masks, in a subfolder named after the digest of what decides them.
     regions.root = "runs/regions"
@@ -181,7 +181,71 @@ def regions_config(backend: str = "none") -> ConfigDict:
             "min_share": 0.01,
         }
     )
+    # Segment Anything, by weights or by ONNX files that you give.
+    regions.sam = sam_config("sam")
+    regions.sam_onnx = sam_config("sam_onnx")
     return regions
+
+
+def sam_config(backend: str) -> ConfigDict:
+    """The backends `sam` and `sam_onnx`: Segment Anything, shown the page's edges."""
+    sam = ConfigDict()
+    if backend == "sam":
+        # The file of weights, sam_vit_b_01ec64.pth or another of the published ones (or those of
+        # Hugging Face as .safetensors, which need no PyTorch); the size is read from it.
+        sam.weights = ""
+        # Operands of matrix products: `float32`, `mixed` (bfloat16, sums in float32) or `auto`.
+        sam.precision = "float32"
+    else:
+        # ONNX files of the image encoder, and of the prompt encoder with the mask decoder.
+        sam.encoder = ""
+        sam.decoder = ""
+    # Masks are asked for at the points of a grid of so many rows and columns, ...
+    sam.points_per_side = 8
+    # ... so many points at once: decides memory (about 60 MB a point), not masks.
+    sam.points_per_batch = 16
+    # What SAM is shown: the `edges` of the page, as published, or the `page`.
+    sam.input = "edges"
+    # Of the masks found, the best so many are kept for the rules to choose from.
+    sam.max_masks = 64
+    # Which masks are handwriting: by `published_code`, or as the `paper` says. Each has its section
+    # below, which counts only if it is named.
+    sam.rules = "published_code"
+    sam.published_code = ConfigDict(
+        {
+            # Masks must be predicted an IoU above this and reach this stability; of two whose boxes
+            # overlap by more, the better is kept.
+            "min_iou": 0.88,
+            "min_stability": 0.8,
+            "max_overlap": 0.01,
+            # A mask of more than this share of the page is taken alone, one of less than the second
+            # is dropped.
+            "alone_share": 0.66,
+            "min_share": 0.1,
+            # The two largest are merged where their areas have a ratio between these.
+            "merge_low": 0.85,
+            "merge_high": 1.15,
+            # `area`: a mask along all four sides of the page counts with the area that it leaves
+            # free, while the mask itself stays as it is, the published mistake; `none`: neither.
+            "inversion": "area",
+            # Pixels left out on each side of the page.
+            "border": 250,
+        }
+    )
+    sam.paper = ConfigDict(
+        {
+            # The confidence that masks must have; stability is not mentioned, overlap is SAM's own.
+            "min_iou": 0.8,
+            "min_stability": 0.0,
+            "max_overlap": 0.7,
+            # Masks with a smaller share of the page's edge pixels are dropped.
+            "min_edges": 0.1,
+            # So many are merged, those with most edges.
+            "most_masks": 2,
+            "border": 0,
+        }
+    )
+    return sam
 
 
 def pseudo_label_config() -> ConfigDict:
