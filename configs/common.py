@@ -232,9 +232,10 @@ def sam_config(backend: str) -> ConfigDict:
             "border": 250,
         }
     )
+    # As the paper says, with SAM's own value where it says nothing.
     sam.paper = ConfigDict(
         {
-            # The confidence that masks must have; stability is not mentioned, overlap is SAM's own.
+            # The confidence that masks must have; stability and overlap are not in the paper.
             "min_iou": 0.8,
             "min_stability": 0.0,
             "max_overlap": 0.7,

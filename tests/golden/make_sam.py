@@ -170,7 +170,7 @@ def generated(sam, rng):
             found = generator.generate(np.zeros((*shape, 3), np.uint8))
             key = f"{name}_{rule}_"
             out[key + "masks"] = np.packbits([m["segmentation"] for m in found], axis=-1)
-            for field in ("predicted_iou", "stability_score", "bbox", "area"):
+            for field in ("predicted_iou", "stability_score"):
                 out[key + field] = np.array([m[field] for m in found], np.float32)
             print(key, len(found), out[key + "stability_score"].round(2))
     sam.mask_decoder = decoder
