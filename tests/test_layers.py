@@ -1,11 +1,13 @@
 """Products with narrow operands, and blocks for some of the tokens."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saghog_jax.models.layers import Block, Dense, product
+from saghog_jax.models.layers import Block, Dense, affine, gelu, normalize, product
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6)])
@@ -25,6 +27,62 @@ def test_bfloat16_product_rounds_operands_and_cotangent_only(shape):
     ]:
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(6, 5), (5, 6)])
+def test_affine_rounds_as_product_does(sizes):
+    # The gradient of the kernel is made in two ways, by which side is the longer one.
+    x = jax.random.normal(jax.random.key(0), (2, 3, sizes[0]))
+    kernel = jax.random.normal(jax.random.key(1), sizes)
+    bias, cotangent = jnp.arange(sizes[1], dtype=jnp.float32), jnp.ones((2, 3, sizes[1])) / 3
+
+    def plain(x, kernel, bias):
+        return product("bli,io->blo", x, kernel, jnp.bfloat16) + bias
+
+    expected, pull_expected = jax.vjp(plain, x, kernel, bias)
+    out, pull = jax.vjp(lambda *args: affine(jnp.bfloat16, *args), x, kernel, bias)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    to_x, to_kernel, to_bias = pull(cotangent)
+    for ours, theirs in zip((to_x, to_kernel), pull_expected(cotangent), strict=False):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    # The gradient of the bias is the sum of the same rounded numbers that enter the products.
+    rounded = np.asarray(cotangent.astype(jnp.bfloat16), np.float64).sum((0, 1))
+    np.testing.assert_allclose(to_bias, rounded, rtol=1e-6)
+
+
+def test_gelu_and_its_gradient_are_those_of_the_normal_distribution():
+    x = np.linspace(-9, 9, 181).astype(np.float32)
+    exact = [(1 + math.erf(v / math.sqrt(2))) / 2 for v in x.astype(np.float64)]
+    density = np.exp(-(x.astype(np.float64) ** 2) / 2) / math.sqrt(2 * math.pi)
+    out, pull = jax.vjp(gelu, jnp.asarray(x))
+    np.testing.assert_allclose(out, x * exact, rtol=3e-6, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones_like(out))[0], exact + x * density, atol=1e-6)
+
+
+def test_layer_norm_and_its_gradients():
+    keys = jax.random.split(jax.random.key(0), 4)
+    # The mean is large against the deviation: a one-pass variance would lose it.
+    x = 100 + 0.1 * jax.random.normal(keys[0], (2, 3, 64))
+    scale, bias = 1 + jax.random.normal(keys[1], (2, 64))
+    cotangent = jax.random.normal(keys[3], x.shape)
+
+    def plain(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
+        return centred / deviation * scale + bias
+
+    out, pull = jax.vjp(normalize, x, scale, bias)
+    exact = [np.asarray(a, np.float64) for a in (x, scale, bias)]
+    np.testing.assert_allclose(out, plain(*exact), atol=2e-3)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a) for a in exact]
+        inverse = lambda x: jax.lax.rsqrt(jnp.var(x, axis=-1, keepdims=True) + 1e-5)  # noqa: E731
+        _, pull_wide = jax.vjp(
+            lambda x, s, b: (x - x.mean(-1, keepdims=True)) * inverse(x) * s + b, *wide
+        )
+        expected = [np.asarray(g) for g in pull_wide(jnp.asarray(np.asarray(cotangent, float)))]
+    for ours, theirs in zip(pull(cotangent), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
 
 
 def test_attention_gradients_with_bfloat16_run_on_a_cpu():

@@ -7,11 +7,13 @@ place; everything between products (residual stream, LayerNorm, softmax, GELU) i
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 LAYER_NORM_EPSILON = 1e-5
@@ -24,24 +26,22 @@ def product(equation: str, x: jax.Array, y: jax.Array, dtype: DTypeLike) -> jax.
     sums are float32: on accelerators and on CPUs with bfloat16 instructions that is the fast form.
     Each index of an operand must occur in the other operand or in the result.
     """
-    if jnp.dtype(dtype) == jnp.float32:
-        return jnp.einsum(equation, x, y)
-    return _narrow_product(equation, jnp.dtype(dtype), x, y)
+    return _product(equation, jnp.dtype(dtype), x, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _narrow_product(equation: str, dtype: DTypeLike, x: jax.Array, y: jax.Array) -> jax.Array:
-    return _narrow_product_fwd(equation, dtype, x, y)[0]
+def _product(equation: str, dtype: DTypeLike, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _product_fwd(equation, dtype, x, y)[0]
 
 
-def _narrow_product_fwd(
+def _product_fwd(
     equation: str, dtype: DTypeLike, x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x, y = x.astype(dtype), y.astype(dtype)
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32), (x, y)
 
 
-def _narrow_product_bwd(
+def _product_bwd(
     equation: str, dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, y = saved
@@ -55,7 +55,68 @@ def _narrow_product_bwd(
     )
 
 
-_narrow_product.defvjp(_narrow_product_fwd, _narrow_product_bwd)
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def affine(dtype: DTypeLike, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x kernel + bias: [..., i] -> [..., o], operands in `dtype` as in `product`."""
+    return _affine_fwd(dtype, x, kernel, bias)[0]
+
+
+def _affine_fwd(
+    dtype: DTypeLike, x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    y = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+    return y + bias, (x, kernel)
+
+
+def _affine_bwd(
+    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, kernel = saved
+    cotangent = cotangent.astype(dtype)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_x = einsum("...o,io->...i", cotangent, kernel)
+    # One operand has to be transposed in memory: the narrower one.
+    if kernel.shape[0] <= kernel.shape[1]:
+        to_kernel = einsum("...i,...o->io", x, cotangent)
+    else:
+        to_kernel = jax.lax.optimization_barrier(einsum("...o,...i->oi", cotangent, x)).T
+    axes = tuple(range(cotangent.ndim - 1))
+    return to_x, to_kernel, jnp.sum(cotangent, axes, dtype=jnp.float32)
+
+
+affine.defvjp(_affine_fwd, _affine_bwd)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x (by erf, as in PyTorch), any shape.
+
+    Forward and backward are one pass over memory each: what the derivative needs is computed again
+    from x, where automatic differentiation would keep it.
+    """
+    return x * _normal_cdf(x)
+
+
+def _gelu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x * _normal_cdf(x), x
+
+
+def _gelu_bwd(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    # Else the compiler finds the same erf in both passes and keeps it.
+    x, cotangent = jax.lax.optimization_barrier((x, cotangent))
+    density = jnp.exp(-0.5 * x * x) * np.float32(1 / math.sqrt(2 * math.pi))
+    return (cotangent * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(_gelu_fwd, _gelu_bwd)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * np.float32(math.sqrt(0.5)))
 
 
 class Dense(nn.Module):
@@ -78,13 +139,50 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, i] or [b, l, i] -> [b, features] or [b, l, features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product("bi,io->bo" if x.ndim == 2 else "bli,io->blo", x, kernel, self.dtype)
-        return y + self.param("bias", self.bias_init, (self.features,)) if self.use_bias else y
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            return affine(self.dtype, x, kernel, bias)
+        return product("bi,io->bo" if x.ndim == 2 else "bli,io->blo", x, kernel, self.dtype)
 
 
-def layer_norm() -> nn.LayerNorm:
-    """LayerNorm of the published code (epsilon 1e-5), with the two-pass variance."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False)
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm of the last axis of x [..., d], with the two-pass variance; float32.
+
+    The gradient is written out, which takes fewer passes over memory than what automatic
+    differentiation makes of the two passes.
+    """
+    return _normalize_fwd(x, scale, bias)[0]
+
+
+def _normalize_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
+    mean = jnp.mean(x, axis=-1)
+    centred = x - mean[..., None]
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + LAYER_NORM_EPSILON)
+    return centred * inverse[..., None] * scale + bias, (x, mean, inverse, scale)
+
+
+def _normalize_bwd(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = saved
+    normed = (x - mean[..., None]) * inverse[..., None]
+    inner = cotangent * scale
+    along, mean_inner = jnp.mean(inner * normed, axis=-1), jnp.mean(inner, axis=-1)
+    to_x = inverse[..., None] * (inner - mean_inner[..., None] - normed * along[..., None])
+    rows = tuple(range(x.ndim - 1))
+    return to_x, jnp.sum(cotangent * normed, rows), jnp.sum(cotangent, rows)
+
+
+normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm of the published code (epsilon 1e-5)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., d]."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        return normalize(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
 class Attention(nn.Module):
@@ -118,8 +216,7 @@ class Attention(nn.Module):
         return y[..., : self.width], y[..., self.width :]
 
     def _project(self, x: jax.Array, columns: slice) -> jax.Array:
-        y = product("bld,de->ble", x, self.qkv_kernel[:, columns], self.dtype)
-        return y + self.qkv_bias[columns]
+        return affine(self.dtype, x, self.qkv_kernel[:, columns], self.qkv_bias[columns])
 
     def __call__(self, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
         """[b, q, d] and [b, k, 2 d] -> [b, q, d]."""
@@ -144,9 +241,9 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.norm1 = layer_norm()
+        self.norm1 = LayerNorm()
         self.attention = Attention(self.heads, self.width, self.dtype)
-        self.norm2 = layer_norm()
+        self.norm2 = LayerNorm()
         self.fc1 = Dense(self.mlp_ratio * self.width, self.dtype)
         self.fc2 = Dense(self.width, self.dtype)
 
@@ -171,4 +268,4 @@ class Block(nn.Module):
     def attend(self, x: jax.Array, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
         """The rest of the block for tokens `x` [b, q, d]: attention, MLP, residuals."""
         x = x + self.attention(queries, keys_values)
-        return x + self.fc2(nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self.fc2(gelu(self.fc1(self.norm2(x))))

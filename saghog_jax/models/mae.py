@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, layer_norm, product
+from saghog_jax.models.layers import Block, Dense, LayerNorm, product
 from saghog_jax.models.pos_embed import sincos_2d
 from saghog_jax.models.vit import Encoder
 
@@ -124,7 +124,7 @@ class Decoder(nn.Module):
         self.block = [
             Block(self.heads, self.width, self.mlp_ratio, self.dtype) for _ in range(self.depth)
         ]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
         self.pred = Dense(self.target_dim, self.dtype)
 
     def __call__(self, latent: jax.Array, masking: Masking) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, layer_norm
+from saghog_jax.models.layers import Block, Dense, LayerNorm
 from saghog_jax.models.pos_embed import sincos_2d
 
 
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         self.block = [
             Block(self.heads, self.width, self.mlp_ratio, self.dtype) for _ in range(self.depth)
         ]
-        self.norm = layer_norm()
+        self.norm = LayerNorm()
         self.drop = nn.Dropout(self.dropout)
 
     def embed(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
