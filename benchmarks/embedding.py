@@ -1,0 +1,112 @@
+"""From all patches of a page to its page descriptor, against an eager PyTorch program.
+
+    python -m benchmarks.embedding [--rounds 5] [--patches 1000] [--batch 256]
+        [--folder runs/benchmarks]
+
+Paper size, NetRVLAD with 100 clusters. PyTorch forms the vector of every patch (51,200 numbers), as
+published evaluations do; ours forms sums. Both take batches of `--batch` patches. Peak memory for
+1,000 and 5,000 patches a page is that of a process of its own, beyond what is there before
+(libraries, parameters, patches). Needs the extra `bench`.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks import torch_model
+from benchmarks.flops import encoding_flops
+from benchmarks.measure import FOLDER, Report, alternate, peak_memory, rates
+from benchmarks.our_steps import BATCH, binary_of, finetuning, random_batch
+from configs.embed import get_config
+from input_pipeline.patches import Cut
+from saghog_jax.embed import Embedder, netrvlad_model
+from saghog_jax.main import use_huge_pages
+from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
+
+LARGE = 5000
+
+
+def ours(patches: int, batch_size: int, precision: str) -> Callable[[], np.ndarray]:
+    """The page descriptor of a page of so many patches."""
+    task = finetuning(precision, BATCH)
+    variables = jax.jit(lambda: task.init(jax.random.key(0)))()
+    config = get_config()
+    model = netrvlad_model("benchmark", task.config, variables, "binary")
+    embedder = Embedder([model], batch_size, config.pages_per_batch, config.mesh)
+    batch = random_batch(patches)
+    nothing = np.zeros(patches, np.int32)
+    cut = Cut(batch["patches"], batch["ink"], nothing, nothing, None)
+    # Compiles, with one patch.
+    first = Cut(cut.patches[:1], cut.ink[:1], nothing[:1], nothing[:1], None)
+    list(embedder.sums(iter([first])))
+
+    def descriptor() -> np.ndarray:
+        [[total]] = embedder.sums(iter([cut]))
+        return l2_normalize(power_norm(total, config.power))
+
+    return descriptor
+
+
+def by_torch(patches: int, batch_size: int, autocast: bool = False) -> Callable[[], object]:
+    """The same by PyTorch."""
+    torch.set_num_threads(torch_model.THREADS)
+    model = torch_model.WriterModel().eval()
+    binary = torch.from_numpy(binary_of(random_batch(patches)))
+
+    def descriptor() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return torch_model.page_descriptor(model, binary, batch_size)
+
+    return descriptor
+
+
+def main() -> None:
+    """Prints and writes the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patches", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    use_huge_pages()
+    report = Report("embedding")
+    growth = {
+        (name, n): peak_memory(side, n, args.batch, *rest).growth
+        for name, side, *rest in (("ours", ours, "float32"), ("torch", by_torch))
+        for n in (args.patches, LARGE)
+    }
+    for (name, n), mib in growth.items():
+        report.add(f"memory, {name}, {n:,} patches", mib, "MiB")
+    small, large = growth["ours", args.patches], growth["ours", LARGE]
+    report.add(
+        f"memory, ours, {LARGE:,} patches to {args.patches:,}", large / small, "times", "<= 1.1"
+    )
+    ratio = large / growth["torch", LARGE]
+    report.add(f"memory, ours to torch, {LARGE:,} patches", ratio, "times", "<= 0.25")
+    times = alternate(
+        args.rounds,
+        **{
+            "ours float32": ours(args.patches, args.batch, "float32"),
+            "ours mixed": ours(args.patches, args.batch, "mixed"),
+            "torch float32": by_torch(args.patches, args.batch),
+            "torch bf16 autocast": by_torch(args.patches, args.batch, True),
+        },
+    )
+    flops = 1e-9 * encoding_flops(finetuning("float32").config.model)
+    for name, taken in times.items():
+        rate = report.add(name, rates(taken, args.patches), "patches/s")
+        report.add(f"{name}, on FLOPs of the plain encoder", rate * flops, "GFLOP/s")
+    report.ratio("ours to torch, float32", times["torch float32"], times["ours float32"], ">= 1.3")
+    report.ratio("ours mixed to float32", times["ours float32"], times["ours mixed"])
+    report.ratio("ours mixed to torch autocast", times["torch bf16 autocast"], times["ours mixed"])
+    report.write(args.folder)
+
+
+if __name__ == "__main__":
+    main()

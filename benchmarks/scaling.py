@@ -1,0 +1,275 @@
+"""How training scales, read from the compiled programs; writes docs/scaling.md.
+
+    python -m benchmarks.scaling [--write]
+
+Compiles the steps of paper size for 1 to 64 virtual CPU devices, sharded over `data` or `fsdp`, and
+counts what the compiled programs exchange, against theory; FLOPs and bytes a patch; and a roofline
+of the step on an H100 and a TPU v5e. Nothing is run. Takes about five minutes.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from benchmarks import hlo
+from benchmarks.flops import pretraining_flops
+from benchmarks.our_steps import finetuning, pretraining, random_batch
+from saghog_jax import sharding
+from saghog_jax.train import Task, init_state, make_step
+
+DEVICES = 64
+PAGE = Path("docs/scaling.md")
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+A_DEVICE = 256
+
+
+class Chip(NamedTuple):
+    """Data sheet numbers: bfloat16 FLOP/s, bytes/s of memory and of the links to its neighbours."""
+
+    name: str
+    flops: float
+    memory: float
+    links: float
+    a_host: int
+
+
+CHIPS = (
+    Chip("H100 SXM", 989e12, 3.35e12, 450e9, 8),
+    Chip("TPU v5e", 197e12, 819e9, 200e9, 8),
+)
+# Share of the data sheet's rate that a product, or a pass over memory, reaches at best in practice.
+PRODUCT_SHARE, MEMORY_SHARE, LINK_SHARE = 0.7, 0.8, 0.7
+PATCH_BYTES = 32 * 32 * 3 + 32 * 32 // 8
+TEXT = """# Scaling
+
+Written by `python -m benchmarks.scaling --write` from the compiled programs of the step at paper
+size in mixed precision (jax {jax}, virtual CPU devices). Nothing here was run on accelerators; what
+is assumed is said.
+
+## A patch of pretraining
+
+| what | a patch |
+|---|---|
+{a_patch}
+
+The compiled step has fewer FLOPs than the plain model because the last decoder block is computed
+for removed tokens alone, which is exact. Bytes are those of the CPU program at batch {a_device}:
+operands and results of every instruction, after fusion.
+
+## What devices exchange
+
+Pretraining, {a_device} patches a device. MiB that each of n devices sends in a step, if exchanges
+go round rings. Theory, in float32: over `data` the gradients are summed, 2 (n - 1) / n times the
+parameters; over `fsdp` split parameters are gathered for the forward and for the backward pass and
+their gradients summed and scattered, 3 (n - 1) / n times. A compiler that sums whole gradients and
+keeps a slice of them needs 4 (n - 1) / n, one that keeps gathered parameters for the backward pass
+one less.
+
+| axis | devices | collectives | MiB sent | theory | ratio | by kind, MiB |
+|---|---|---|---|---|---|---|
+{exchange}
+
+What a device sends hardly grows with their number: with the batch a device fixed, the time of a
+step stays the same as long as the exchange is hidden behind the backward pass.
+
+Finetuning sees the similarities of the global batch: features and assignments of all patches are
+exchanged too, and their gradients. Over `data`, {a_device} patches a device:
+
+| devices | MiB sent | of gradients (theory) | for the metric loss |
+|---|---|---|---|
+{metric}
+
+## What to expect of an accelerator
+
+A roofline: each instruction of the compiled step takes the longer of its products at
+{product_share} of the data sheet's rate and its bytes at {memory_share} of the memory's, one after
+the other. These shares are assumptions. So is that fusions are those of the CPU program: compilers
+for accelerators fuse more, which makes the step faster; small batches leave units idle, which makes
+it slower. Data sheets:
+
+{chips}
+
+Utilisation counts the FLOPs of the plain model against the data sheet. `exchange` is the sum of all
+gradients over `data` at {link_share} of the links within a host, which the backward pass, two
+thirds of the step, can hide if it is shorter. The last two columns are what the loader of a host
+must give.
+
+| chip | batch | step, ms | patches/s | utilisation | exchange, ms | a host: patches/s | GB/s |
+|---|---|---|---|---|---|---|---|
+{roofline}
+
+A core reads the patch store at the rate that `python -m benchmarks.loader` prints. Where a host
+cannot give what its accelerators take, they wait, and the log tells the share of time.
+"""
+
+
+def mesh_of(data: int, fsdp: int) -> Mesh:
+    """A mesh of the first devices."""
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def compiled_text(task: Task, mesh: Mesh) -> str:
+    """The optimised program of one step of a task on a mesh."""
+    state = jax.eval_shape(lambda: init_state(task, 0))
+    batch = random_batch(task.config.global_batch_size)
+    if task.kind == "mae":
+        del batch["label"]
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    shardings = sharding.state_shardings(state, mesh)
+    step = jax.jit(
+        make_step(task, 0),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step.lower(state, abstract).compile().as_text()
+
+
+def parameters_of(task: Task) -> dict:
+    """Shapes of the parameters."""
+    return jax.eval_shape(lambda: init_state(task, 0)).params
+
+
+def theory(task: Task, mesh: Mesh) -> float:
+    """Bytes each device sends a step, in float32, round rings.
+
+    data: gradients are summed over all devices. fsdp: split parameters are gathered for the forward
+    and for the backward pass, their gradients are summed and scattered; the others as in data.
+    """
+    params = parameters_of(task)
+    shardings = sharding.state_shardings(params, mesh)
+    n = mesh.size
+    total = 0.0
+    for leaf, placed in zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True):
+        passes = 2 if placed.is_fully_replicated else 3
+        total += passes * (n - 1) / n * 4 * leaf.size
+    return total
+
+
+def exchanged(task: Task, mesh: Mesh) -> list[hlo.Collective]:
+    """The collectives of a step."""
+    return hlo.collectives(compiled_text(task, mesh))
+
+
+def mib(number: float) -> str:
+    """Bytes as MiB."""
+    return f"{number / 2**20:,.1f}"
+
+
+def exchange_rows(counts: Sequence[int]) -> list[str]:
+    """A row a mesh: bytes that a device sends, by kind, against theory."""
+    rows = []
+    for axis in sharding.AXES:
+        for n in counts:
+            mesh = mesh_of(n, 1) if axis == "data" else mesh_of(1, n)
+            task = pretraining("mixed", A_DEVICE * n)
+            found = exchanged(task, mesh)
+            sent = {kind: sum(c.sent for c in found if c.kind == kind) for kind in hlo.KINDS}
+            total, expected = sum(sent.values()), theory(task, mesh)
+            ratio = f"{total / expected:.3f}" if expected else "-"
+            kinds = ", ".join(f"{kind} {mib(value)}" for kind, value in sent.items() if value)
+            cells = (axis, n, len(found), mib(total), mib(expected), ratio, kinds or "-")
+            rows.append("| " + " | ".join(map(str, cells)) + " |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def metric_rows(counts: Sequence[int]) -> list[str]:
+    """What the metric loss of the global batch adds in finetuning."""
+    rows = []
+    for n in counts[1:]:
+        mesh = mesh_of(n, 1)
+        task = finetuning("mixed", A_DEVICE * n)
+        total = sum(c.sent for c in exchanged(task, mesh))
+        expected = theory(task, mesh)
+        rows.append(f"| {n} | {mib(total)} | {mib(expected)} | {mib(total - expected)} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def roofline_rows() -> list[str]:
+    """Time, rate and utilisation of one device's step on each chip."""
+    rows = []
+    for batch in (256, 2048):
+        task = pretraining("mixed", batch)
+        costs = hlo.costs(compiled_text(task, mesh_of(1, 1)))
+        plain = pretraining_flops(task.config)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(parameters_of(task)))
+        for chip in CHIPS:
+            seconds = sum(
+                max(
+                    cost.flops / (PRODUCT_SHARE * chip.flops),
+                    cost.moved / (MEMORY_SHARE * chip.memory),
+                )
+                for cost in costs
+            )
+            exchange = 2 * 4 * parameters / (LINK_SHARE * chip.links)
+            rate = batch / seconds
+            rows.append(
+                f"| {chip.name} | {batch:,} | {1e3 * seconds:.2f} | {rate:,.0f} | "
+                f"{100 * plain / seconds / chip.flops:.0f} % | {1e3 * exchange:.2f} | "
+                f"{rate * chip.a_host:,.0f} | {rate * chip.a_host * PATCH_BYTES / 1e9:.2f} |"
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def a_patch() -> list[str]:
+    """FLOPs and bytes of one patch, by formula and in the compiled program."""
+    task = pretraining("mixed", A_DEVICE)
+    costs = hlo.costs(compiled_text(task, mesh_of(1, 1)))
+    flops, moved = sum(c.flops for c in costs), sum(c.moved for c in costs)
+    plain = pretraining_flops(task.config)
+    return [
+        f"| the plain model, by formula | {plain / A_DEVICE / 1e9:.2f} GFLOP |",
+        f"| the compiled step, products alone | {flops / A_DEVICE / 1e9:.2f} GFLOP |",
+        f"| the compiled step, read and written | {moved / A_DEVICE / 2**20:.1f} MiB |",
+        f"| shipped by the host (uint8 patch, 1 bit of ink a pixel) | {PATCH_BYTES:,} bytes |",
+    ]
+
+
+def page(counts: Sequence[int]) -> str:
+    """The text of docs/scaling.md."""
+    chips = "\n".join(
+        f"* {c.name}: {c.flops / 1e12:.0f} TFLOP/s in bfloat16, {c.memory / 1e12:.2f} TB/s memory, "
+        f"{c.links / 1e9:.0f} GB/s links each way, {c.a_host} chips a host"
+        for c in CHIPS
+    )
+    return TEXT.format(
+        jax=jax.__version__,
+        a_device=A_DEVICE,
+        product_share=f"{PRODUCT_SHARE:.0%}",
+        memory_share=f"{MEMORY_SHARE:.0%}",
+        link_share=f"{LINK_SHARE:.0%}",
+        chips=chips,
+        a_patch="\n".join(a_patch()),
+        exchange="\n".join(exchange_rows(counts)),
+        metric="\n".join(metric_rows(counts)),
+        roofline="\n".join(roofline_rows()),
+    )
+
+
+def main() -> None:
+    """Prints the tables; writes the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE}")
+    parser.add_argument("--most", type=int, default=DEVICES, help="most devices")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", args.most)
+    text = page([n for n in COUNTS if n <= args.most])
+    if args.write:
+        PAGE.write_text(text)
+        print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
