@@ -154,7 +154,8 @@ def store_config(rule: str) -> ConfigDict:
 def regions_config(backend: str = "none") -> ConfigDict:
     """Where on a page handwriting is looked for; patches are cut there alone (docs/regions.md)."""
     regions = ConfigDict()
-    # `none` (the whole page), `ink` (needs no weights), `sam` and `sam_onnx` (weights you give).
+    # `none` (the whole page), `ink` (needs no weights), `masks` and `xml` (files that you have),
+    # `sam` and `sam_onnx` (weights that you give).
     # Each has a section below, which counts only if it is named.
     regions.backend = backend
     # Folder that keeps the masks, in a subfolder named after the digest of what decides them.
@@ -181,6 +182,13 @@ def regions_config(backend: str = "none") -> ConfigDict:
             "min_share": 0.01,
         }
     )
+    # Images in a folder, white where handwriting is: for the page a/b.jpg a/b.png or b.png there,
+    # or of any other kind that pages may be of.
+    regions.masks = ConfigDict({"folder": ""})
+    # PAGE or ALTO files: for a/b.jpg a/b.xml or b.xml in `folder` or, where it is empty, b.xml
+    # beside the page or in the folders `page` and `alto` there. `level` says whose polygons count:
+    # `region` or `line`.
+    regions.xml = ConfigDict({"folder": "", "level": "region"})
     # Segment Anything, by weights or by ONNX files that you give.
     regions.sam = sam_config("sam")
     regions.sam_onnx = sam_config("sam_onnx")

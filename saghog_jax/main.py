@@ -18,7 +18,10 @@ from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
 
-STAGES = ("prepare", "pretrain", "finetune", "embed", "retrieve", "search", "verify", "convert")
+STAGES = (
+    *("prepare", "pretrain", "finetune", "embed", "retrieve"),
+    *("regions", "search", "verify", "convert"),
+)
 SKIPPED_PAGES = 3
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -21,6 +21,8 @@ from input_pipeline.errors import UserError
 # `config.regions.NAME`. Imported when it is used: those on a device import jax or onnxruntime.
 _MAKERS = {
     "ink": ("input_pipeline.regions.ink", "make"),
+    "masks": ("input_pipeline.regions.given", "make"),
+    "xml": ("input_pipeline.regions.page_xml", "make"),
     "sam": ("saghog_jax.regions_sam", "make"),
     "sam_onnx": ("saghog_jax.regions_sam_onnx", "make"),
 }

@@ -74,6 +74,10 @@ class PageMask(NamedTuple):
             mask = cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
         return mask
 
+    def info(self) -> dict[str, Any]:
+        """What the file about the mask says, such as `share` and `keypoints`; {} without one."""
+        return json.loads(self.file.with_suffix(".json").read_text()) if self.file else {}
+
 
 class MaskJob(NamedTuple):
     """A page whose mask is wanted; sent to the workers."""

@@ -40,7 +40,7 @@ def thumbnails(
         if part is None:
             made[row] = {"missing": reason or "box outside of the image"}
         else:
-            made[row] = {"image": _data_uri(part, side), "size": part.shape[1::-1]}
+            made[row] = {"image": data_uri(part, side), "size": part.shape[1::-1]}
     return made
 
 
@@ -52,7 +52,8 @@ def _crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarra
     return part if part.size else None
 
 
-def _data_uri(image: np.ndarray, side: int) -> str:
+def data_uri(image: np.ndarray, side: int) -> str:
+    """A picture uint8 [h, w, 3] as a WebP in a data URI, its longer side at most `side` pixels."""
     h, w = image.shape[:2]
     factor = side / max(h, w)
     if factor < 1:
