@@ -20,6 +20,8 @@ VERSION = 1
 # that is taken for a rule.
 _WINDOW = 1 / 20
 _RULE = 1 / 12
+# Pixels of a gap in a rule.
+_BREAK = 3
 
 
 def make(section: ConfigDict) -> Backend:
@@ -111,16 +113,21 @@ def sheet(grey: np.ndarray) -> np.ndarray:
 def without_rules(ink: np.ndarray) -> np.ndarray:
     """The ink without straight lines along the page's sides, and without solid areas."""
     length = max(15, round(min(ink.shape) * _RULE))
-    across = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((1, length), np.uint8))
-    down = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((length, 1), np.uint8))
-    lines = cv2.dilate(across | down, np.ones((3, 3), np.uint8))
-    return ink & (1 - lines)
+    lines = np.zeros_like(ink)
+    for turn in (1, -1):
+        # A faint rule is broken in many places; to be safe from small letters it must be longer.
+        whole = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((1, _BREAK)[::turn], np.uint8))
+        for image, least in ((ink, length), (whole, 2 * length)):
+            line = np.ones((1, least)[::turn], np.uint8)
+            lines |= cv2.morphologyEx(image, cv2.MORPH_OPEN, line)
+    return ink & (1 - cv2.dilate(lines, np.ones((3, 3), np.uint8)))
 
 
 def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
     """The components of the ink that can be writing, and their height in pixels (0: none).
 
-    The height is the median, over pixels of ink, of the shorter side of their component.
+    The height is the median of their shorter sides, weighted by the root of their ink, so that
+    neither many specks nor a large drawing decides.
     """
     _, labels, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     left, top, width, height, area = stats.T
@@ -135,8 +142,10 @@ def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
     can[0] = False
     if not can.any():
         return np.zeros_like(ink), 0.0
-    scale = _weighted_median(short[can], area[can])
+    scale = _weighted_median(short[can], np.sqrt(area[can]))
     can &= (long > 0.5 * scale) & (short < 8 * scale)
+    # What is left of rules that were not quite straight, or broken.
+    can &= ~((short < 0.35 * scale) & (long > 6 * short))
     can &= ~((fill > 0.6) & (short > 3 * scale))
     return can[labels].astype(np.uint8), float(scale)
 
