@@ -6,6 +6,7 @@ BENCHMARKS = {
     "loader": "benchmarks.loader",
     "prepare": "benchmarks.prepare --pages 96",
     "prepare-1000": "benchmarks.prepare --pages 1000 --rounds 1 --processes 2",
+    "sam": "benchmarks.sam --memory",
 }
 # Those that also run a PyTorch program, and so need torch and timm.
 NEEDS_TORCH: tuple[str, ...] = ()

@@ -1,16 +1,16 @@
 """What Segment Anything costs a page: operations of each size, seconds and memory of one.
 
-    python -m benchmarks.sam [--size vit_b] [--points 8] [--rounds 3] [--precision float32]
+    python -m benchmarks.sam [--size vit_b] [--points 8] [--rounds 3] [--memory]
 
 Random weights on a synthetic page of 2000 x 1500 pixels, worked on at 1024 pixels. Prints the
 operations of the image encoder and of decoding all points for every size (by formula: the compiler
-counts the body of a loop once), then seconds and peak memory of
+counts the body of a loop once), then seconds of
 
   encoder   one image through the image encoder
   points    the grid of points decoded, measured and selected from, of an embedding that is there
   page      the backend `sam` from pixels to mask: edges, resizing, both of the above, the rules
 
-Writes runs/benchmarks/sam-SIZE.json.
+With `--memory` also the peak memory of each, in a process of its own.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """SAM against segment-anything at tiny random weights, its weights by name, and ViT-H by shape."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from benchmarks.sam import decoder_flops, encoder_flops
 from saghog_jax.models import sam, sam_image
 from saghog_jax.sam_import import from_published, published_name, sizes_from, to_ours
 
@@ -171,3 +173,39 @@ def test_prompts_do_not_see_each_other():
     alone, _ = apply("decode", GOLDEN["embedding"][0], *sam.single_points(points[1:2]))
     close(together[1:2], np.asarray(alone), 1e-6)
     assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def product_flops(jaxpr):
+    """Operations of all products in a jaxpr and those inside it, a multiply-add is two."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            if hasattr(value, "jaxpr"):
+                total += product_flops(value.jaxpr)
+        shapes = [variable.aval.shape for variable in eqn.invars]
+        result = int(np.prod(eqn.outvars[0].aval.shape))
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _) = eqn.params["dimension_numbers"]
+            total += 2 * result * int(np.prod([shapes[0][axis] for axis in contracted]))
+        elif eqn.primitive.name == "conv_general_dilated":
+            total += 2 * result * int(np.prod(shapes[1][:3]))
+    return total
+
+
+def test_operations_of_the_benchmark_are_those_of_the_model():
+    """The published ViT-B, but for its loop over heads: all products are counted, none computed."""
+    sizes = dataclasses.replace(sam.SIZES["vit_b"], image_size=512)
+    params, model = sam.parameter_shapes(sizes), sam.Sam(sizes)
+
+    def count(method, *shapes):
+        def call(params, *arguments):
+            return model.apply({"params": params}, *arguments, method=method)
+
+        arrays = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        return product_flops(jax.make_jaxpr(call)(params, *arrays).jaxpr)
+
+    embedding = ((32, 32, 256), jnp.float32)
+    prompts = ((5, 2, 2), jnp.float32), ((5, 2), jnp.int32)
+    assert count("encode", ((1, 512, 512, 3), jnp.float32)) == encoder_flops(sizes)
+    assert count("decode", embedding, *prompts) == decoder_flops(sizes, [5])
+    assert encoder_flops(sam.SIZES["vit_h"]) == pytest.approx(5.96e12, rel=1e-3)
