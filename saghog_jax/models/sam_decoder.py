@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import LAYER_NORM_EPSILON, Dense, product
-from saghog_jax.models.sam_image import Mlp, gelu, layer_norm
+from saghog_jax.models.layers import LAYER_NORM_EPSILON, Dense, gelu, product
+from saghog_jax.models.sam_image import Mlp, layer_norm
 from saghog_jax.models.sam_prompt import Embedding
 
 

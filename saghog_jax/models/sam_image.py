@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Dense, product
+from saghog_jax.models.layers import Dense, gelu, product
 from saghog_jax.models.vit import PatchEmbed, patchify
 
 LAYER_NORM_EPSILON = 1e-6
@@ -101,14 +101,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, l, d] -> [b, l, d]."""
+        """[..., d] -> [..., d]."""
         y = self.activation(Dense(self.hidden, self.dtype, name="lin1")(x))
         return Dense(x.shape[-1], self.dtype, name="lin2")(y)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its erf form, as PyTorch's default."""
-    return nn.gelu(x, approximate=False)
 
 
 class ImageBlock(nn.Module):
@@ -123,19 +118,17 @@ class ImageBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, g, g, d] -> [b, g, g, d]."""
-        b, g, _, d = x.shape
         y = layer_norm("norm1")(x)
         attention = RelativeAttention(
             self.heads, self.head_by_head and not self.window, self.dtype, name="attn"
         )
         if self.window:
-            y = from_windows(attention(to_windows(y, self.window)), g)
+            y = from_windows(attention(to_windows(y, self.window)), x.shape[1])
         else:
             y = attention(y)
         x = x + y
-        y = layer_norm("norm2")(x).reshape(b, g * g, d)
-        mlp = Mlp(self.mlp_ratio * d, gelu, self.dtype, name="mlp")
-        return x + mlp(y).reshape(b, g, g, d)
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], gelu, self.dtype, name="mlp")
+        return x + mlp(layer_norm("norm2")(x))
 
 
 class ImageEncoder(nn.Module):

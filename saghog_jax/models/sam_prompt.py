@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Dense
-from saghog_jax.models.sam_image import gelu, layer_norm
+from saghog_jax.models.layers import Dense, gelu
+from saghog_jax.models.sam_image import layer_norm
 from saghog_jax.models.vit import patchify
 
 # Labels of points: none (fills a prompt up), background, foreground, the corners of a box.
