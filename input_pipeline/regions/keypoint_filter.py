@@ -41,7 +41,7 @@ def count(image: np.ndarray, mask: np.ndarray, regions: ConfigDict) -> int:
       mask: bool [h, w].
       regions: `keypoints_side`, the longer side that larger pages are first shrunk to (0: none
         is), and `keypoints_on`: `page`, or `masked`, the page made black outside of the mask, whose
-        border then has keypoints too, as in the published code.
+        border then has keypoints too, on both its sides, as in the published code.
     """
     grey = to_grey(image, "opencv")
     inside = mask.astype(np.uint8)
@@ -53,4 +53,4 @@ def count(image: np.ndarray, mask: np.ndarray, regions: ConfigDict) -> int:
     if regions.keypoints_on == "masked":
         grey = grey * inside
     x, y = detect(cv2.Canny(grey, *_CANNY), _SIGMA).positions.astype(np.int64).T
-    return int(inside[y, x].sum())
+    return len(x) if regions.keypoints_on == "masked" else int(inside[y, x].sum())
