@@ -196,7 +196,7 @@ def regions_config(backend: str = "none") -> ConfigDict:
 
 
 def sam_config(backend: str) -> ConfigDict:
-    """The backends `sam` and `sam_onnx`: Segment Anything, shown the page's edges."""
+    """The backends `sam` and `sam_onnx`, Segment Anything (docs/segment_anything.md)."""
     sam = ConfigDict()
     if backend == "sam":
         # The file of weights, sam_vit_b_01ec64.pth or another of the published ones (or those of

@@ -113,7 +113,7 @@ def backend(
         if not file:
             raise UserError(
                 f"regions.{name}.{field} is empty: give the file, --config.regions.{name}.{field}="
-                "PATH; docs/regions.md says where the weights come from"
+                "PATH; docs/segment_anything.md says where the weights come from"
             )
         if not Path(file).is_file():
             raise UserError(f"regions.{name}.{field}: there is no file {file}")
