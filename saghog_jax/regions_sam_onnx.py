@@ -6,7 +6,7 @@ of Hugging Face (`pixel_values`, `input_points`, `image_positional_embeddings`),
 Models are neither made nor changed here.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,10 +24,8 @@ _OFFICIAL = {"image_embeddings", "point_coords", "point_labels"}
 _HUGGING_FACE = {"image_embeddings", "image_positional_embeddings", "input_points"}
 
 
-class Embedding(NamedTuple):
-    """What the encoder gives, by the names of its outputs."""
-
-    arrays: dict[str, np.ndarray]
+# What an encoder gives, by the names of its outputs.
+Embedding = dict[str, np.ndarray]
 
 
 class OnnxSegmenter:
@@ -76,7 +74,7 @@ class OnnxSegmenter:
         names = [o.name for o in self._encoder.get_outputs()]
         found = self._encoder.run(names, {self._image: np.ascontiguousarray(image)})
         # The published export does not fix the name of its one output.
-        return Embedding(dict(zip(names if len(names) > 1 else ["image_embeddings"], found)))
+        return dict(zip(names if len(names) > 1 else ["image_embeddings"], found))
 
     def decode(self, embedding: Embedding, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[q, 2] -> logits [q, m, l, l], IoU [q, m]."""
@@ -85,7 +83,7 @@ class OnnxSegmenter:
     def _decode_official(
         self, embedding: Embedding, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        image = embedding.arrays["image_embeddings"]
+        image = embedding["image_embeddings"]
         side = 4 * image.shape[-1]
         feeds = {
             "image_embeddings": image,
@@ -110,7 +108,7 @@ class OnnxSegmenter:
         self, embedding: Embedding, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         feeds = {
-            **embedding.arrays,
+            **embedding,
             "input_points": points[None, :, None],
             "input_labels": np.full((1, len(points), 1), FOREGROUND, np.int64),
         }

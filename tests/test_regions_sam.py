@@ -124,9 +124,10 @@ class Planted:
 
     def __call__(self, image):
         self.seen = image
-        frame = np.array(mask_generator.shrink(image, 64).shape[:2])
-        masks = [mask_generator.to_page(one, tuple(frame), tuple(frame)) for one in self.logits]
-        return Masks(np.array(masks), self.logits, self.iou, np.ones(len(masks)), len(masks))
+        frame = mask_generator.shrink(image, 64).shape[:2]
+        masks = [mask_generator.to_page(one, frame, frame) for one in self.logits]
+        masks = np.array(masks, bool).reshape(-1, *frame)
+        return Masks(masks, self.logits, self.iou, np.ones(len(masks)), len(masks))
 
 
 def planted(*boxes):
@@ -169,17 +170,14 @@ def test_edges_or_the_page_are_shown():
     np.testing.assert_array_equal(generator.seen, PAGE)
 
 
-def test_no_mask_is_an_empty_page():
-    generator = Planted(np.zeros((0, 16, 16), np.float32), np.zeros(0))
-    generator.__class__ = type("Empty", (Planted,), {
-        "__call__": lambda self, image: Masks(
-            np.zeros((0, 51, 64), bool), self.logits, self.iou, self.iou, 0)})  # fmt: skip
-    for rules in sam_rules.RULES:
-        section = common.sam_config("sam")
-        section.rules = rules
-        result = regions_sam.find(PAGE, generator, section)
-        assert not result.mask.any()
-        assert result.scores == ()
+@pytest.mark.parametrize("rules", sam_rules.RULES)
+def test_no_mask_is_an_empty_page(rules):
+    section = common.sam_config("sam")
+    section.rules = rules
+    result = regions_sam.find(PAGE, planted(), section)
+    assert not result.mask.any()
+    assert result.scores == ()
+    assert result.meta == {"masks_found": 0, "masks": []}
 
 
 @pytest.mark.parametrize(

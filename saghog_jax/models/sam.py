@@ -36,8 +36,10 @@ class SamSizes:
       image_size: side of the images in pixels.
       token_size: side of a token in pixels.
       window: side of a window in tokens.
+      mlp_ratio: of the image encoder's blocks.
       features: channels of the embedding, and width of the mask decoder.
-      decoder_depth, decoder_heads, decoder_hidden: of the mask decoder's transformer.
+      decoder_depth, decoder_heads, decoder_hidden: of the mask decoder's transformer, whose
+        attention between tokens and image has `decoder_inner` channels.
       masks: masks a prompt beside the one for prompts without ambiguity.
       iou_hidden, iou_depth: of the head that predicts IoU.
       mask_width: channels between the convolutions on masks given as prompts.
