@@ -69,6 +69,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "gamma": 0.4,
             # Trust in near neighbours over far ones (qe).
             "alpha": 3.0,
+            # Rows are updated one after the other, as published (sgr, gnn): the figures then hang
+            # on the order of the pages and leak writers where it is by writer. For comparison only.
+            "sequential": False,
         }
     )
     # Pages a query lists in ranking.csv and in the report.

@@ -209,6 +209,22 @@ def test_reranked_figures_stand_beside_the_plain_ones(tmp_path, folder, method):
     assert results[1]["reranking"].endswith("; given)")
 
 
+def test_the_published_reranking_is_an_option_that_says_so(tmp_path, folder):
+    for method in ("sgr", "gnn"):
+        fields = {"method": method, "k": 3}
+        at_once, in_place = (
+            run(tmp_path, folder, rerank={**fields, "sequential": flag})["results"][1]
+            for flag in (False, True)
+        )
+        assert in_place["map"] != at_once["map"]
+        assert in_place["reranking"].endswith("row after row: leaks the order of pages)")
+    bad = {"rerank": {"method": "krnn", "sequential": True}}
+    grouped = {"rerank": {"method": "sgr", "sequential": True}, "exclude_group": "path"}
+    for fields in (bad, grouped):
+        with pytest.raises(UserError, match="sequential is for .*=sgr or gnn"):
+            run(tmp_path, folder, **fields)
+
+
 def test_reranking_parameters_come_from_training_pages(tmp_path, folder, capsys):
     planted(tmp_path / "train", pages_of(10, 4), seed=5)
     chosen = {"method": "krnn", "choose_on": str(tmp_path / "train")}

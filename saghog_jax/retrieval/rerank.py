@@ -24,6 +24,7 @@ from saghog_jax.retrieval.ranking import (
 # Float32 values that are worked on at a time.
 _TILE_VALUES = 1 << 17
 METHODS = ("none", "sgr", "krnn", "gnn", "qe")
+SEQUENTIAL = ("sgr", "gnn")  # have a published form that updates row after row
 # What `choose` tries, for each method the parameters that it has.
 GRID = {
     "sgr": {"k": (1, 2, 3, 4), "layers": (1, 2), "gamma": (0.1, 0.2, 0.4, 0.8)},
@@ -34,15 +35,21 @@ GRID = {
 
 
 def rerank(
-    method: str, x: np.ndarray, params: Mapping[str, float], groups: np.ndarray | None = None
+    method: str,
+    x: np.ndarray,
+    params: Mapping[str, float],
+    groups: np.ndarray | None = None,
+    sequential: bool = False,
 ) -> ScoreRows:
     """Scores after re-ranking unit vectors x [p, d]; `params` as in GRID.
 
     Args:
       groups: int64 [p]; pages of its own group (>= 0) are never among a page's neighbours.
+      sequential: the published update of `sgr` and `gnn`, which leaks the order of the pages.
 
     Raises:
-      ValueError: an unknown method, a parameter outside of its range.
+      ValueError: an unknown method, a parameter outside of its range; `sequential` where there is
+        no such form, or with groups.
     """
     if method not in METHODS:
         raise ValueError(f"unknown re-ranking {method!r}, known: {', '.join(METHODS)}")
@@ -51,12 +58,17 @@ def rerank(
     for name, value in mine.items():
         if value < 0 or (value == 0 and name != "alpha"):
             raise ValueError(f"re-ranking {method} with {name} {value}; it must be positive")
+    if sequential and (method not in SEQUENTIAL or groups is not None):
+        raise ValueError(
+            f"re-ranking {method!r} row after row: only {' and '.join(SEQUENTIAL)} have that form, "
+            "and it takes no excluded groups"
+        )
     if method == "sgr":
-        return score_rows(sgr(x, **mine, groups=groups))
+        return score_rows(sgr(x, **mine, groups=groups, sequential=sequential))
     if method == "krnn":
         return score_rows(krnn(x, **mine, groups=groups))
     if method == "gnn":
-        return score_rows(gnn(x, **mine, groups=groups))
+        return score_rows(gnn(x, **mine, groups=groups, sequential=sequential))
     if method == "qe":
         expanded = query_expansion(x, **mine, groups=groups)
         return lambda rows: expanded[rows] @ x.T
@@ -113,8 +125,8 @@ def sgr(
     for layer in range(layers):
         a = _symmetric(a) if layer else a
         if sequential:
-            _update_in_place(a, similarity, k)
-            _l2_in_place(a)
+            found = top_columns(a, k + 1)[0][:, 1:]
+            _update_in_place(a, found, np.take_along_axis(similarity, found, 1))
         else:
             a = _spread(a, similarity, k, groups)
     return a
@@ -152,14 +164,20 @@ def _in_tiles(work: Callable[[slice], None], a: np.ndarray) -> None:
 
 
 def gnn(
-    x: np.ndarray, k: int, k1: int, layers: int, groups: np.ndarray | None = None
+    x: np.ndarray,
+    k: int,
+    k1: int,
+    layers: int,
+    groups: np.ndarray | None = None,
+    sequential: bool = False,
 ) -> np.ndarray:
     """Graph re-ranking on k1 neighbours (reference: section 8): features [p, p], unit rows.
 
     A is 1 between a page, itself and its k1 nearest; each layer makes A symmetric and adds to every
-    row those of itself and of its k nearest in A, weighted by squared similarity. In the published
-    code rows are updated in place and equal values of A are taken in no definite order; here at
-    once, and the more similar page first.
+    row those of itself and of its k nearest in A, weighted by squared similarity. All rows are
+    updated at once, and of equal values of A the more similar page is taken first. `sequential` is
+    the published update, in place as that of `sgr`; which of equal values the published code takes
+    hangs on the sorting routine of its library, and is not imitated. Only for comparison.
     """
     p = len(x)
     similarity = x @ x.T
@@ -185,8 +203,11 @@ def gnn(
         if groups is not None:
             same = (groups[found] == groups[:, None]) & (groups[:, None] >= 0)
             weight[same & (found != np.arange(p)[:, None])] = 0
-        a += _weights(found, weight) @ a
-        _l2_in_place(a)
+        if sequential:
+            _update_in_place(a, found, weight)
+        else:
+            a += _weights(found, weight) @ a
+            _l2_in_place(a)
     return a
 
 
@@ -253,7 +274,8 @@ def _l2_in_place(a: np.ndarray) -> None:
     a /= np.maximum(norm, np.float32(1e-12))[:, None]
 
 
-def _update_in_place(a: np.ndarray, similarity: np.ndarray, k: int) -> None:
-    found = top_columns(a, k + 1)[0][:, 1:]
+def _update_in_place(a: np.ndarray, found: np.ndarray, weight: np.ndarray) -> None:
+    """The published update: each row reads what the rows before it have become; then unit rows."""
     for i, near in enumerate(found):
-        a[i] += a[:, near] @ similarity[i, near]
+        a[i] += a[:, near] @ weight[i]
+    _l2_in_place(a)

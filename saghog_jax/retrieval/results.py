@@ -56,6 +56,15 @@ def check_choices(config: ConfigDict) -> None:
     for name in ("k", "k1", "layers", "gamma"):
         if config.rerank[name] <= 0:
             raise UserError(f"config.rerank.{name}={config.rerank[name]} must be positive")
+    if config.rerank.sequential and (
+        config.rerank.method not in rerank.SEQUENTIAL
+        or config.exclude_group
+        or config.rerank.choose_on
+    ):
+        raise UserError(
+            f"config.rerank.sequential is for config.rerank.method={' or '.join(rerank.SEQUENTIAL)}"
+            f", not {config.rerank.method!r}, without exclude_group and choose_on"
+        )
 
 
 def labels_of(embeddings: Embeddings, relevance: str) -> np.ndarray:
@@ -102,7 +111,9 @@ def all_results(
         params, chosen = _rerank_params(embeddings, config, fitted, log)
         mine = ", ".join(f"{name} {value:g}" for name, value in params.items())
         unit = score_input(x)
-        scores = rerank.rerank(method, unit, params, groups)
+        sequential = config.rerank.sequential
+        chosen += ", row after row: leaks the order of pages" if sequential else ""
+        scores = rerank.rerank(method, unit, params, groups, sequential)
         results.append(result((whitened, f"{method} ({mine}; {chosen})"), x, scores))
     return results, fitted
 
