@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from input_pipeline.regions.backends import BACKENDS
+
 
 def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> ConfigDict:
     """Parses the text after the colon of `--config=configs/NAME.py:ARG`.
@@ -153,6 +155,7 @@ def store_config(rule: str) -> ConfigDict:
 
 def regions_config(backend: str = "none") -> ConfigDict:
     """Where on a page handwriting is looked for; patches are cut there alone (docs/regions.md)."""
+    one_of(backend, BACKENDS, "regions backend")
     regions = ConfigDict()
     # `none` (the whole page), `ink` (needs no weights), `masks` and `xml` (files that you have),
     # `sam` and `sam_onnx` (weights that you give).

@@ -11,7 +11,7 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
         --config.data.split= --workdir=runs/mine/embed
 
 Variants: `compare` (default; at most 300 patches a page, so that it is quick) and `plain` (the
-given checkpoint only, all patches of a page).
+given checkpoint only, all patches of a page). `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -20,12 +20,12 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("compare", "plain"))
+    arg = common.parse_arg(arg, ("compare", "plain"), regions="none")
     config = ConfigDict()
     config.stage = "embed"
     config.data = common.data_config("test")
     config.store = common.store_config("eval")
-    config.regions = common.regions_config()
+    config.regions = common.regions_config(arg.regions)
     # As in finetuning; on training pages a little better than ISauvola.
     config.store.binarization = "otsu"
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1

@@ -16,7 +16,7 @@ variant `paper` of configs/pretrain.py). Arguments name the published experiment
 
 `labels` cluster, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 · `descriptor`
 cls, gmp, foreground · `head` netrvlad, netvlad · `loss` multi_similarity, triplet,
-triplet_semihard · `init` kmeans, random.
+triplet_semihard · `init` kmeans, random · `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -37,12 +37,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         head="netrvlad",
         loss="multi_similarity",
         init="",
+        regions="none",
     )
     config = ConfigDict()
     config.stage = "finetune"
     config.data = common.data_config("train")
     config.store = common.store_config("offline")
-    config.regions = common.regions_config()
+    config.regions = common.regions_config(arg.regions)
     # Run folder the encoder starts from; empty: from scratch.
     config.init_from = "runs/pretrain"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
@@ -55,6 +56,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # `foreground` (each token with at least `min_token_ink` of ink is a descriptor).
     config.descriptor = arg.descriptor
     config.min_token_ink = 0.05
+    # Width of a linear map without bias between encoder and NetRVLAD, and the dropout before it;
+    # 0: none, as in all published recipes.
+    config.embed_dim = 0
+    config.embed_dropout = 0.1
     # `cluster` (pseudo labels, no annotation needed) or `writer`.
     config.labels = "cluster"
     config.pseudo_labels = common.pseudo_label_config()
@@ -85,6 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "epsilon": 0.1,
             # Triplet losses.
             "margin": 0.1,
+            # `triplet`: each anchor counts as its own positive, by mistake, as published.
+            "include_self": False,
         }
     )
     # Dropout on the tokens that enter the encoder's blocks.

@@ -11,7 +11,7 @@ stores there already, it says so and ends. On your own pages, first looking at w
         --config.dry_run=True
 
 Variants: `cpu` (default: 3,000 clusters) and `paper` (5,000 clusters). `:only=pretrain` or
-`:only=offline` makes one of the two stores.
+`:only=offline` makes one of the two stores; `:regions=ink` cuts them where ink was found alone.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ RULES = ("pretrain", "offline")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("cpu", "paper"), only="")
+    arg = common.parse_arg(arg, ("cpu", "paper"), only="", regions="none")
     if arg.only and arg.only not in RULES:
         raise ValueError(f"only={arg.only!r} is not a store, known: {', '.join(RULES)}")
     config = ConfigDict()
@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stores = ConfigDict(
         {rule: common.store_config(rule) for rule in RULES if arg.only in ("", rule)}
     )
-    config.regions = common.regions_config()
+    config.regions = common.regions_config(arg.regions)
     # Made for the store `offline`.
     config.pseudo_labels = common.pseudo_label_config()
     if arg.variant == "paper":

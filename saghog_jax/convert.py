@@ -97,11 +97,7 @@ def from_published(
         model.decoder_heads = config.decoder_heads
     images = jnp.zeros((1, model.patch_size, model.patch_size, 3))
     if kind == "writer":
-        if "embed_dim" in sizes:
-            raise ValueError(
-                f"the linear map embed_fc to {sizes['embed_dim']} channels before NetRVLAD has no "
-                f"place in a run folder; only weights without it can be imported"
-            )
+        run_config.embed_dim = sizes.get("embed_dim", 0)
         run_config.netrvlad.num_clusters = sizes["num_clusters"]
         run_config.init_from = ""
         module = make_writer_model(precision.resolve(run_config))

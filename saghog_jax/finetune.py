@@ -58,8 +58,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise UserError("config.freeze_encoder needs config.init_from: nothing else was learned")
     config = precision.resolve(config)
     if config.init_from:
+        run = read_config(Path(config.init_from))
+        if run.stage == "finetune" and run.encoder != "vit":
+            raise UserError(
+                f"config.init_from: {config.init_from} has the encoder {run.encoder!r}, only the "
+                "vit of pretrain, convert or finetune can be started from"
+            )
         config = config.copy_and_resolve_references()
-        config.model = read_config(Path(config.init_from)).model
+        config.model = run.model
     return config
 
 
@@ -207,7 +213,7 @@ def evenly(n: int, most: int) -> np.ndarray:
 def metric_loss(gram: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
     """The loss that the `loss` section names, of cosine similarities [b, b] and classes [b]."""
     if loss.kind == "triplet":
-        return losses.triplet(gram, labels, loss.margin)
+        return losses.triplet(gram, labels, loss.margin, loss.include_self)
     if loss.kind == "triplet_semihard":
         return losses.triplet_semihard(gram, labels, loss.margin)
     return losses.multi_similarity(gram, labels, loss.alpha, loss.beta, loss.base, loss.epsilon)

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from configs import convert as convert_config
 from input_pipeline.errors import UserError
-from saghog_jax import convert
+from saghog_jax import convert, torch_import
 from saghog_jax.checkpoint import load_variables, read_config
-from saghog_jax.models.make import make_encoder, make_mae
+from saghog_jax.models.mae import MaskedAutoencoder
+from saghog_jax.models.make import make_encoder, make_mae, make_writer_model
+from saghog_jax.models.netrvlad import l2_normalize, vlad
 from saghog_jax.targets import target_dim
 
 FOLDER = Path(__file__).parent / "golden"
@@ -76,20 +78,54 @@ def test_import_and_export_is_exact(tmp_path, weights):
         np.testing.assert_array_equal(back[name], weights[name], err_msg=name)
 
 
-def test_a_finetuned_model_and_back(tmp_path):
+@pytest.mark.parametrize(("tag", "embed_dim"), [("wrap", 0), ("wrap20", 20)])
+def test_a_finetuned_model_and_back(tmp_path, tag, embed_dim):
     golden = np.load(FOLDER / "netrvlad.npz")
-    stored = {k[7:]: golden[k] for k in golden.files if k.startswith("wrap_w/")}
+    stored = {k.removeprefix(f"{tag}_w/"): golden[k] for k in golden.files
+              if k.startswith(f"{tag}_w/")}  # fmt: skip
     np.savez(tmp_path / "w.npz", **stored)
     convert.run(config(tmp_path / "w.npz", heads=4), tmp_path / "run")
-    _, meta = load_variables(tmp_path / "run", ("writer",))
+    variables, meta = load_variables(tmp_path / "run", ("writer",))
     assert meta["kind"] == "writer"
     run = read_config(tmp_path / "run")
     assert (run.netrvlad.num_clusters, run.model.width, run.init_from) == (10, 32, "")
+    assert run.embed_dim == embed_dim
+    x = jnp.asarray(golden[f"{tag}_in"].transpose(0, 2, 3, 1))
+    run.precision = "float32"
+    features, assignment = jax.jit(make_writer_model(run).apply)(variables, x)
+    y = vlad(assignment, features, variables["params"]["netrvlad"]["centroids"])
+    y = l2_normalize(y.reshape(len(x), -1))
+    np.testing.assert_allclose(y, golden[f"{tag}_out"], atol=1e-5)
     convert.run(config(tmp_path / "run"), tmp_path / "out")
     back = load_file(tmp_path / "out" / "weights.safetensors")
     assert set(back) == {*stored, "backbone.pos_embed"}
     for name, array in stored.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("sizes", [
+    {"width": 24, "depth": 1, "heads": 2, "decoder_width": 20, "decoder_depth": 2},
+    {"width": 40, "depth": 3, "heads": 5, "mlp_ratio": 2, "token_size": 8, "target_dim": 36},
+])  # fmt: skip
+def test_any_width_and_depth(tmp_path, sizes):
+    sizes = {"decoder_width": 16, "decoder_heads": 4, **sizes}
+    model = MaskedAutoencoder(**sizes)
+    tokens = (32 // sizes.get("token_size", 4)) ** 2
+    x, noise = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, tokens))
+    params = jax.jit(lambda k: model.init(k, x, noise, 0.5))(jax.random.key(3))["params"]
+    weights, _ = torch_import.to_torch_names(params, 32, target_channels=1)
+    save_file(weights, tmp_path / "w.safetensors")
+    source = config(tmp_path / "w.safetensors", heads=sizes["heads"])
+    convert.run(source, tmp_path / "run")
+    found = load_variables(tmp_path / "run", ("mae",))[0]["params"]
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(params))
+    run = read_config(tmp_path / "run").model
+    for field, size in sizes.items():
+        if field != "target_dim":
+            assert run[field] == size, field
+    report = (tmp_path / "run" / "report.txt").read_text().splitlines()
+    assert len(report) == len(weights)
+    assert sum(line.startswith("taken") for line in report) == len(jax.tree.leaves(params))
 
 
 def test_an_encoder_alone_has_its_own_kind(tmp_path):
@@ -173,12 +209,20 @@ def test_without_torch_a_pt_file_says_what_to_do(tmp_path, monkeypatch):
 
 def test_pt_files_where_torch_is_installed(tmp_path, weights):
     torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file as load_torch
+
     tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
     torch.save({"model_state_dict": tensors, "epoch": 3}, tmp_path / "w.pt")
     read = convert.read_weights(tmp_path / "w.pt")
     assert set(read) == set(weights)
     for name, array in weights.items():
         np.testing.assert_array_equal(read[name], array)
+    # By way of a .pt file to a run folder, to safetensors, and into torch again: the same numbers.
+    convert.run(config(tmp_path / "w.pt"), tmp_path / "run")
+    convert.run(config(tmp_path / "run"), tmp_path / "out")
+    back = load_torch(str(tmp_path / "out" / "weights.safetensors"))
+    for name in tensors.keys() - {"pos_embed"}:
+        assert torch.equal(back[name], tensors[name]), name
     torch.save({"model_state_dict": tensors, "code": json.dumps}, tmp_path / "code.pt")
     (tmp_path / "damaged.pt").write_bytes(b"no such format")
     for name in ("code.pt", "damaged.pt"):

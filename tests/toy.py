@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 SIZES = {
     "store.workers": 1,
+    "regions.workers": 1,
     "precision": "float32",
     "model.width": 16,
     "model.depth": 2,
@@ -42,6 +43,7 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
     places = {
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),
+        "regions.root": str(folder / "regions"),
         "init_from": str(folder / "pretrain"),
         "checkpoint": str(folder / "finetune"),
         "embeddings": str(folder / "embed"),

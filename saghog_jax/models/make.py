@@ -63,5 +63,7 @@ def make_writer_model(config: ConfigDict, dropout: float = 0.0) -> WriterModel:
         normalized=config.netrvlad.normalized,
         descriptor=config.descriptor,
         min_token_ink=config.min_token_ink,
+        embed_dim=config.embed_dim,
+        dropout=config.embed_dropout,
         dtype=dtype,
     )

@@ -1,0 +1,132 @@
+"""Published weights, imported by the command, go on: to finetuning, to embedding, by every kind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import toy
+
+from configs import embed as embed_config
+from configs import finetune as finetune_config
+from input_pipeline.datasets.synthetic import Corpus, write_corpus
+from input_pipeline.errors import UserError
+from saghog_jax import finetune
+from saghog_jax.checkpoint import KINDS, load_variables, read_config
+from saghog_jax.main import run_stage
+from saghog_jax.models.make import make_encoder, make_mae
+from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.targets import target_dim
+
+ROOT = Path(__file__).parents[1]
+SMALL = np.load(ROOT / "tests" / "golden" / "mae_small.npz")
+HEADS = np.load(ROOT / "tests" / "golden" / "netrvlad.npz")
+TINY = Corpus(train_writers=4, test_writers=2, pages=2, width=360, height=200, lines=3)
+SOBEL = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32)[None, None]
+
+
+def part(file, prefix):
+    return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pages, and run folders `mae`, `encoder`, `writer` and `embedded` made by the command."""
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", TINY, workers=1)
+    small = part(SMALL, "w/") | {
+        "target_generator.weight_x": SOBEL,
+        "target_generator.weight_y": SOBEL.swapaxes(2, 3),
+    }
+    encoder = {k: v for k, v in small.items() if not k.startswith(("decoder", "mask", "target"))}
+    sources = {"mae": (small, 8), "encoder": (encoder, 8), "writer": (part(HEADS, "wrap_w/"), 4),
+               "embedded": (part(HEADS, "wrap20_w/"), 4)}  # fmt: skip
+    commands = []
+    for name, (weights, heads) in sources.items():
+        np.savez(folder / f"{name}.npz", **weights)
+        commands.append(
+            [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/convert.py",
+             f"--config.source={folder}/{name}.npz", f"--config.heads={heads}",
+             "--config.decoder_heads=4", f"--workdir={folder}/{name}"]
+        )  # fmt: skip
+    for process in [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE) for c in commands]:
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+    return folder
+
+
+def test_the_small_model_gives_its_published_numbers(folder):
+    variables, meta = load_variables(folder / "mae", ("mae",))
+    assert meta == {"kind": "mae", "step": 0}
+    run = read_config(folder / "mae")
+    model = make_mae(run.model, target_dim(run.target, 4, run.hog.cell_size, 9), jnp.float32)
+    x = jnp.asarray(SMALL["input"].transpose(0, 2, 3, 1))
+    noise, ratio = jnp.asarray(SMALL["noise"]), float(SMALL["mask_ratio"])
+    out = jax.jit(lambda v: model.apply(v, x, noise, ratio))(variables)
+    for key in ("latent", "pred"):
+        np.testing.assert_allclose(out[key], SMALL[key], atol=1e-5)
+    for name in ("mae", "encoder"):
+        run = read_config(folder / name)
+        params = load_variables(folder / name, KINDS)[0]["params"]["encoder"]
+        encoder = make_encoder(run.model, jnp.float32)
+        features = jax.jit(lambda p, e=encoder: e.apply({"params": p}, x, method="features"))
+        np.testing.assert_allclose(features(params), SMALL["features"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mae", "encoder", "embedded"])
+def test_finetune_starts_from_it(folder, tmp_path, name):
+    config = toy(finetune_config.get_config(), folder, init_from=str(folder / name), total_steps=1)
+    config.optim.learning_rate = config.optim.start_learning_rate = 0.0
+    run_stage(config, tmp_path / "run")
+    ours = load_variables(tmp_path / "run", ("writer",))[0]["params"]["encoder"]
+    theirs = load_variables(folder / name, KINDS)[0]["params"]["encoder"]
+    # Nothing was learned at a rate of zero: what is there is what was imported.
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "models"),
+    [
+        ("mae", 64, ["pretrained", "random"]),
+        ("encoder", 64, ["pretrained", "random"]),
+        ("writer", 10 * 32, ["finetuned", "random"]),
+        ("embedded", 10 * 20, ["finetuned", "random"]),
+    ],
+)
+def test_embed_takes_it(folder, tmp_path, name, width, models):
+    config = toy(embed_config.get_config(), folder, checkpoint=str(folder / name))
+    assert run_stage(config, tmp_path / "embed") == 0
+    found = load_embeddings(tmp_path / "embed")
+    assert found.descriptors.shape == (4, width)
+    assert found.name == models[0]
+    random = load_embeddings(tmp_path / "embed" / models[1])
+    assert len(random) == 4
+    assert np.linalg.matrix_rank(found.descriptors) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "makers"),
+    [
+        ("encoder", ("mae",), ["pretrain"]),
+        ("writer", ("mae",), ["pretrain"]),
+        ("mae", ("writer",), ["finetune"]),
+        ("writer", ("encoder", "mae"), ["convert", "pretrain"]),
+    ],
+)
+def test_a_wrong_kind_is_said(folder, name, kinds, makers):
+    """Pictures of reconstructions need the decoder, which only `mae` has."""
+    with pytest.raises(UserError, match=f"is of kind '{name}', but this needs '{kinds[0]}'") as e:
+        load_variables(folder / name, kinds)
+    for maker in makers:
+        assert f"configs/{maker}.py" in str(e.value)
+
+
+def test_finetune_refuses_the_encoder_of_a_baseline(folder, tmp_path):
+    (tmp_path / "config.json").write_text(finetune_config.get_config("encoder=resnet20").to_json())
+    config = toy(finetune_config.get_config(), folder, init_from=str(tmp_path))
+    with pytest.raises(UserError, match="has the encoder 'resnet20'"):
+        finetune.resolve(config)
