@@ -1,4 +1,7 @@
-"""Tests run on eight fake CPU devices, with strict dtype promotion and a compilation cache."""
+"""Tests run on eight fake CPU devices, with strict dtype promotion and a compilation cache.
+
+`--golden-errors` adds how far ours is from every stored array, see golden_rows.py.
+"""
 
 import os
 import tempfile
@@ -18,3 +21,18 @@ from absl import flags
 
 # grain reads absl flags when it starts worker processes; nothing here has a command line.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden-errors",
+        action="store_true",
+        help="report which arrays of tests/golden were read, and the largest difference from ours",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("golden_errors"):
+        from golden_rows import Record
+
+        config.pluginmanager.register(Record())

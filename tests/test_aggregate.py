@@ -31,6 +31,12 @@ def test_published_page_descriptors(key, mode, alpha):
     np.testing.assert_allclose(ours, GOLDEN[key], **TOLERANCE)
 
 
+def test_published_page_by_itself():
+    first, second = GOLDEN["pool_lens"][:2]
+    ours = aggregate.page_descriptors(GOLDEN["pool_in"][first : first + second], [second])
+    np.testing.assert_allclose(ours, GOLDEN["pool_out_single"], **TOLERANCE)
+
+
 def test_page_without_ink_stays_zero():
     zero = aggregate.page_descriptors(np.zeros((3, 48), np.float32), [3])
     np.testing.assert_array_equal(zero, GOLDEN["pool_zero_page"])

@@ -81,8 +81,8 @@ def test_equals_the_published_target(tag):
     assert ours.shape == GOLDEN[f"{tag}_out"].shape
     # Binary input: all sums are whole numbers, only the norm rounds. Others: sums of 16 floats.
     tolerance = 3e-7 if tag in BINARY else 1e-5
-    error = np.abs(ours - GOLDEN[f"{tag}_out"]).max(axis=-1)
-    assert error[~sensitive].max() < tolerance
+    stored = GOLDEN[f"{tag}_out"]
+    np.testing.assert_allclose(ours[~sensitive], stored[~sensitive], rtol=0, atol=tolerance)
     assert (~sensitive).mean() > 0.4
 
 

@@ -73,8 +73,8 @@ def assert_gradients(ours, stored_prefix, stored, tolerance):
         gradient = ours[key.removeprefix(stored_prefix)]
         if gradient.shape != stored[key].shape:
             gradient = gradient[::4]
-        error = np.abs(gradient - stored[key]).max() / np.abs(stored[key]).max()
-        assert error < tolerance, (key, error)
+        atol = tolerance * np.abs(stored[key]).max()
+        np.testing.assert_allclose(gradient, stored[key], rtol=0, atol=atol, err_msg=key)
 
 
 def test_target_of_the_small_model():
@@ -91,7 +91,7 @@ def test_forward_pass_is_the_published_one():
     np.testing.assert_allclose(out["pred"], GOLDEN["pred"], atol=1e-5)
     np.testing.assert_array_equal(out["mask"], GOLDEN["mask"])
     np.testing.assert_array_equal(out["ids_restore"], GOLDEN["ids_restore"])
-    np.testing.assert_allclose(loss, GOLDEN["loss"][0], rtol=2e-6)
+    np.testing.assert_allclose(loss, GOLDEN["loss"], rtol=2e-6)
 
 
 def test_every_gradient_is_the_published_one():
@@ -177,8 +177,8 @@ def test_five_optimiser_steps():
             params, state, images(golden["input"][i]), jnp.asarray(golden["noise"][i])
         )
         # Rounding grows with the steps: Adam divides by small roots.
-        np.testing.assert_allclose(loss, golden["losses"][i], rtol=2e-5)
-        np.testing.assert_allclose(norm, golden["grad_norms"][i], rtol=2e-4)
+        np.testing.assert_allclose(loss, golden["losses"][i : i + 1], rtol=2e-5)
+        np.testing.assert_allclose(norm, golden["grad_norms"][i : i + 1], rtol=2e-4)
     change, _ = to_torch_names(jax.tree.map(jnp.subtract, params, PARAMS), 32)
     keys = [key for key in golden.files if key.startswith("delta/")]
     assert len(keys) == 48
@@ -188,8 +188,9 @@ def test_five_optimiser_steps():
         ours = ours if ours.shape == stored.shape else ours[::4]
         # Changes are up to 3e-3 and stored with 11 bits; where gradients are rounding noise Adam
         # still makes full steps, in very few elements.
-        error = np.abs(ours - stored)
-        assert np.quantile(error, 0.99) < 5e-6, key
+        error = np.sort(np.abs(ours - stored), axis=None)
+        most = error[: int(np.ceil(0.99 * error.size))]
+        np.testing.assert_allclose(most, 0, atol=5e-6, err_msg=key)
         assert error.mean() < 2e-6, key
 
 
@@ -244,7 +245,7 @@ def test_losses_of_other_targets(kind):
     mask = mae.random_masking(jnp.asarray(golden["rgb_noise"]), 0.5).mask
     np.testing.assert_array_equal(mask, golden["rgb_mask"])
     loss = mae.masked_loss(jnp.asarray(golden[f"{kind}_pred"]), target, mask)
-    np.testing.assert_allclose(loss, golden[f"{kind}_loss"][0], rtol=2e-6)
+    np.testing.assert_allclose(loss, golden[f"{kind}_loss"], rtol=2e-6)
 
 
 def test_forward_pass_with_tokens_of_eight_pixels():

@@ -100,6 +100,18 @@ def test_published_figures(tag, sort_from):
     )
 
 
+@pytest.mark.parametrize("tag", ["even", "single", "single_cos", "pairs", "many"])
+def test_published_distances_of_unit_vectors(tag):
+    x = GOLDEN[f"ret_{tag}_features"]
+    scores = ranking.score_rows(x, "euclidean")(np.arange(len(x)))
+    # The inner product less half a squared norm, both of unit vectors.
+    cosine = 1 - (scores + 0.5)
+    ours = cosine if tag == "single_cos" else np.sqrt(np.maximum(2 * cosine, 0))
+    np.fill_diagonal(ours, 0)
+    # A root near zero: an error of 1e-7 of the square is 1e-6 at the nearest pages, 0.1 apart.
+    np.testing.assert_allclose(ours, GOLDEN[f"f64_ret_{tag}_distances"], atol=1e-6)
+
+
 def test_scikit_learn_agrees_without_ties():
     x, labels, _ = gallery(5)
     x = x + np.random.default_rng(0).normal(0, 1e-3, x.shape).astype(np.float32)

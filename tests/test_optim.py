@@ -1,5 +1,6 @@
 """Schedule, parameter rules and optimiser."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -9,7 +10,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from saghog_jax import optim
+from configs import finetune as finetune_config
+from saghog_jax import finetune, optim
+from saghog_jax.models.mae import MaskedAutoencoder
+from saghog_jax.models.vit import Encoder
+from saghog_jax.models.writer_model import WriterModel
+from saghog_jax.torch_import import published_name
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -136,3 +142,83 @@ def test_factor_zero_freezes_and_clipping_bounds():
 def test_layer_factors_are_the_published_ones():
     z = np.load(GOLDEN / "schedule.npz")
     np.testing.assert_allclose(0.25 ** (8 - z["layer_index"].astype(float)), z["f64_layer_mult"])
+
+
+GROUPS = json.loads((GOLDEN / "schedule_groups.json").read_text())
+SMALL = {"depth": 8, "width": 16, "heads": 2}  # names hang on the depth alone
+
+
+def parameters(model, *inputs):
+    """All ones in the shapes of a model's parameters, and the published name of each path."""
+    shapes = jax.eval_shape(lambda key: model.init(key, *inputs), jax.random.key(0))["params"]
+    prefix = "backbone." if "netrvlad" in shapes else ""
+    names = {p: published_name(p, prefix) for p in jax.tree.leaves(optim.parameter_paths(shapes))}
+    return jax.tree.map(lambda s: jnp.ones(s.shape), shapes), names
+
+
+def moved_by_decay(tx, params):
+    """How far each parameter, all ones, is moved when there is no gradient: by decay alone."""
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    paths = jax.tree.leaves(optim.parameter_paths(params))
+    return dict(zip(paths, (-float(u.ravel()[0]) for u in jax.tree.leaves(updates)), strict=True))
+
+
+def test_pretraining_decays_what_the_published_code_decays():
+    model = MaskedAutoencoder(**SMALL, decoder_width=16, decoder_heads=2)
+    params, names = parameters(model, jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 64)), 0.75)
+    moved = moved_by_decay(optim.make_optimizer(section(), 10), params)
+    assert {names[path] for path in names if moved[path]} == set(GROUPS["pretrain_decay"])
+    assert {names[path] for path in names if not moved[path]} == set(GROUPS["pretrain_no_decay"])
+    # Fixed positions are no parameters of ours.
+    assert set(GROUPS["pretrain_not_optimised"]) == {"pos_embed", "decoder_pos_embed"}
+
+
+def test_published_groups_of_finetuning():
+    """`optim.rates=published`: factor and decay of every parameter, at every stored step."""
+    golden = np.load(GOLDEN / "schedule.npz")
+    config = finetune_config.get_config("historical_wi")
+    optimizer = config.optim
+    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.layer_decay) == (
+        *GROUPS["betas"], GROUPS["eps"], GROUPS["layer_decay"],
+    )  # fmt: skip
+    model = WriterModel(Encoder(**SMALL), 4)
+    params, names = parameters(model, jnp.zeros((1, 32, 32, 3)))
+    factors = optim.match_rules(params, finetune.rate_rules(config))
+    paths = jax.tree.leaves(optim.parameter_paths(params))
+    factors = dict(zip(paths, jax.tree.leaves(factors), strict=True))
+    group_of = {name: i for i, g in enumerate(GROUPS["finetune_groups"]) for name in g["params"]}
+    assert {n for n in names.values() if n not in group_of} == {"backbone.cls_token"}
+    assert "backbone.cls_token" in GROUPS["finetune_not_in_optimizer"]
+    assert factors["encoder/cls_token"] == 0
+    # The stored schedule is of 600 iterations, the first 100 of them warm-up.
+    total = len(golden["f64_ft_lr"])
+    optimizer.warmup_steps = 100
+    # Past its end the published schedule stays at its last value.
+    its = np.minimum(golden["ft_group_its"], total - 1)
+    rates = optim.learning_rate(its, optimizer, total, np)
+    tx = optim.make_optimizer(
+        optimizer, total, finetune.rate_rules(config), finetune.decay_rules(config)
+    )
+    optimizer.start_learning_rate = optimizer.learning_rate  # so that the first step shows decay
+    moved = moved_by_decay(tx, params)
+    for path, name in names.items():
+        if name in group_of:
+            group = GROUPS["finetune_groups"][group_of[name]]
+            assert factors[path] == group["lr_multiplier"], path
+            stored = golden["f64_ft_group_lr"][:, group_of[name]]
+            np.testing.assert_allclose(rates * factors[path], stored, atol=1e-12, err_msg=path)
+            expected = optimizer.learning_rate * factors[path] * group["weight_decay"]
+            assert moved[path] == pytest.approx(expected, rel=1e-5), path
+
+
+def test_weight_decay_is_constant():
+    golden = np.load(GOLDEN / "schedule.npz")
+    np.testing.assert_array_equal(golden["f64_pre_wd"], section().weight_decay)
+    # In finetuning the published code computes a schedule of it, which it logs and does not apply
+    # (the decay of its groups above is constant). It is our schedule with other ends.
+    logged = section(
+        start_learning_rate=0.0, learning_rate=0.01, final_learning_rate=0.0, warmup_steps=100
+    )
+    ours = optim.learning_rate(np.arange(600), logged, 600, np)
+    np.testing.assert_allclose(ours, golden["f64_ft_wd"], atol=1e-12)

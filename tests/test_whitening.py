@@ -66,6 +66,17 @@ def test_published_whitening_with_ridge():
     np.testing.assert_allclose(gram(whitening.apply(fitted, x)), GOLDEN["whiten_gram"], atol=1e-3)
 
 
+def test_published_whitening_turned_back_and_of_few_pages():
+    # `zca` turns the whitened vectors back, which changes no inner product; with more dimensions
+    # than pages those of no variance stay zero but for rounding.
+    x, turned = GOLDEN["pca_in"], GOLDEN["whiten_zca_out"]
+    ours = whitening.apply(whitening.fit(x, 40, eps=1e-5, ddof=0), x)
+    np.testing.assert_allclose(gram(ours), gram(normalize(turned)), atol=1e-3)
+    few = x[:20]
+    ours = whitening.apply(whitening.fit(few, 19, eps=1e-5, ddof=0), few)
+    np.testing.assert_allclose(gram(ours), GOLDEN["whiten_small_gram"], atol=1e-3)
+
+
 def test_ridge_and_ddof_are_not_ignored():
     x = pages(30, 10)
     plain = whitening.fit(x, 5)

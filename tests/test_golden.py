@@ -1,0 +1,48 @@
+"""tests/golden/COVERAGE.md is complete and true for what is stored."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_rows import GOLDEN, expand, read_rows, row_of
+
+ROWS = read_rows()
+NPZ = sorted(path.name for path in GOLDEN.glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", NPZ)
+def test_every_stored_array_has_a_row_and_none_that_is_left_out(name):
+    with np.load(GOLDEN / name) as file:
+        keys = list(file.keys())
+    for key in keys:
+        assert row_of(ROWS, name, key), f"{name} {key} has no row in COVERAGE.md"
+        gone = [row for row in ROWS if row.left_out and row.holds(name, key)]
+        assert not gone, f"{name} {key} is stored, but COVERAGE.md says {gone[0].text!r}"
+
+
+def test_every_other_file_has_a_row():
+    named = {name for row in ROWS for name in expand(row.file)}
+    stored = {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*")
+              if path.suffix in (".npz", ".json", ".png")}  # fmt: skip
+    assert named == stored
+
+
+def test_every_row_has_stored_arrays_and_tests_that_read_the_file():
+    tests = Path(__file__).parent
+    for row in ROWS:
+        if row.left_out:
+            continue
+        if row.patterns:
+            with np.load(GOLDEN / row.file) as file:
+                keys = list(file.keys())
+            for pattern in row.patterns:
+                only = row._replace(patterns=(pattern,))
+                assert any(only.holds(row.file, k) for k in keys), f"{row.file} {pattern}"
+        named = re.findall(r"\btest_\w+", row.text)
+        assert named, row
+        for module in named:
+            text = (tests / f"{module}.py").read_text()
+            file = Path(expand(row.file)[0])
+            mentions = file.parent.name if file.parent.name else file.stem
+            assert mentions in text, f"{module} does not read {row.file}"
