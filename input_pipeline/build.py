@@ -31,7 +31,8 @@ from input_pipeline.fingerprint import fingerprints
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page, load_manifest
 from input_pipeline.patches import Rule, cut_page
-from input_pipeline.regions.masks import PageMask, open_masks
+from input_pipeline.regions.masks import open_masks
+from input_pipeline.regions.page_mask import PageMask
 from input_pipeline.store import Store
 from input_pipeline.store_writer import (
     FORMAT_VERSION,

@@ -23,7 +23,7 @@ from input_pipeline.errors import PageError, UserError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest
 from input_pipeline.patches import Cut, Rule, cut_page
-from input_pipeline.regions.masks import PageMask
+from input_pipeline.regions.page_mask import PageMask
 
 # Crops that a slot tries before the pages are given up as blank.
 TRIES = 1000

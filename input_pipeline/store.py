@@ -3,7 +3,7 @@
     FOLDER/
       store.json              written last: a folder without it is not a store, only a start of one
       manifest.csv            the pages, with columns n_patches, status (`ok`, `empty`,
-                              `unreadable`, or that of its mask, see `regions.masks`) and reason
+                              `unreadable`, or that of its mask, see `regions.page_mask`) and reason
                               appended; row i is page i of the index
       shards/00000/           a fixed group of pages, whole as soon as it has its name
         patches.npy           uint8 [n, s, s, 3], RGB

@@ -10,7 +10,7 @@ from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Page
 from input_pipeline.patches import Cut, Rule, cut_page
-from input_pipeline.regions.masks import PageMask
+from input_pipeline.regions.page_mask import PageMask
 from input_pipeline.workers import hidden_main, one_thread, start_worker, usable_cores
 
 # Pages a process may be ahead of the reader.

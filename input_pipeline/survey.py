@@ -11,6 +11,8 @@ from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Rule, cut_page
+from input_pipeline.regions.masks import RegionMasks
+from input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
 from input_pipeline.store_writer import record_type
 from input_pipeline.workers import run_jobs, usable_cores
 
@@ -26,21 +28,29 @@ class SurveyJob(NamedTuple):
     page: Page
     max_pixels: int
     rules: tuple[Rule, ...]
+    mask: MaskJob | None
 
 
 class Finding(NamedTuple):
-    """Of one page: height and width, or why it cannot be read; patches a rule, if it was cut."""
+    """Of one page: height and width, or why it cannot be used; patches a rule, if it was cut.
+
+    share: of the page that is in its mask, if it was cut and the mask is known.
+    """
 
     row: int
     shape: tuple[int, int] | None
     reason: str
     n_patches: tuple[int, ...]
+    share: float | None = None
 
 
 def look(job: SurveyJob) -> Finding:
     """Reads a page as the build would."""
     try:
         image = load_page(job.root / job.page.path, job.page.box, job.max_pixels)
+        mask = preview(job.mask) if job.mask else None
+        if isinstance(mask, PageMask):
+            return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
         counts = []
         for rule in job.rules:
             scaled = image
@@ -48,23 +58,38 @@ def look(job: SurveyJob) -> Finding:
                 scaled = load_page(
                     job.root / job.page.path, job.page.box, job.max_pixels, rule.scale
                 )
-            counts.append(len(cut_page(scaled, rule, page_seed=job.row).patches))
-        return Finding(job.row, image.shape[:2], "", tuple(counts))
+            inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
+            counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
+        share = None if mask is None else float(mask.mean())
+        return Finding(job.row, image.shape[:2], "", tuple(counts), share)
     except PageError as error:
         return Finding(job.row, None, " ".join(str(error).split()), ())
 
 
 def survey(
-    manifest: Manifest, rules: Sequence[Rule], max_pixels: int, samples: int, workers: int
+    manifest: Manifest,
+    rules: Sequence[Rule],
+    max_pixels: int,
+    samples: int,
+    workers: int,
+    masks: RegionMasks | None = None,
 ) -> list[Finding]:
     """Reads all pages and cuts `samples` of them, evenly picked; in the manifest's order.
 
     Args:
       workers: processes; 0 takes one a core.
+      masks: where handwriting is looked for, on the samples; nothing is written.
     """
     chosen = set(np.linspace(0, len(manifest) - 1, min(samples, len(manifest))).astype(int))
     jobs = [
-        SurveyJob(row, manifest.root, page, max_pixels, tuple(rules) if row in chosen else ())
+        SurveyJob(
+            row,
+            manifest.root,
+            page,
+            max_pixels,
+            tuple(rules) if row in chosen else (),
+            masks.job(row) if masks and row in chosen else None,
+        )
         for row, page in enumerate(manifest.pages)
     ]
     return sorted(run_jobs(look, jobs, min(workers or usable_cores(), len(jobs))))
@@ -82,6 +107,7 @@ def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Findi
     return [
         *_describe_pages(manifest),
         *_describe_files(manifest, findings),
+        *_describe_regions(findings),
         *(_describe_store(i, rule, findings) for i, rule in enumerate(rules)),
     ]
 
@@ -128,6 +154,15 @@ def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator
     yield f"{len(unreadable):,} pages would be skipped" + (":" if unreadable else "")
     for finding in unreadable:
         yield f"  {_one_line(manifest.pages[finding.row].page_id)}: {finding.reason}"
+
+
+def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
+    shares = [f.share for f in findings if f.share is not None]
+    if shares:
+        yield (
+            f"handwriting on {min(shares):.0%} to {max(shares):.0%} of the sample pages (median "
+            f"{np.median(shares):.0%}); configs/regions.py shows where"
+        )
 
 
 def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:

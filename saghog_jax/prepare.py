@@ -1,6 +1,7 @@
 """Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
 
 import shlex
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
 from input_pipeline.patches import Rule
 from input_pipeline.pseudo_labels import ensure_labels
+from input_pipeline.regions.masks import open_masks
 from input_pipeline.store import Store
 from input_pipeline.survey import describe, survey
 
@@ -79,7 +81,14 @@ def _dry_run(config: ConfigDict) -> int:
     sections = list(config.stores.values())
     rules = [Rule.from_config(section) for section in sections]
     workers = max(section.workers for section in sections)
-    findings = survey(manifest, rules, config.data.max_pixels, config.dry_run_samples, workers)
+    max_pixels = config.data.max_pixels
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "page_fingerprints.json"
+        masks = open_masks(manifest, max_pixels, config.regions, cache)
+        samples = config.dry_run_samples
+        findings = survey(manifest, rules, max_pixels, samples, workers, masks)
+    if masks is not None and all(finding.share is None for finding in findings):
+        print("where handwriting is has not been looked for yet (configs/regions.py); whole pages:")
     for line in describe(manifest, rules, findings):
         print(line)
     skipped = sum(finding.shape is None for finding in findings)

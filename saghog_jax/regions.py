@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import PageError, UserError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page, load_manifest
-from input_pipeline.regions.masks import OK, PageMask, open_masks, read_mask
+from input_pipeline.regions.masks import open_masks
+from input_pipeline.regions.page_mask import OK, PageMask, read_mask
 from saghog_jax.files import replacing
 from saghog_jax.retrieval.thumbnails import data_uri
 

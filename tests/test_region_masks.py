@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from store_helpers import draw_page, sections, write_pages
 
 from configs import common
+from configs import prepare as prepare_config
 from configs import pretrain as pretrain_config
 from configs import regions as regions_config
 from input_pipeline.build import ensure_store
@@ -26,11 +28,13 @@ from input_pipeline.errors import PageError, UserError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import load_manifest
 from input_pipeline.patches import Rule, cut_page
-from input_pipeline.regions import backends, keypoint_filter, masks
+from input_pipeline.regions import backends, keypoint_filter, page_mask
 from input_pipeline.regions.backends import Backend, RegionResult
-from input_pipeline.regions.masks import PageMask, open_masks, read_mask
+from input_pipeline.regions.masks import open_masks
+from input_pipeline.regions.page_mask import PageMask, read_mask
 from input_pipeline.store import Store
 from input_pipeline.stream import stream_cuts
+from saghog_jax import prepare
 from saghog_jax import regions as stage
 
 PAGES = 5
@@ -115,8 +119,10 @@ def test_masks_are_made_once(halves, monkeypatch):
     first = opened(data, regions).ensure(silent)
     stamps = [mask.file.stat().st_mtime_ns for mask in first if mask.file]
     found = []
-    make = masks._find
-    monkeypatch.setattr(masks, "_find", lambda job, *a: (found.append(job.row), make(job, *a))[1])
+    make = page_mask._find
+    monkeypatch.setattr(
+        page_mask, "_find", lambda job, *a: (found.append(job.row), make(job, *a))[1]
+    )
     again = opened(data, regions).ensure(silent)
     assert again == first
     assert [mask.file.stat().st_mtime_ns for mask in again if mask.file] == stamps
@@ -472,3 +478,41 @@ def test_read_scales_the_mask_to_the_page(tmp_path):
     np.testing.assert_array_equal(found.read((20, 30)), mask > 0)
     half = found.read((40, 60))
     np.testing.assert_array_equal(half, np.repeat(np.repeat(mask > 0, 2, 0), 2, 1))
+
+
+class TestDryRun:
+    def look(self, halves, tmp_path, capsys):
+        data, regions = halves
+        config = prepare_config.get_config("only=pretrain")
+        config.data, config.regions, config.dry_run = data, regions, True
+        config.stores.pretrain = sections(tmp_path / "pages", tmp_path / "stores")[1]
+        config.stores.pretrain.max_patches_per_page = -1
+        skipped = prepare.run(config, tmp_path)
+        assert not (tmp_path / "stores").exists()
+        return skipped, capsys.readouterr().out
+
+    def test_samples_are_cut_within_masks_that_are_not_written(self, halves, tmp_path, capsys):
+        skipped, out = self.look(halves, tmp_path, capsys)
+        assert skipped == 2
+        assert "p02.png: empty: ink found no handwriting on it" in out
+        assert "handwriting on 50% to 50% of the sample pages" in out
+        assert not (tmp_path / "regions").exists()
+        halves[1].backend = "none"
+        skipped, whole = self.look(halves, tmp_path, capsys)
+        assert skipped == 1
+        assert "handwriting on" not in whole
+
+        def patches(text):
+            return int(re.search(r"about ([\d,]+) patches", text).group(1).replace(",", ""))
+
+        assert patches(out) < patches(whole)
+
+    def test_what_needs_a_device_is_read_not_made(self, halves, tmp_path, capsys, monkeypatch):
+        def on_device(section):
+            return dataclasses.replace(left_half(section), on_device=True)
+
+        monkeypatch.setattr(sys.modules[__name__], "on_device", on_device, raising=False)
+        monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "on_device"))
+        assert "has not been looked for yet" in self.look(halves, tmp_path, capsys)[1]
+        opened(*halves).ensure(silent)
+        assert "handwriting on 50% to 50%" in self.look(halves, tmp_path, capsys)[1]

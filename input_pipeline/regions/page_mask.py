@@ -1,0 +1,224 @@
+"""The mask of one page: found, written, judged, and read by whoever cuts patches; see `masks`."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from input_pipeline.errors import PageError, UserError
+from input_pipeline.images import crop, load_page
+from input_pipeline.manifest import Page
+from input_pipeline.regions import keypoint_filter
+from input_pipeline.regions.backends import Backend, Place, make_backend
+
+OK, EMPTY, FEW, ERROR, UNREADABLE = "ok", "empty", "too few keypoints", "error", "unreadable"
+
+
+class PageMask(NamedTuple):
+    """What became of a page.
+
+    status: `ok`; `empty` (no handwriting found); `too few keypoints` in what was found; `error`
+      (the backend cannot judge this page); `unreadable` (the image file is damaged).
+    reason: why it is not `ok`.
+    file: the mask, where there is one.
+    """
+
+    status: str
+    reason: str
+    file: Path | None
+
+    def read(self, shape: tuple[int, int]) -> np.ndarray:
+        """The mask, bool [h, w], scaled to the (scaled) page of this shape.
+
+        Raises:
+          PageError: a damaged file.
+        """
+        return resize_mask(read_mask(self.file), shape)
+
+    def info(self) -> dict[str, Any]:
+        """What the file about the mask says, such as `share` and `keypoints`; {} without one."""
+        return json.loads(self.file.with_suffix(".json").read_text()) if self.file else {}
+
+
+class MaskJob(NamedTuple):
+    """A page whose mask is wanted; sent to the workers."""
+
+    name: str
+    row: int
+    root: Path
+    page: Page
+    source: Path | None
+    folder: Path
+    regions: ConfigDict
+    max_pixels: int
+
+
+def make_mask(job: MaskJob) -> tuple[int, PageMask]:
+    """Finds, writes and judges the mask of a page; its row and what became of it.
+
+    Raises:
+      UserError: the mask cannot be written.
+    """
+    return job.row, make_loaded(job, make_backend(job.regions), load(job))
+
+
+def preview(job: MaskJob) -> np.ndarray | PageMask | None:
+    """The mask of a page, bool [h, w], kept or made now but not written.
+
+    Returns:
+      a PageMask where the page is not `ok`; None where only a device could tell. Keypoints count
+      only where they were counted before.
+    """
+    known = kept(job)
+    if known is not None:
+        return read_mask(known.file) if known.status == OK else known
+    backend = make_backend(job.regions)
+    if backend.on_device:
+        return None
+    loaded = load(job)
+    if isinstance(loaded, PageMask):
+        return loaded
+    try:
+        mask = backend.find(*loaded).mask
+    except PageError as error:
+        return PageMask(ERROR, one_line(error), None)
+    return mask if mask.any() else PageMask(EMPTY, _nothing(backend.name), None)
+
+
+def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
+    """The pixels of a page and where they are from, or why they cannot be read."""
+    try:
+        whole = load_page(job.root / job.page.path, None, job.max_pixels)
+        image = whole if job.page.box is None else crop(whole, job.page.box)
+    except PageError as error:
+        return PageMask(UNREADABLE, one_line(error), None)
+    return np.ascontiguousarray(image), Place(whole.shape[:2], job.page.box, job.source)
+
+
+def make_loaded(
+    job: MaskJob, backend: Backend, loaded: tuple[np.ndarray, Place] | PageMask
+) -> PageMask:
+    """As `make_mask`, of a page that `load` has read."""
+    if isinstance(loaded, PageMask):
+        return loaded
+    image, place = loaded
+    # Made in an earlier run, but its keypoints were not counted this way.
+    info = _read_info(job)
+    try:
+        if info is None:
+            info = _find(job, backend, image, place)
+        if job.regions.min_keypoints:
+            how = keypoint_filter.name(job.regions)
+            mask = read_mask(job.folder / f"{job.name}.png")
+            info["keypoints"][how] = keypoint_filter.count(image, mask, job.regions)
+            write_json(job.folder / f"{job.name}.json", info)
+    except PageError as error:
+        return PageMask(ERROR, one_line(error), None)
+    except OSError as error:
+        raise UserError(f"cannot write {job.folder / job.name}: {error.strerror}") from error
+    except Exception as error:
+        error.add_note(f"while looking for handwriting on page {job.page.page_id}")
+        raise
+    return _judge(job, info)
+
+
+def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> dict[str, Any]:
+    """Writes the mask of a page and the file about it, whose contents are returned."""
+    result = backend.find(image, place)
+    mask = np.ascontiguousarray(result.mask, bool)
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"the mask is {mask.shape}, the page {image.shape[:2]}")
+    temporary = job.folder / f"{job.name}.{secrets.token_hex(4)}.tmp"
+    Image.fromarray(mask).save(temporary, "PNG")
+    os.replace(temporary, job.folder / f"{job.name}.png")
+    info = {
+        "page_id": job.page.page_id,
+        "size": [mask.shape[1], mask.shape[0]],
+        **backend.identity,
+        "source": job.source.name if job.source else "",
+        "share": round(float(mask.mean()), 6),
+        "scores": [float(score) for score in result.scores],
+        "meta": result.meta,
+        "keypoints": {},
+    }
+    write_json(job.folder / f"{job.name}.json", info)
+    return info
+
+
+def kept(job: MaskJob) -> PageMask | None:
+    """What became of a page in an earlier run; None if something is still to be done."""
+    info = _read_info(job)
+    if info is None:
+        return None
+    if job.regions.min_keypoints and keypoint_filter.name(job.regions) not in info["keypoints"]:
+        return None
+    return _judge(job, info)
+
+
+def _judge(job: MaskJob, info: dict[str, Any]) -> PageMask:
+    file = job.folder / f"{job.name}.png"
+    if not info["share"]:
+        return PageMask(EMPTY, _nothing(info["backend"]), file)
+    if job.regions.min_keypoints:
+        counted = info["keypoints"][keypoint_filter.name(job.regions)]
+        if counted < job.regions.min_keypoints:
+            reason = (
+                f"{counted} keypoints in its regions are fewer than regions.min_keypoints="
+                f"{job.regions.min_keypoints}"
+            )
+            return PageMask(FEW, reason, file)
+    return PageMask(OK, "", file)
+
+
+def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A mask, bool [h, w], for its page at another scale, which has this shape."""
+    if mask.shape == shape:
+        return mask
+    size = shape[::-1]
+    return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """A mask of this folder, bool [h, w].
+
+    Raises:
+      PageError: missing or damaged.
+    """
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            return np.asarray(image.convert("1"), bool)
+    # A damaged file makes Pillow fail in many ways.
+    except Exception as error:
+        raise PageError(
+            f"its mask {file} is damaged or missing ({one_line(error)}); delete its .json file, "
+            "the same command then makes it again"
+        ) from None
+
+
+def _read_info(job: MaskJob) -> dict[str, Any] | None:
+    try:
+        return json.loads((job.folder / f"{job.name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a file that is whole or not there."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def one_line(error: object) -> str:
+    """A message without line breaks, which file names may hold."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _nothing(backend: str) -> str:
+    return f"{backend} found no handwriting on it"
