@@ -4,6 +4,7 @@ BENCHMARKS = {
     "extraction": "benchmarks.extraction",
     "crops": "benchmarks.crops",
     "loader": "benchmarks.loader",
+    "regions": "benchmarks.regions",
     "prepare": "benchmarks.prepare --pages 96",
     "prepare-1000": "benchmarks.prepare --pages 1000 --rounds 1 --processes 2",
     "sam": "benchmarks.sam --memory",
