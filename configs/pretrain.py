@@ -15,7 +15,8 @@ parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the pub
 
 `mask_ratio` · `width` of the encoder · `target` hog_binary, hog_gray, hog_rgb, pixel ·
 `binarization` isauvola, sauvola, su, otsu · `source` store, crops (the default of `paper`) ·
-`regions` none, or a way of finding handwriting such as ink: patches are cut there alone.
+`regions` none, or a way of finding handwriting such as ink (the default of `paper`): patches are
+cut there alone.
 """
 
 from ml_collections import ConfigDict
@@ -34,14 +35,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
         target="hog_binary",
         binarization="isauvola",
         source="",
-        regions="none",
+        regions="",
     )
     config = ConfigDict()
     config.stage = "pretrain"
     config.data = common.data_config("train")
     config.store = common.store_config("pretrain")
     config.store.binarization = arg.binarization
-    config.regions = common.regions_config(arg.regions)
+    # In the paper too pages are cut within the handwriting found on them, there by Segment Anything,
+    # which needs weights that you give (docs/segment_anything.md).
+    config.regions = common.regions_config(
+        arg.regions or {"cpu": "none", "paper": "ink"}[arg.variant]
+    )
     # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
     # the pages, new ones in every step, as published. Best chosen by the argument `source`, which
     # also sets `augment`: patches of a crop become grey and binary together.
