@@ -18,6 +18,7 @@ import pytest
 from store_helpers import draw_page, sections, write_pages
 
 from configs import common
+from configs import finetune as finetune_config
 from configs import prepare as prepare_config
 from configs import pretrain as pretrain_config
 from configs import regions as regions_config
@@ -34,7 +35,7 @@ from input_pipeline.regions.masks import open_masks
 from input_pipeline.regions.page_mask import PageMask, read_mask
 from input_pipeline.store import Store
 from input_pipeline.stream import stream_cuts
-from saghog_jax import prepare
+from saghog_jax import finetune, prepare, pretrain
 from saghog_jax import regions as stage
 
 PAGES = 5
@@ -516,3 +517,29 @@ class TestDryRun:
         assert "has not been looked for yet" in self.look(halves, tmp_path, capsys)[1]
         opened(*halves).ensure(silent)
         assert "handwriting on 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
+
+
+class TestTraining:
+    def test_pretraining_opens_a_store_within_masks(self, halves, tmp_path):
+        data, regions = halves
+        config = pretrain_config.get_config()
+        config.data, config.regions = data, regions
+        config.store = sections(tmp_path / "pages", tmp_path / "stores")[1]
+        assert pretrain.open_source(config).index["x"].max() < 100
+        config.regions.backend = "none"
+        assert pretrain.open_source(config).index["x"].max() > 100
+
+    def test_finetuning_too(self, halves, tmp_path, monkeypatch):
+        data, regions = halves
+        config = finetune_config.get_config("cpu,encoder=scratch")
+        config.data, config.regions = data, regions
+        asked = []
+
+        def open_store(*args, regions):
+            asked.append((*args, regions))
+            raise UserError("far enough")
+
+        monkeypatch.setattr(finetune, "open_store", open_store)
+        with pytest.raises(UserError, match="far enough"):
+            finetune.run(config, tmp_path / "run")
+        assert asked == [(config.data, config.store, config.regions)]

@@ -166,13 +166,13 @@ class RegionMasks:
         if self._backend.on_device:
             return segment_pages(jobs, self._backend)
         workers = self._regions.workers or usable_cores()
+        known = []
         if beam:
             # Results stay on Beam's workers; pages without a mask are looked at again, to say why.
-            done = list(run_beam_jobs(make_mask, jobs, beam))
-            jobs = [job for job in done if kept(job) is None]
-            known = [(job.row, kept(job)) for job in done if job not in jobs]
-            return itertools.chain(known, run_jobs(make_mask, jobs, min(workers, len(jobs))))
-        return run_jobs(make_mask, jobs, min(workers, len(jobs)))
+            done = [(job, kept(job)) for job in run_beam_jobs(make_mask, jobs, beam)]
+            known = [(job.row, mask) for job, mask in done if mask is not None]
+            jobs = [job for job, mask in done if mask is None]
+        return itertools.chain(known, run_jobs(make_mask, jobs, min(workers, len(jobs))))
 
 
 def open_masks(
