@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = common.data_config("train")
     config.store = common.store_config("pretrain")
     config.store.binarization = arg.binarization
-    # In the paper too pages are cut within the handwriting found on them, there by Segment Anything,
+    # In the paper pages are cut within the handwriting found on them, there by Segment Anything,
     # which needs weights that you give (docs/segment_anything.md).
     config.regions = common.regions_config(
         arg.regions or {"cpu": "none", "paper": "ink"}[arg.variant]
