@@ -44,7 +44,6 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),
         "regions.root": str(folder / "regions"),
-        "regions.root": str(folder / "regions"),
         "init_from": str(folder / "pretrain"),
         "checkpoint": str(folder / "finetune"),
         "embeddings": str(folder / "embed"),
