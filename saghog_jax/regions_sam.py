@@ -76,8 +76,9 @@ def make(section: ConfigDict) -> Backend:
 
     def segmenter() -> FlaxSegmenter:
         path = Path(section.weights)
+        arrays = read_weights(path)
         try:
-            params, sizes, report = from_published(read_weights(path))
+            params, sizes, report = from_published(arrays)
         except ValueError as error:
             raise UserError(f"regions.sam.weights={path}: {error}") from None
         print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")

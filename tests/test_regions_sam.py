@@ -13,7 +13,7 @@ from configs import prepare as prepare_config
 from input_pipeline.errors import UserError
 from input_pipeline.regions import sam_rules
 from input_pipeline.regions.backends import make_backend
-from input_pipeline.regions.masks import read_mask
+from input_pipeline.regions.page_mask import read_mask
 from input_pipeline.store import Store
 from saghog_jax import mask_generator, prepare, regions_sam
 from saghog_jax.mask_generator import Masks
@@ -202,6 +202,9 @@ def test_weights_of_something_else(regions, tmp_path):
     save_file({"fc.weight": np.zeros((2, 2), np.float32)}, path)
     regions.sam.weights = str(path)
     with pytest.raises(UserError, match=r"other.safetensors: no weights of SAM: .*fc.weight"):
+        make_backend(regions).find(PAGE, None)
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"^[^:]*other.safetensors is no readable safetensors file"):
         make_backend(regions).find(PAGE, None)
 
 
