@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,8 @@ from configs import embed, finetune, prepare, pretrain, retrieve
 from input_pipeline.build import ensure_store
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.errors import UserError
+from input_pipeline.images import load_page
+from input_pipeline.manifest import load_manifest
 from input_pipeline.store import Store
 from saghog_jax.main import run_stage
 from saghog_jax.optim import match_rules
@@ -247,6 +250,23 @@ def test_choices_of_embed_matter(folder, tmp_path):
     other = load_embeddings(tmp_path / "embed")
     assert np.abs(other.descriptors - plain).max() > 1e-2
     assert not (tmp_path / "embed" / "random").exists()
+    # Within masks there are fewer patches, and other descriptors of the same pages.
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    pages = load_manifest(config.data)
+    for page in pages.pages:
+        h, w = load_page(pages.root / page.path, None, 10**8).shape[:2]
+        left = np.zeros((h, w), np.uint8)
+        left[:, : w // 2] = 255
+        cv2.imwrite(str(masks / Path(page.path).with_suffix(".png").name), left)
+    within = {"regions.backend": "masks", "regions.masks.folder": str(masks)}
+    config = toy(embed.get_config("plain"), folder, **within)
+    config.regions.root = str(tmp_path / "regions")
+    run_stage(config, tmp_path / "within")
+    whole, half = (load_embeddings(f) for f in (folder / "embed", tmp_path / "within"))
+    assert half.meta["regions"]["backend"] == "masks"
+    assert sum(half.meta["patches"]) < sum(whole.meta["patches"])
+    assert np.abs(half.descriptors - plain).max() > 1e-2
     # A pretrained run can be embedded by itself, by CLS.
     config = toy(embed.get_config("plain"), folder, checkpoint=str(folder / "pretrain"))
     run_stage(config, tmp_path / "cls")
