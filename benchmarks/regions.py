@@ -6,7 +6,9 @@ Seconds and memory of the backend `ink` on scans of 3 and 12 megapixels, written
 corpus, on one core. With `--pages`, manifests of page scans with the columns writer and split:
 mAP and Top-1 of the classical baseline (SIFT on the page binarised by Otsu, RootSIFT, 100 words,
 VLAD, signed root) on their `test` pages with all keypoints and with those in the regions alone; the
-words are fitted on the `train` pages of the same variant.
+words are fitted on the `train` pages of the same variant. Pages are the whole images; where a
+manifest has boxes, they are taken for the text, and the share of its ink that the regions keep is
+told, and of the edges around it, on the `train` pages, which `ink` was looked at on.
 
 Writes runs/benchmarks/regions.json.
 """
@@ -21,6 +23,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from benchmarks.measure import Report, alternate, peak_memory
 from configs import common
+from input_pipeline.binarize import ink_mask, to_grey
 from input_pipeline.datasets import synthetic
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, read_csv
@@ -62,7 +65,7 @@ def descriptors(manifest: Manifest, regions: bool) -> list[np.ndarray]:
     rule, parameters = Rule.from_config(store), common.regions_config("ink").ink.to_dict()
     found = []
     for page in manifest.pages:
-        image = load_page(manifest.root / page.path, page.box, 10**9)
+        image = load_page(manifest.root / page.path, None, 10**9)
         mask = find_ink(image, **parameters).mask if regions else None
         raw = cut_page(image, rule, mask=mask).descriptors.astype(np.float32)
         found.append(np.sqrt(raw / np.maximum(raw.sum(1, keepdims=True), 1)))
@@ -85,10 +88,30 @@ def vlad(pages: list[np.ndarray], train: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
+def kept_in_boxes(manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Shares that regions keep on each page: of the ink in its box, of the edges well outside."""
+    parameters = common.regions_config("ink").ink.to_dict()
+    inside, outside = [], []
+    for page in manifest.pages:
+        image = load_page(manifest.root / page.path, None, 10**9)
+        mask, grey = find_ink(image, **parameters).mask, to_grey(image, "pillow")
+        x0, y0, x1, y1 = page.box
+        ink = ink_mask(grey, "isauvola")[y0:y1, x0:x1] > 0
+        edges = cv2.Canny(cv2.GaussianBlur(grey, (5, 5), 0), 100, 200) > 0
+        edges[max(0, y0 - 20) : y1 + 20, max(0, x0 - 20) : x1 + 20] = False
+        inside.append(float((ink & mask[y0:y1, x0:x1]).sum() / max(ink.sum(), 1)))
+        outside.append(float((edges & mask).sum() / max(edges.sum(), 1)))
+    return inside, outside
+
+
 def retrieval(report: Report, table: Path) -> None:
     """Adds the figures of one manifest, without regions and with them."""
     manifest = read_csv(table)
     train = np.array([page.split == "train" for page in manifest.pages])
+    if all(page.box for page in manifest.pages):
+        for what, shares in zip(("ink", "edges around"), kept_in_boxes(manifest.select("train"))):
+            report.add(f"{table.parent.name}, mean share of {what} kept", np.mean(shares), "")
+            report.add(f"{table.parent.name}, share of {what} kept a page", shares, "")
     labels = metrics.encode_labels(np.array([page.writer for page in manifest.pages]))[~train]
     for name, regions in (("whole pages", False), ("regions", True)):
         with one_thread():

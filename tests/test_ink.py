@@ -59,6 +59,16 @@ def test_clean_pages_lose_nothing():
     assert recall_and_junk(image, ink, find(image).mask)[0] >= 0.99
 
 
+def test_large_letters_on_a_small_fragment_are_not_taken_for_rules():
+    image, ink = make_scan(5, ())
+    rows, columns = np.nonzero(ink)
+    y, x = int(np.median(rows)), int(np.median(columns))
+    part = np.s_[y - 20 : y + 20, x - 40 : x + 40]
+    image = cv2.resize(image[part], (320, 160), interpolation=cv2.INTER_CUBIC)
+    ink = cv2.resize(ink[part].astype(np.uint8), (320, 160)) > 0
+    assert (ink & find(image).mask).sum() / ink.sum() >= 0.9
+
+
 @pytest.mark.parametrize("factor", [0.6, 1.5, 2.2])
 def test_scale_does_not_matter(factor):
     overlaps = []

@@ -15,7 +15,7 @@ from input_pipeline.binarize import to_grey
 from input_pipeline.errors import UserError
 from input_pipeline.regions.backends import Backend, Place, RegionResult
 
-VERSION = 1
+VERSION = 2
 # Shares of the page's shorter side: the window of Sauvola's threshold, the shortest straight line
 # that is taken for a rule.
 _WINDOW = 1 / 20
@@ -102,9 +102,12 @@ def sheet(grey: np.ndarray) -> np.ndarray:
         return np.ones_like(grey)
     if ground[dark == 1].mean() > 0.6 * ground[dark == 0].mean():
         return np.ones_like(grey)
-    _, labels = cv2.connectedComponents(dark)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
     rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    bed = np.isin(labels, np.setdiff1d(rim, 0)).astype(np.uint8)
+    beds = np.setdiff1d(rim, 0)
+    # What spans less of a side is a part of what is written or drawn.
+    spans = (stats[beds, 2:4] >= 0.5 * np.array(dark.shape[::-1])).any(axis=1)
+    bed = np.isin(labels, beds[spans]).astype(np.uint8)
     # Its edge is neither bed nor paper.
     bed = cv2.dilate(bed, np.ones((7, 7), np.uint8))
     return 1 - cv2.resize(bed, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
@@ -112,7 +115,8 @@ def sheet(grey: np.ndarray) -> np.ndarray:
 
 def without_rules(ink: np.ndarray) -> np.ndarray:
     """The ink without straight lines along the page's sides, and without solid areas."""
-    length = max(15, round(min(ink.shape) * _RULE))
+    # No less than the longest straight stroke of a letter in a small image.
+    length = max(60, round(min(ink.shape) * _RULE))
     lines = np.zeros_like(ink)
     for turn in (1, -1):
         # A faint rule is broken in many places; to be safe from small letters it must be longer.
@@ -137,7 +141,7 @@ def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
     fill = area / (width * height)
     # Stroke-like, neither speck nor blot.
     can = (long >= 5) & (area >= 8) & ~((short < 4) & (long > 12 * short))
-    can &= ~(at_rim & (long > 0.1 * max(h, w)))
+    can &= ~(at_rim & (long > 0.25 * max(h, w)))
     can &= ~((fill > 0.7) & (short > 0.02 * max(h, w)))
     can[0] = False
     if not can.any():
