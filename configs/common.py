@@ -303,15 +303,41 @@ def run_config(config: ConfigDict) -> None:
     # Operands of matrix products: `float32`, `mixed` (bfloat16, sums in float32) or `auto`: mixed
     # on accelerators and on CPUs with bfloat16 instructions.
     config.precision = "auto"
+    # The batch goes through the model in so many parts, one after the other: the same update in
+    # less memory. Pretraining takes no more time for it, finetuning about a third more (its loss
+    # sees the whole batch, for which each part is computed twice).
+    config.accumulate = 1
+    # What is kept for the gradient: `none` (nothing is computed again) or `blocks` (the inputs of
+    # transformer blocks and of the loss; the rest is computed again).
+    config.remat = "none"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     # Several processes, on one machine or on many.
     config.distributed = distributed_config()
+    # Evaluation while training, on pages of writers that are held out.
+    config.validation = ConfigDict(
+        {
+            # Share of the writers (and of the pages without one) that is not trained on; 0: none,
+            # no evaluation, and no best checkpoint.
+            "share": 0.0,
+            # Evaluated every so many steps and at the end.
+            "every": 500,
+            # Patches of a page, at most.
+            "patches_per_page": 64,
+            # What makes a checkpoint the best: `map` (retrieval among the held-out pages; needs
+            # writers) or `loss` (pretraining: of the held-out patches).
+            "monitor": "map",
+            # Training stops after so many evaluations without a new best; 0: never.
+            "patience": 0,
+        }
+    )
     # A line of metrics every so many steps.
     config.log_every = 50
-    # A checkpoint every so many steps and at the end; the newest `keep_checkpoints` stay.
+    # A checkpoint every so many steps and at the end; the newest `keep_checkpoints` stay, the best,
+    # and those of every `keep_every` steps (0: no others).
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
+    config.keep_every = 0
     # Threads and batches in advance of the loader.
     config.loader = ConfigDict({"threads": 2, "prefetch": 4})
 

@@ -31,6 +31,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
     # Run folder of the model: one that finetune wrote (NetRVLAD) or pretrain (CLS).
     config.checkpoint = "runs/finetune"
+    # Which of its checkpoints: `last`, or `best` where it was trained with `validation`.
+    config.which = "last"
     # What the encoder sees: `page`, `binary`, or `auto`, what the checkpoint was trained on.
     config.input = "auto"
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any

@@ -46,6 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.regions = common.regions_config(arg.regions)
     # Run folder the encoder starts from; empty: from scratch.
     config.init_from = "runs/pretrain"
+    # Its checkpoint: `last` or `best`.
+    config.init_checkpoint = "last"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
     config.model = common.model_config("cpu" if arg.variant == "cpu" else "paper")
     # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
@@ -72,7 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "num_clusters": 32,
             # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
             "normalized": common.one_of(arg.head, HEADS, "head") == "netvlad",
-            # `kmeans` (centres of CLS features) or `random`.
+            # `kmeans` (centres of CLS features), `random`, or `checkpoint` (the whole head of
+            # `init_from`, which a finetuning must have made).
             "init": "kmeans",
             # CLS features that k-means is fitted on, at most.
             "init_samples": 200_000,

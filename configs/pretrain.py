@@ -57,6 +57,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # of it, cut by the fields of `store` (but not its numbers of patches). `gray` and `binarize`
     # are probabilities a crop.
     config.crops = ConfigDict({"size": 256, "patches_per_page": 32, "gray": 0.2, "binarize": 0.2})
+    # Run folder whose weights the run starts from, encoder and, where it fits, decoder; empty: from
+    # scratch. Its checkpoint: `last` or `best`.
+    config.init_from = ""
+    config.init_checkpoint = "last"
     config.model = common.model_config(arg.variant)
     config.model.width = arg.width or config.model.width
     # Share of a patch's tokens that is removed and has to be predicted.
@@ -67,6 +71,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # rounds as the published code does (docs/quirks.md, Q1).
     config.hog = ConfigDict({"num_bins": 9, "cell_size": 4, "half_precision": False})
     common.run_config(config)
+    # Writers are not needed.
+    config.validation.monitor = "loss"
     # For `crops`: processes that cut; 0 takes one a core, 1 none, the loader's threads cut.
     config.loader.workers = 0
     # For `crops`: MB of decoded pages kept, so that small collections are decoded once.

@@ -1,8 +1,9 @@
 """Batches of pretraining cut on the fly from pages, read ahead by threads or by processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -165,17 +166,24 @@ class _Reading:
         self._source.tell_short()
 
 
-def open_crops(config: ConfigDict, log: Callable[[str], None] = print) -> PageCrops:
+def open_crops(
+    config: ConfigDict,
+    log: Callable[[str], None] = print,
+    leave_out: Collection[str] = (),
+) -> PageCrops:
     """The pages of a pretraining config as a source of batches.
 
     Args:
       config: of configs/pretrain.py.
+      leave_out: ids of pages that no patch is cut from.
       log: called with one line at a time.
 
     Raises:
       UserError: the pages cannot be listed, or a field is out of its range.
     """
     manifest = load_manifest(config.data)
+    kept = tuple(page for page in manifest.pages if page.page_id not in leave_out)
+    manifest = replace(manifest, pages=kept)
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
     found = masks.ensure(log) if masks else None
     recipe = Recipe.from_config(

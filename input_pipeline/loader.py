@@ -67,6 +67,20 @@ class UniformPlan:
             return order
 
 
+class SubsetPlan:
+    """A plan over the elements `chosen` [n] of a store, from one over n."""
+
+    def __init__(self, plan: Plan, chosen: np.ndarray) -> None:
+        self.global_batch_size = plan.global_batch_size
+        self._plan, self._chosen = plan, chosen
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self._chosen[self._plan[step]]
+
+
 class MPerClassPlan:
     """Each batch: classes drawn without replacement, then `per_class` patches of each.
 

@@ -17,7 +17,14 @@ from safetensors.numpy import load_file, save
 
 from input_pipeline.errors import UserError
 from saghog_jax import precision, torch_import
-from saghog_jax.checkpoint import KINDS, Checkpoints, load_variables, params_digest, read_config
+from saghog_jax.checkpoint import (
+    KINDS,
+    Checkpoints,
+    Progress,
+    load_variables,
+    params_digest,
+    read_config,
+)
 from saghog_jax.files import replacing
 from saghog_jax.models.make import make_mae, make_writer_model
 from saghog_jax.torch_import import Report
@@ -141,7 +148,8 @@ def _save_run(workdir: Path, run_config: ConfigDict, params: dict, kind: str) ->
     with replacing(workdir / "config.json", "w") as file:
         file.write(run_config.to_json(indent=2, sort_keys=True) + "\n")
     checkpoints = Checkpoints(workdir, keep=1, kind=kind)
-    checkpoints.save(0, TrainState(step=jnp.int32(0), params=params, model_state={}, opt_state=()))
+    state = TrainState(step=jnp.int32(0), params=params, model_state={}, opt_state=())
+    checkpoints.save(0, state, Progress())
     checkpoints.close()
     return True
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import RunError, UserError
 
 MODES = ("off", "auto", "explicit")
 PEER_FAILED = 4  # Exit status of a process that stops because another one has.
@@ -141,7 +141,7 @@ def fail(error: BaseException, status: int) -> NoReturn:
     Python's own way would wait for the others, who wait for this one.
     """
     reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | RunError):
         print(f"error: {error}", file=sys.stderr)
     elif any(word in reason for word in _LOST):
         print(

@@ -127,7 +127,7 @@ def load_models(config: ConfigDict) -> list[Model]:
     if unknown:
         raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
     folder = Path(config.checkpoint)
-    variables, meta = load_variables(folder, KINDS)
+    variables, meta = load_variables(folder, KINDS, config.which)
     run = _run_config(folder, config)
     if meta["kind"] == "writer":
         source = run.input if config.input == "auto" else config.input

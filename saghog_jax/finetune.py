@@ -1,11 +1,13 @@
 """Stage 2, finetuning: NetRVLAD on the encoder and a metric loss (paper, section 3)."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from sklearn.cluster import MiniBatchKMeans
 
@@ -15,12 +17,13 @@ from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
-from saghog_jax import augment, losses, optim, precision
-from saghog_jax.checkpoint import KINDS, load_variables, read_config
-from saghog_jax.models.make import ENCODERS, make_writer_model
-from saghog_jax.models.netrvlad import cosine_gram, with_centroids
+from saghog_jax import augment, distributed, evaluation, losses, optim, precision
+from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
+from saghog_jax.evaluation import evenly
+from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
+from saghog_jax.models.netrvlad import cosine_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
-from saghog_jax.sharding import local_batch_size
+from saghog_jax.sharding import laid_like, local_batch_size, replicated
 from saghog_jax.train import Run
 from saghog_jax.train_state import split_params
 
@@ -29,6 +32,7 @@ LABELS = ("cluster", "writer")
 INPUTS = ("page", "binary")
 LOSSES = ("multi_similarity", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
+HEAD_INITS = ("kmeans", "random", "checkpoint")
 _FEATURE_BATCH = 1024
 
 
@@ -43,7 +47,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         ("input", config.input, INPUTS),
         ("encoder", config.encoder, ENCODERS),
         ("descriptor", config.descriptor, DESCRIPTORS),
-        ("netrvlad.init", config.netrvlad.init, ("kmeans", "random")),
+        ("netrvlad.init", config.netrvlad.init, HEAD_INITS),
         ("loss.kind", config.loss.kind, LOSSES),
         ("optim.rates", config.optim.rates, RATES),
     ):
@@ -53,6 +57,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"config.encoder={config.encoder!r} starts from scratch, but config.init_from names "
             f"{config.init_from!r}; set --config.init_from= (nothing)"
+        )
+    if config.netrvlad.init == "checkpoint" and not config.init_from:
+        raise UserError("config.netrvlad.init=checkpoint needs config.init_from")
+    if config.accumulate > 1 and config.encoder != "vit":
+        raise UserError(
+            f"config.accumulate={config.accumulate} would change the batch statistics of "
+            f"config.encoder={config.encoder!r}; set it to 1"
         )
     if config.freeze_encoder and not config.init_from:
         raise UserError("config.freeze_encoder needs config.init_from: nothing else was learned")
@@ -102,10 +113,26 @@ class Finetuning:
     """The task of train.py: patches of one class nearer to each other than to the rest."""
 
     kind = "writer"
+    mean_of_rows = False
 
-    def __init__(self, config: ConfigDict, store: Store, labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        store: Store,
+        labels: np.ndarray,
+        held_out: frozenset[str] = frozenset(),
+    ) -> None:
         self.config = config
-        self.model = make_writer_model(config, config.dropout)
+        self.held_out = None
+        # Patches that may be seen; labels are one a patch of the store.
+        self._shown = np.arange(len(labels))
+        if held_out:
+            per_page = config.validation.patches_per_page
+            self.held_out = evaluation.from_store(store, held_out, per_page)
+            evaluation.check(config, self.held_out, has_loss=False)
+            hidden = evaluation.belongs(store, held_out)
+            self._shown, labels = np.flatnonzero(~hidden), np.where(hidden, -1, labels)
+        self.model = make_writer_model(config, config.dropout, use_remat(config))
         self.tx = optim.make_optimizer(
             config.optim, config.total_steps, rate_rules(config), decay_rules(config)
         )
@@ -127,39 +154,69 @@ class Finetuning:
         config = self.config
         params, rest = split_params(variables)
         if config.init_from:
-            given, _ = load_variables(Path(config.init_from), KINDS)
-            params = {**params, "encoder": given["params"]["encoder"]}
+            source = Path(config.init_from)
+            kinds = ("writer",) if config.netrvlad.init == "checkpoint" else KINDS
+            given, _ = load_variables(source, kinds, config.init_checkpoint)
+            wanted = params if kinds == ("writer",) else {"encoder": params["encoder"]}
+            params = {**params, **taken(given["params"], wanted, source)}
         if config.netrvlad.init == "kmeans":
             centres = self._feature_centres({"params": params, **rest})
             head = with_centroids(params["netrvlad"], centres, config.netrvlad.normalized)
-            params = {**params, "netrvlad": head}
+            params = {**params, "netrvlad": laid_like(head, params["netrvlad"])}
         return {"params": params, **rest}
 
-    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """The metric loss of the global batch; the batch is as `Task.loss` has it."""
+    def prepare(self, batch: dict, rng: jax.Array) -> dict:
+        """Normalised images, binary, label and the key of its dropout, of each patch."""
         config = self.config
         move_rng, augment_rng, dropout_rng = jax.random.split(rng, 3)
         images, binary = augment.move(move_rng, *augment.decode(batch), config.augment)
         images = augment.augment(augment_rng, self._input(images, binary), binary, config.augment)
+        return {
+            "images": augment.normalize(images),
+            "binary": binary,
+            "label": batch["label"],
+            "key": jax.random.split(dropout_rng, images.shape[0]),
+        }
+
+    def outputs(self, variables: dict, rows: dict) -> tuple[tuple[jax.Array, jax.Array], dict]:
+        """Features and assignment of each patch, as `WriterModel` gives them."""
+        config = self.config
         if config.freeze_encoder:
             frozen = jax.lax.stop_gradient(variables["params"]["encoder"])
             variables = {**variables, "params": {**variables["params"], "encoder": frozen}}
         _, rest = split_params(variables)
-        (features, assignment), model_state = self.model.apply(
+        outputs, collections = self.model.apply(
             variables,
-            augment.normalize(images),
+            rows["images"],
             train=not config.freeze_encoder,
-            binary=binary,
-            rngs={"dropout": dropout_rng},
+            binary=rows["binary"],
+            dropout_keys=rows["key"],
             mutable=list(rest),
         )
-        gram = cosine_gram(
-            assignment,
-            features,
-            variables["params"]["netrvlad"]["centroids"],
-            config.netrvlad.normalized,
-        )
-        return metric_loss(gram, batch["label"], config.loss), dict(model_state)
+        return outputs, dict(collections)
+
+    def loss(self, variables: dict, outputs: tuple[jax.Array, jax.Array], rows: dict) -> jax.Array:
+        """The metric loss of all patches; its miner sees every pair of the global batch."""
+        config = self.config
+
+        def of(features: jax.Array, assignment: jax.Array, centroids: jax.Array) -> jax.Array:
+            gram = cosine_gram(assignment, features, centroids, config.netrvlad.normalized)
+            return metric_loss(gram, rows["label"], config.loss)
+
+        of = jax.checkpoint(of) if use_remat(config) else of
+        return of(*outputs, variables["params"]["netrvlad"]["centroids"])
+
+    def validate(
+        self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Sums by page of the held-out patches' vectors, as embedding makes them."""
+        del rng
+        images, binary = augment.decode(batch)
+        images = augment.normalize(self._input(images, binary))
+        x, assignment = self.model.apply(variables, images, binary=binary)
+        centroids = variables["params"]["netrvlad"]["centroids"]
+        sums = page_sum(assignment, x, centroids, segments, self.config.netrvlad.normalized)
+        return {"sums": sums.reshape(sums.shape[0], -1)}
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """See `Task.batches`."""
@@ -183,7 +240,11 @@ class Finetuning:
         """k-means centres [v, d] of descriptors of patches drawn evenly from the store."""
         config = self.config
 
-        @jax.jit
+        # Of arrays on a mesh the result must be whole on every process.
+        place = jax.tree.leaves(variables)[0].sharding
+        whole = replicated(place.mesh) if isinstance(place, NamedSharding) else None
+
+        @functools.partial(jax.jit, out_shardings=whole)
         def describe(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
             images, binary = augment.decode(batch)
             x = self.model.apply(
@@ -191,7 +252,7 @@ class Finetuning:
             )
             return x, token_ink(binary, self.model.encoder.token_size)
 
-        chosen = evenly(len(self._store), config.netrvlad.init_samples)
+        chosen = self._shown[evenly(len(self._shown), config.netrvlad.init_samples)]
         found = []
         for first in range(0, len(chosen), _FEATURE_BATCH):
             rows = chosen[first : first + _FEATURE_BATCH]
@@ -202,12 +263,8 @@ class Finetuning:
         features = np.concatenate(found)
         features = features[evenly(len(features), config.netrvlad.init_samples)]
         kmeans = MiniBatchKMeans(config.netrvlad.num_clusters, random_state=config.seed, n_init=3)
-        return kmeans.fit(features).cluster_centers_.astype(np.float32)
-
-
-def evenly(n: int, most: int) -> np.ndarray:
-    """At most `most` of the numbers below n, spread evenly, int64."""
-    return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+        # One process's centres for all: theirs may differ in the last bit.
+        return distributed.broadcast(kmeans.fit(features).cluster_centers_.astype(np.float32))
 
 
 def metric_loss(gram: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
@@ -242,8 +299,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        store = open_store(config.data, config.store, regions=config.regions)
+        store = distributed.main_first(
+            lambda: open_store(config.data, config.store, regions=config.regions)
+        )
         skipped = len(store.skipped)
-        run.fit(Finetuning(config, store, make_labels(config, store)))
+        labels = distributed.main_first(lambda: make_labels(config, store))
+        held_out = evaluation.plan(config, workdir, store.manifest.pages)
+        run.fit(Finetuning(config, store, labels, held_out))
     print(f"next: {NEXT} --config.checkpoint={workdir}")
     return skipped

@@ -4,6 +4,9 @@ import json
 import time
 from pathlib import Path
 
+from input_pipeline.errors import RunError
+from saghog_jax import distributed
+
 
 def duration(seconds: float) -> str:
     """`75` as `1m15s`."""
@@ -25,7 +28,9 @@ class MetricsLog:
     ) -> None:
         self._path = run_folder / "metrics.jsonl"
         self._total, self._batch_size = total_steps, batch_size
-        if self._path.exists():
+        # Of several processes one tells what all have done.
+        self._silent = not distributed.is_main()
+        if self._path.exists() and not self._silent:
             kept = [s for s in self._path.read_text().splitlines() if _step(s) <= start_step]
             self._path.write_text("".join(line + "\n" for line in kept))
         self._last_step, self._last_time, self._waited = start_step, time.monotonic(), 0.0
@@ -37,15 +42,34 @@ class MetricsLog:
         """Leaves what happened so far (compilation, saving) out of the next rate."""
         self._last_step, self._last_time, self._waited = step, time.monotonic(), 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves seconds in which no update ran (evaluation, saving) out of the next rate."""
+        self._last_time += seconds
+
+    def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Writes and prints what was found on held-out pages after update `step`."""
+        if not self._silent:
+            self._append({"step": step, **figures})
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            print(f"step {step:{len(str(self._total))}d}/{self._total}  {shown}", flush=True)
+
+    def _append(self, record: dict[str, float]) -> None:
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"{self._path} could not be written: {error.strerror}") from None
+
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of update `step`."""
+        if self._silent:
+            return
         elapsed = max(time.monotonic() - self._last_time, 1e-9)
         steps = step - self._last_step
         rate = steps * self._batch_size / elapsed
         wait = self._waited / elapsed
         record = {"step": step, **metrics, "patches_per_second": rate, "data_wait_share": wait}
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(record)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         eta = duration((self._total - step) * elapsed / max(steps, 1))
         width = len(str(self._total))

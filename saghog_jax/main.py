@@ -1,8 +1,9 @@
 """The command line: flags only; the config's `stage` names the module that does the work.
 
-Exit status: 0 done; 1 a fault of the program (with a traceback); 2 a mistake of the user (one
-line); 3 done, but some pages could not be used and were skipped; 4 another process of the same run
-has failed.
+Exit status: 0 done; 1 a fault of the program (with a traceback), or a run that cannot go on (one
+line: the loss is no number, the disk is full); 2 a mistake of the user (one line); 3 done, but some
+pages could not be used and were skipped; 4 another process of the same run has failed; 143 or 130
+stopped by SIGTERM or SIGINT, with the state saved.
 """
 
 import difflib
@@ -10,13 +11,14 @@ import importlib
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import RunError, StoppedError, UserError
 
 STAGES = (
     *("prepare", "pretrain", "finetune", "embed", "retrieve"),
@@ -95,19 +97,13 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def _exit_with(message: str) -> None:
+def _exit_with(message: str, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the stage of the parsed config in the parsed work directory."""
-    del argv
-    if not flags.FLAGS["verbosity"].present:
-        # Libraries tell every step of a save at lower levels; what a run tells is printed.
-        logging.set_verbosity(logging.ERROR)
-    config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
+def execute(config: ConfigDict, work: Callable[[], int]) -> int:
+    """Joins other processes where the config says so, then works; ends the process on errors."""
     together = "distributed" in config and config.distributed.mode != "off"
     if together:
         # Not above: jax reads its environment, which `run_main` sets, as it is imported.
@@ -115,14 +111,29 @@ def main(argv: Sequence[str]) -> None:
     try:
         if together:
             distributed.initialize(config.distributed)
-        skipped = run_stage(config, workdir)
+        return work()
+    except StoppedError as stopped:
+        print(stopped, flush=True)
+        sys.exit(128 + stopped.signal)
     except Exception as error:
         status = 2 if isinstance(error, UserError) else 1
         if together:
             distributed.fail(error, status)
-        if status == 1:
+        if not isinstance(error, UserError | RunError):
             raise
-        _exit_with(str(error))
+        _exit_with(str(error), status)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the stage of the parsed config in the parsed work directory."""
+    del argv
+    if not flags.FLAGS["verbosity"].present:
+        # Libraries tell every step of a save at lower levels, and what went wrong with a traceback;
+        # what a run tells is printed.
+        logging.set_verbosity(logging.FATAL)
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
+    skipped = execute(config, lambda: run_stage(config, workdir))
     if skipped:
         print(f"done, but {skipped} pages were skipped (exit status {SKIPPED_PAGES})")
         sys.exit(SKIPPED_PAGES)

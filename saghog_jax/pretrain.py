@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.common import augment_config
 from input_pipeline import loader
 from input_pipeline.crop_batches import PageCrops, open_crops
 from input_pipeline.errors import UserError
+from input_pipeline.manifest import load_manifest
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
-from saghog_jax import augment, optim
-from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_loss
-from saghog_jax.models.make import make_mae
+from saghog_jax import augment, distributed, evaluation, optim
+from saghog_jax.checkpoint import KINDS, load_variables, same_shapes, taken
+from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
+from saghog_jax.models.make import make_encoder, make_mae, use_remat
 from saghog_jax.precision import operand_dtype, resolve
+from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.sharding import local_batch_size
 from saghog_jax.targets import make_targets, target_dim
 from saghog_jax.train import Run
@@ -30,7 +34,8 @@ def model_of(config: ConfigDict) -> MaskedAutoencoder:
     channels = target_dim(
         config.target, config.model.token_size, config.hog.cell_size, config.hog.num_bins
     )
-    return make_mae(config.model, channels, operand_dtype(config.precision))
+    remat = use_remat(config)
+    return make_mae(config.model, channels, operand_dtype(config.precision), remat)
 
 
 def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
@@ -41,8 +46,8 @@ def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
-def open_source(config: ConfigDict) -> Store | PageCrops:
-    """Where the patches of a pretraining config come from.
+def open_source(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, frozenset[str]]:
+    """Where the patches of a pretraining config come from, and the ids of held-out pages.
 
     Raises:
       UserError: an unknown source, or what keeps it from being opened.
@@ -50,39 +55,69 @@ def open_source(config: ConfigDict) -> Store | PageCrops:
     if config.source not in SOURCES:
         raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
     if config.source == "crops":
-        return open_crops(config)
-    return open_store(config.data, config.store, regions=config.regions)
+        held_out = evaluation.plan(config, folder, load_manifest(config.data).pages)
+        return open_crops(config, leave_out=held_out), held_out
+    store = distributed.main_first(
+        lambda: open_store(config.data, config.store, regions=config.regions)
+    )
+    return store, evaluation.plan(config, folder, store.manifest.pages)
 
 
 class Pretraining:
     """The task of train.py: predict the targets of the removed tokens."""
 
     kind = "mae"
+    mean_of_rows = True
 
-    def __init__(self, config: ConfigDict, source: Store | PageCrops) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: Store | PageCrops,
+        held_out: frozenset[str] = frozenset(),
+    ) -> None:
         self.config = config
+        self.held_out = None
+        if held_out:
+            self.held_out = self._held_out_patches(source, held_out)
+            evaluation.check(config, self.held_out, has_loss=True)
         self.model = model_of(config)
         self.tx = optim.make_optimizer(config.optim, config.total_steps)
         self._source = source
         local_batch_size(config.global_batch_size)
         if isinstance(source, Store):
-            self._plan = loader.uniform_plan(
-                len(source), config.global_batch_size, config.total_steps, config.seed
+            chosen = np.flatnonzero(~evaluation.belongs(source, held_out))
+            plan = loader.uniform_plan(
+                len(chosen), config.global_batch_size, config.total_steps, config.seed
             )
+            self._plan = loader.SubsetPlan(plan, chosen) if held_out else plan
 
     def init(self, rng: jax.Array) -> dict:
         """See `init_variables`."""
         return init_variables(self.config, rng)
 
     def warm_start(self, variables: dict) -> dict:
-        """Pretraining starts from random weights."""
-        return variables
+        """Random weights, or those of the run that `init_from` names.
 
-    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Mean squared error of the removed tokens; the batch is as `Task.loss` has it."""
+        Raises:
+          UserError: weights of a model of other sizes.
+        """
+        if not self.config.init_from:
+            return variables
+        source = Path(self.config.init_from)
+        given, meta = load_variables(source, KINDS, self.config.init_checkpoint)
+        params = variables["params"]
+        wanted = {"encoder": params["encoder"]}
+        # A decoder is worth keeping only where it predicts the same.
+        if meta["kind"] == "mae" and same_shapes(given["params"]["decoder"], params["decoder"]):
+            wanted["decoder"] = params["decoder"]
+        return {"params": {**params, **taken(given["params"], wanted, source)}}
+
+    def prepare(self, batch: dict, rng: jax.Array, augmented: bool = True) -> dict:
+        """Normalised images, targets and the noise of the mask, of each patch."""
         config = self.config
+        changes = config.augment if augmented else augment_config()
         move_rng, augment_rng, mask_rng = jax.random.split(rng, 3)
-        images, binary = augment.move(move_rng, *augment.decode(batch), config.augment)
+        images, binary = augment.move(move_rng, *augment.decode(batch), changes)
         targets = make_targets(
             config.target,
             images,
@@ -92,16 +127,42 @@ class Pretraining:
             config.hog.num_bins,
             config.hog.half_precision,
         )
-        images = augment.augment(augment_rng, images, binary, config.augment)
+        images = augment.augment(augment_rng, images, binary, changes)
         noise = mask_noise(mask_rng, *targets.shape[:2])
+        return {"images": augment.normalize(images), "targets": targets, "noise": noise}
+
+    def outputs(self, variables: dict, rows: dict) -> tuple[jax.Array, dict]:
+        """The mean squared error of the removed tokens of each patch, [b]."""
         predicted, ids_removed = self.model.apply(
-            variables,
-            augment.normalize(images),
-            noise,
-            config.mask_ratio,
-            method="removed",
+            variables, rows["images"], rows["noise"], self.config.mask_ratio, method="removed"
         )
-        return removed_loss(predicted, targets, ids_removed), {}
+        return removed_errors(predicted, rows["targets"], ids_removed), {}
+
+    def loss(self, variables: dict, outputs: jax.Array, rows: dict) -> jax.Array:
+        """Mean squared error of the removed tokens of all patches."""
+        del variables, rows
+        return jnp.mean(outputs)
+
+    def validate(
+        self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Errors of the held-out patches, and sums of their L2-normalised CLS features by page."""
+        rows = self.prepare(batch, rng, augmented=False)
+        errors, _ = self.outputs(variables, rows)
+        config = self.config
+        encoder = make_encoder(config.model, operand_dtype(config.precision))
+        alone = {"params": variables["params"]["encoder"]}
+        features = encoder.apply(alone, rows["images"], method="features")
+        return {"errors": errors, "sums": segments @ l2_normalize(features)}
+
+    def _held_out_patches(
+        self, source: Store | PageCrops, held_out: frozenset[str]
+    ) -> evaluation.HeldOut:
+        config = self.config
+        if isinstance(source, Store):
+            per_page = config.validation.patches_per_page
+            return evaluation.from_store(source, held_out, per_page)
+        return evaluation.from_pages(config, held_out)
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """See `Task.batches`."""
@@ -122,8 +183,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        source = open_source(config)
-        run.fit(Pretraining(config, source))
+        source, held_out = open_source(config, workdir)
+        run.fit(Pretraining(config, source, held_out))
         skipped = len(source.skipped)
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped

@@ -1,6 +1,8 @@
 """The device mesh, and which axis of each array lies across it."""
 
 import math
+import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,6 +12,9 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 
 AXES = ("data", "fsdp")
+# Which arrays lie across the axis `fsdp`, by name: `split` or `replicate`. Vectors are small and
+# wanted whole at every use: they are replicated always.
+RULES = ((r"(cls|mask)_token$", "replicate"), (r"", "split"))
 
 
 def make_mesh(sizes: ConfigDict) -> Mesh:
@@ -41,24 +46,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(state: object, mesh: Mesh) -> object:
-    """A sharding a leaf of an abstract state: the largest axis that `fsdp` divides lies across it.
+def state_shardings(state: object, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> object:
+    """A sharding a leaf of an abstract state, as the first rule says whose expression is found.
 
-    A function of shape alone, so that a parameter and its optimiser moments lie alike. Vectors and
-    what does not divide are replicated.
+    `split`: the largest axis that `fsdp` divides lies across it; where there is none, and for
+    vectors, the array is replicated. A function of name and shape alone, so that a parameter and
+    its optimiser moments, whose names end alike, lie alike.
+
+    Raises:
+      ValueError: an array that no rule covers.
     """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf, mesh, rules)), state
+    )
+
+
+def fallbacks(state: object, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> list[str]:
+    """Names and shapes of the arrays that a rule wants split and that no axis allows to be."""
+    if mesh.shape["fsdp"] == 1:
+        return []
+    return [
+        f"{_name(path)} {tuple(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.ndim > 1
+        and _action(_name(path), rules) == "split"
+        and _spec(_name(path), leaf, mesh, rules) == PartitionSpec()
+    ]
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _action(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, action in rules:
+        if re.search(pattern, name):
+            return action
+    raise ValueError(f"no rule covers {name!r}; rules: {[p for p, _ in rules]}")
+
+
+def _spec(
+    name: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh, rules: Sequence[tuple[str, str]]
+) -> PartitionSpec:
     ways = mesh.shape["fsdp"]
+    axes = [a for a in range(leaf.ndim) if leaf.shape[a] % ways == 0]
+    if _action(name, rules) == "replicate" or ways == 1 or leaf.ndim < 2 or not axes:
+        return PartitionSpec()
+    largest = max(axes, key=lambda a: leaf.shape[a])
+    spec: list[str | None] = [None] * leaf.ndim
+    spec[largest] = "fsdp"
+    return PartitionSpec(*spec)
 
-    def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = [a for a in range(leaf.ndim) if leaf.shape[a] % ways == 0]
-        if ways == 1 or leaf.ndim < 2 or not axes:
-            return replicated(mesh)
-        largest = max(axes, key=lambda a: leaf.shape[a])
-        spec = [None] * leaf.ndim
-        spec[largest] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(of, state)
+def laid_like(new: object, old: object) -> object:
+    """Arrays of the host laid out as placed arrays of the same shapes, without whole copies."""
+
+    def place(new: np.ndarray, old: jax.Array) -> jax.Array:
+        host = np.asarray(new, old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: host[index])
+
+    return jax.tree.map(place, new, old)
 
 
 def local_batch_size(global_batch_size: int) -> int:

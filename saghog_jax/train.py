@@ -5,11 +5,13 @@ N. The batch and the random key of an update are functions of its step alone, so
 stopped anywhere and started again ends in the same parameters.
 """
 
-import json
+import contextlib
+import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +19,27 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
-from saghog_jax import distributed, sharding
-from saghog_jax.checkpoint import Checkpoints, newest_step
-from saghog_jax.files import replacing
+from input_pipeline.errors import RunError, StoppedError
+from saghog_jax import distributed, sharding, stopping
+from saghog_jax.checkpoint import (
+    Checkpoints,
+    Progress,
+    newest_step,
+    newest_undamaged,
+    read_meta,
+)
+from saghog_jax.evaluation import Evaluator, HeldOut
 from saghog_jax.logging import MetricsLog, duration
+from saghog_jax.objective import Objective, check_accumulation, loss_and_gradients
 from saghog_jax.optim import learning_rate
+from saghog_jax.run_folder import check_config, locked, write_config
 from saghog_jax.train_state import TrainState, split_params
 
-# Fields that change neither data nor mathematics: a run may go on with other values.
-_FREE_FIELDS = (
-    "log_every", "checkpoint_every", "keep_checkpoints", "loader", "mesh", "distributed", "dry_run",
-)  # fmt: skip
-_FREE_SUBFIELDS = {"store": ("root", "workers"), "data": ("cache",)}
+# Updates that may be under way while the host prepares the next one.
+_AHEAD = 2
 
 
-class Task(Protocol):
+class Task(Objective, Protocol):
     """What a training stage adds to the loop."""
 
     kind: str
@@ -42,25 +49,29 @@ class Task(Protocol):
         """New variables (`params` and other collections); compiled, so made where they live."""
 
     def warm_start(self, variables: dict) -> dict:
-        """Called once, on the host, before the first update: variables to start from instead."""
+        """Called once before the first update: variables to start from instead, laid out alike."""
 
-    def loss(self, variables: dict, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """The loss of a global batch as loaded, and the new other collections of the model."""
+    held_out: HeldOut | None
+
+    def validate(
+        self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
+    ) -> dict[str, jax.Array]:
+        """See `evaluation.Validate`; needed where patches are held out."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The local rows of the global batches `start_step`, `start_step + 1`, ..."""
 
 
-def make_step(task: Task, seed: int) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+def make_step(
+    task: Task, seed: int, micro_batches: int = 1
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The update: a pure function of state and batch, for the caller to compile."""
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(params: dict) -> tuple[jax.Array, dict]:
-            return task.loss({**state.variables, "params": params}, batch, rng)
-
-        (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss, model_state, grads = loss_and_gradients(
+            task, state.variables, batch, rng, micro_batches
+        )
         updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
         new = TrainState(
             step=state.step + 1,
@@ -88,36 +99,52 @@ class Run:
 
     def __init__(self, config: ConfigDict, folder: Path, kind: str) -> None:
         self.config, self.folder = config, folder
-        _check_config(config, folder)
-        self.start_step = newest_step(folder) or 0
+        check_config(config, folder)
         self._kind = kind
+        self._find_start(move_away=False)
+
+    def _find_start(self, move_away: bool) -> None:
+        self.start_step = newest_undamaged(self.folder, move_away) or 0
+        self.progress = Progress()
+        if self.start_step:
+            self.progress = Progress(**read_meta(self.folder, self.start_step)["progress"])
 
     @property
     def finished(self) -> bool:
-        return self.start_step >= self.config.total_steps
+        return self.progress.finished or self.start_step >= self.config.total_steps
 
     def fit(self, task: Task) -> None:
-        """Trains to `config.total_steps`, from the newest checkpoint if there is one."""
-        config = self.config
-        if distributed.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_config(config, self.folder)
-        try:
-            with Checkpoints(self.folder, config.keep_checkpoints, self._kind) as checkpoints:
-                self._fit(task, checkpoints)
-        except FloatingPointError as error:
-            # Said only here, when the checkpoint that was being written is whole.
-            last = newest_step(self.folder)
-            reason = f"{error}; the last checkpoint is {last} in {self.folder}"
-            raise FloatingPointError(reason) from None
+        """Trains to `config.total_steps`, from the newest checkpoint if there is one.
 
-    def _fit(self, task: Task, checkpoints: Checkpoints) -> None:
+        Raises:
+          StoppedError: a signal asked for it; the state is saved.
+          RunError: the loss is no number, or a checkpoint cannot be written.
+          UserError: another run is under way in the folder.
+        """
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            if distributed.is_main():
+                stack.enter_context(locked(self.folder))
+                write_config(config, self.folder)
+            distributed.barrier("locked")
+            # Another run may have ended here since this one looked.
+            self._find_start(move_away=True)
+            if self.finished:
+                return
+            request = stack.enter_context(stopping.listening())
+            checkpoints = stack.enter_context(
+                Checkpoints(self.folder, config.keep_checkpoints, self._kind, config.keep_every)
+            )
+            self._fit(task, checkpoints, request)
+
+    def _fit(self, task: Task, checkpoints: Checkpoints, request: stopping.StopRequest) -> None:
         config, start = self.config, self.start_step
         mesh = sharding.make_mesh(config.mesh)
+        check_accumulation(config, mesh.size)
         abstract = jax.eval_shape(lambda: init_state(task, config.seed))
         shardings = sharding.state_shardings(abstract, mesh)
         if start:
-            print(f"going on from step {start} in {self.folder}")
+            _say(f"going on from step {start} in {self.folder}")
             like = jax.tree.map(
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
                 abstract,
@@ -127,106 +154,174 @@ class Run:
         else:
             # Made where it will live: no device ever holds parameters that are sharded whole.
             state = jax.jit(lambda: init_state(task, config.seed), out_shardings=shardings)()
-            started = task.warm_start(state.variables)
-            state = state.with_variables(jax.device_put(started, shardings.variables))
+            state = state.with_variables(task.warm_start(state.variables))
+        step = make_step(task, config.seed, config.accumulate)
+
+        def update(
+            state: TrainState, batch: dict, stop: jax.Array
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
+            state, metrics = step(state, batch)
+            # What one process is asked for all learn at the same step.
+            return state, {**metrics, "stop": jnp.max(stop)}
+
+        rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         update = jax.jit(
-            make_step(task, config.seed),
-            in_shardings=(shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(shardings, sharding.replicated(mesh)),
+            update,
+            in_shardings=(shardings, rows, rows),
+            out_shardings=(shardings, whole),
             donate_argnums=0,
         )
-        _describe(config, state, mesh)
+        _describe(config, state, mesh, sharding.fallbacks(abstract.params, mesh))
+        evaluator = None
+        if task.held_out is not None:
+            evaluator = Evaluator(task.held_out, task.validate, mesh, config.seed)
         batches = task.batches(start)
         try:
-            self._loop(update, state, batches, mesh, checkpoints)
+            loop = _Loop(self, mesh, checkpoints, evaluator, request)
+            loop.run(update, state, batches)
         finally:
             batches.close()
 
-    def _loop(
+
+class _Loop:
+    """Updates one after the other, and what is to be done between two of them.
+
+    The host waits for the device only where it must: before a checkpoint, an evaluation, and where
+    it would be more than `_AHEAD` updates in advance.
+    """
+
+    def __init__(
         self,
-        update: Callable,
-        state: TrainState,
-        batches: Iterator[dict[str, np.ndarray]],
+        run: Run,
         mesh: jax.sharding.Mesh,
         checkpoints: Checkpoints,
+        evaluator: Evaluator | None,
+        request: stopping.StopRequest,
     ) -> None:
-        config = self.config
-        log = MetricsLog(self.folder, self.start_step, config.total_steps, config.global_batch_size)
+        self._config, self._folder = run.config, run.folder
+        self._start, self._progress = run.start_step, run.progress
+        self._mesh, self._checkpoints, self._evaluator = mesh, checkpoints, evaluator
+        self._request = request
+        self._log = MetricsLog(
+            run.folder, run.start_step, run.config.total_steps, run.config.global_batch_size
+        )
+        # Updates whose metrics have not been looked at, oldest first.
+        self._running: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self._stop = 0
+        self._saved = run.start_step
+
+    def run(
+        self, update: Callable, state: TrainState, batches: Iterator[dict[str, np.ndarray]]
+    ) -> None:
+        """From the first step that is missing to the last."""
+        config = self._config
         began = time.monotonic()
-        pending = None
-        for step in range(self.start_step, config.total_steps):
+        for done in range(self._start + 1, config.total_steps + 1):
             waiting = time.monotonic()
-            batch = sharding.to_device(next(batches), mesh)
-            log.waited_for_data(time.monotonic() - waiting)
-            state, metrics = update(state, batch)
-            # The device works on this step while the host looks at the one before.
-            if pending is not None:
-                self._report(log, step, pending)
-            else:
-                log.restart_clock(step)
-            pending = metrics
-            done = step + 1
-            if done % config.checkpoint_every == 0 or done == config.total_steps:
-                checkpoints.save(done, state)
-        self._report(log, config.total_steps, pending)
-        steps = config.total_steps - self.start_step
-        print(f"{steps} steps in {duration(time.monotonic() - began)}; run folder {self.folder}")
+            batch = sharding.to_device(next(batches), self._mesh)
+            self._log.waited_for_data(time.monotonic() - waiting)
+            state, metrics = update(state, batch, self._stop_flags())
+            if done == self._start + 1:
+                self._log.restart_clock(self._start)
+            self._running.append((done, metrics))
+            self._look(_AHEAD)
+            last = done == config.total_steps
+            evaluated = self._evaluator and (last or done % config.validation.every == 0)
+            if evaluated:
+                self._evaluate(done, state)
+            best = evaluated and self._progress.best_step == done
+            if last or best or self._progress.finished or done % config.checkpoint_every == 0:
+                self._save(done, state)
+            if self._stop and not last:
+                self._save(done, state)
+                self._checkpoints.close()
+                name = signal.Signals(self._stop).name
+                raise StoppedError(
+                    f"stopped by {name} after step {done} of {config.total_steps}; the same "
+                    f"command goes on in {self._folder}",
+                    self._stop,
+                )
+            if self._progress.finished:
+                _say(
+                    f"no better {config.validation.monitor} in {config.validation.patience} "
+                    f"evaluations: stopped early, best was step {self._progress.best_step}"
+                )
+                break
+        took = duration(time.monotonic() - began)
+        _say(f"{done - self._start} steps in {took}; run folder {self._folder}")
 
-    def _report(self, log: MetricsLog, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Checks update `step` (counted from 1) and logs it when it is due."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        values = {"loss": values.pop("loss"), **values}
-        if not np.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss of step {step} is {values['loss']}")
-        if step % self.config.log_every == 0 or step == self.config.total_steps:
-            rate = learning_rate(step - 1, self.config.optim, self.config.total_steps, np)
-            log.write(step, {**values, "learning_rate": float(rate)})
+    def _stop_flags(self) -> jax.Array:
+        flags = np.full(jax.local_device_count(), self._request.signal, np.int32)
+        return sharding.to_device({"stop": flags}, self._mesh)["stop"]
 
+    def _look(self, ahead: int) -> None:
+        """Checks and logs the metrics of all but the newest `ahead` updates."""
+        while len(self._running) > ahead:
+            step, metrics = self._running.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            self._stop = self._stop or int(values.pop("stop"))
+            values = {"loss": values.pop("loss"), **values}
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(values[name]):
+                    self._not_finite(step, name, values[name])
+            config = self._config
+            if step % config.log_every == 0 or step == config.total_steps:
+                rate = learning_rate(step - 1, config.optim, config.total_steps, np)
+                self._log.write(step, {**values, "learning_rate": float(rate)})
+                self._checkpoints.check()
 
-def _describe(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) -> None:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    device = jax.devices()[0]
-    print(
-        f"{count:,} parameters, {config.total_steps} steps of {config.global_batch_size} patches, "
-        f"mesh {dict(mesh.shape)} of {device.device_kind} ({device.platform})",
-        flush=True,
-    )
-
-
-def _check_config(config: ConfigDict, folder: Path) -> None:
-    """Refuses a run folder that was made with another config."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    ours, theirs = (_flat(c) for c in (json.loads(config.to_json()), json.loads(path.read_text())))
-    keys = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if keys:
-        lines = [
-            f"  {k}: {theirs.get(k, '(none)')!r} there, {ours.get(k, '(none)')!r} now" for k in keys
-        ]
-        raise UserError(
-            f"{folder} was made with another config:\n"
-            + "\n".join(lines)
-            + "\ngive another --workdir, or remove that folder"
+    def _not_finite(self, step: int, name: str, value: float) -> NoReturn:
+        # Said only when the checkpoint that was being written is whole.
+        self._checkpoints.close()
+        what = {"loss": "the loss", "grad_norm": "the gradient norm"}[name]
+        raise RunError(
+            f"{what} of step {step} is {value}; the last checkpoint is "
+            f"{newest_step(self._folder)} in {self._folder}"
         )
 
-
-def _write_config(config: ConfigDict, folder: Path) -> None:
-    path = folder / "config.json"
-    if not path.exists():
-        with replacing(path, "w") as file:
-            file.write(config.to_json(indent=2, sort_keys=True) + "\n")
-
-
-def _flat(config: dict) -> dict[str, object]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, without the fields that may differ."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if key in _FREE_FIELDS:
-            continue
-        if isinstance(value, dict):
-            free = _FREE_SUBFIELDS.get(key, ())
-            flat |= {f"{key}.{k}": v for k, v in _flat(value).items() if k not in free}
+    def _evaluate(self, done: int, state: TrainState) -> None:
+        self._look(0)
+        began = time.monotonic()
+        figures = self._evaluator(state.variables)
+        value = figures[f"validation_{self._config.validation.monitor}"]
+        progress, patience = self._progress, self._config.validation.patience
+        sign = 1 if self._config.validation.monitor == "map" else -1
+        if progress.best is None or sign * value > sign * progress.best:
+            progress.best, progress.best_step, progress.waited = value, done, 0
         else:
-            flat[key] = value
-    return flat
+            progress.waited += 1
+        progress.finished = bool(patience) and progress.waited >= patience
+        self._log.write_evaluation(done, {**figures, "best_step": progress.best_step})
+        self._log.leave_out(time.monotonic() - began)
+
+    def _save(self, done: int, state: TrainState) -> None:
+        """A checkpoint of a state that is known to be good; nothing where there is one already."""
+        if self._saved == done:
+            return
+        self._look(0)
+        began = time.monotonic()
+        self._checkpoints.save(done, state, self._progress)
+        self._log.leave_out(time.monotonic() - began)
+        self._saved = done
+
+
+def _say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if distributed.is_main():
+        print(line, flush=True)
+
+
+def _describe(
+    config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh, unsplit: list[str]
+) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    device = jax.devices()[0]
+    if unsplit:
+        _say(
+            f"replicated, because {mesh.shape['fsdp']} does not divide an axis of theirs: "
+            f"{len(unsplit)} parameters, {', '.join(unsplit)}"
+        )
+    _say(
+        f"{count:,} parameters, {config.total_steps} steps of {config.global_batch_size} patches, "
+        f"mesh {dict(mesh.shape)} of {device.device_kind} ({device.platform})"
+    )

@@ -1,5 +1,6 @@
 """Decoding shipped bytes, and augmentation."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from configs import pretrain as pretrain_config
 from configs.common import augment_config as section
 from input_pipeline.errors import UserError
 from saghog_jax import augment, finetune, pretrain
+from saghog_jax.objective import batch_loss
 
 GOLDEN = Path(__file__).parent / "golden"
 RNG = np.random.default_rng(0)
@@ -264,7 +266,7 @@ def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monke
         config = toy(pretrain_config.get_config(), tmp_path, **changes)
         task = pretrain.Pretraining(config, store)
         with pytest.raises(SeenError) as seen:
-            task.loss({}, batch, jax.random.key(0))
+            task.prepare(batch, jax.random.key(0))
         expected = augment.move(move_rng, *given, config.augment) if affine else given
         for shown, wanted in zip(seen.value.args, expected, strict=True):
             np.testing.assert_array_equal(shown, wanted)
@@ -284,7 +286,8 @@ def test_finetuning_augments_its_loss_and_not_its_first_centres(store, tmp_path)
         variables = task.warm_start(task.init(jax.random.key(0)))
         batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
         batch["label"] = jnp.asarray(labels[:32], jnp.int32)
-        losses.append(float(jax.jit(task.loss)(variables, batch, jax.random.key(0))[0]))
+        loss = jax.jit(functools.partial(batch_loss, task))
+        losses.append(float(loss(variables, batch, jax.random.key(0))[0]))
         centres.append(np.asarray(variables["params"]["netrvlad"]["centroids"]))
     assert len(set(losses)) == 3
     for other in centres[1:]:

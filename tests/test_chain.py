@@ -1,5 +1,6 @@
 """The whole chain at toy size: pages in, ranked pages out; stopped, resumed, repeated."""
 
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from input_pipeline.images import load_page
 from input_pipeline.manifest import load_manifest
 from input_pipeline.store import Store
 from saghog_jax.main import run_stage
+from saghog_jax.objective import batch_loss
 from saghog_jax.optim import match_rules
 from saghog_jax.retrieval.embeddings import load_embeddings
 
@@ -166,7 +168,8 @@ def first_loss(task):
     params = task.warm_start(task.init(jax.random.key(0)))
     with task.batches(0) as batches:
         batch = {k: jnp.asarray(v) for k, v in next(batches).items()}
-    return float(jax.jit(task.loss)(params, batch, jax.random.key(1))[0])
+    loss = jax.jit(functools.partial(batch_loss, task))
+    return float(loss(params, batch, jax.random.key(1))[0])
 
 
 @pytest.fixture(scope="module")

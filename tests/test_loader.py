@@ -14,7 +14,13 @@ from store_helpers import make_store
 
 from input_pipeline import loader
 from input_pipeline.errors import UserError
-from input_pipeline.loader import batches, local_rows, m_per_class_plan, uniform_plan
+from input_pipeline.loader import (
+    SubsetPlan,
+    batches,
+    local_rows,
+    m_per_class_plan,
+    uniform_plan,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,13 @@ class TestUniformPlan:
     def test_steps_outside_are_refused(self, step):
         with pytest.raises(IndexError):
             uniform_plan(7, 7, 3, seed=0)[step]
+
+
+def test_a_subset_plan_draws_the_chosen_alone():
+    chosen = np.array([3, 5, 8, 20, 21, 30, 31, 40])
+    plan = SubsetPlan(uniform_plan(8, 4, 6, seed=1), chosen)
+    assert (len(plan), plan.global_batch_size) == (6, 4)
+    np.testing.assert_array_equal(steps(plan), chosen[steps(uniform_plan(8, 4, 6, seed=1))])
 
 
 class TestMPerClassPlan:

@@ -56,7 +56,7 @@ def full_loss(model, params, image, noise, target, ratio=RATIO):
 def removed_loss(model, params, image, noise, target, ratio=RATIO):
     """The form that training uses."""
     pred, ids = model.apply({"params": params}, image, noise, ratio, method="removed")
-    return mae.removed_loss(pred, target, ids), pred
+    return mae.removed_errors(pred, target, ids).mean(), pred
 
 
 @functools.cache

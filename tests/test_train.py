@@ -7,72 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from regression import Batches, Regression, config
 
-from configs import common
-from input_pipeline.errors import UserError
-from saghog_jax import optim
+from input_pipeline.errors import RunError, UserError
+from saghog_jax import train
 from saghog_jax.checkpoint import load_variables
 from saghog_jax.train import Run, init_state, make_step
-
-
-class Batches:
-    """Rows that are a function of the step."""
-
-    def __init__(self, step):
-        self.step, self.closed = step, False
-
-    def __next__(self):
-        rng = np.random.default_rng(self.step)
-        self.step += 1
-        return {"x": rng.normal(size=(16, 8)).astype(np.float32)}
-
-    def close(self):
-        self.closed = True
-
-
-class Regression:
-    """A linear map learns to undo another one; its loss is noisy so that the key matters."""
-
-    kind = "mae"
-
-    def __init__(self, config, spoil_step=None):
-        self.tx = optim.make_optimizer(config.optim, config.total_steps)
-        self.spoil_step = spoil_step
-        self.opened = []
-
-    def init(self, rng):
-        kernel = jax.random.normal(rng, (8, 16))
-        encoder = {"kernel": kernel, "bias": jnp.zeros(16)}
-        return {"params": {"encoder": encoder}, "batch_stats": {"seen": jnp.zeros(())}}
-
-    def warm_start(self, variables):
-        return variables
-
-    def loss(self, variables, batch, rng):
-        params, seen = variables["params"], variables["batch_stats"]["seen"]
-        noise = 0.1 * jax.random.normal(rng, batch["x"].shape)
-        out = (batch["x"] + noise) @ params["encoder"]["kernel"] + params["encoder"]["bias"]
-        loss = jnp.mean((out - jnp.tile(batch["x"], 2)) ** 2)
-        if self.spoil_step is not None:
-            loss = jnp.where(jnp.all(batch["x"] == Batches(self.spoil_step).__next__()["x"]),
-                             jnp.nan, loss)  # fmt: skip
-        return loss, {"batch_stats": {"seen": seen + jnp.mean(batch["x"])}}
-
-    def batches(self, start_step):
-        self.opened.append(Batches(start_step))
-        return self.opened[-1]
-
-
-def config(**changes):
-    config = ConfigDict()
-    common.run_config(config)
-    config.optim = common.optim_config()
-    config.stage = "pretrain"
-    config.global_batch_size, config.total_steps = 16, 12
-    config.log_every, config.checkpoint_every = 4, 5
-    config.optim.warmup_steps, config.optim.learning_rate = 3, 0.05
-    config.update(changes)
-    return config
 
 
 def fit(config, folder, **options):
@@ -162,8 +102,12 @@ def test_seed_decides(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step(tmp_path):
-    with pytest.raises(FloatingPointError, match="loss of step 8 is nan; the last checkpoint is 5"):
-        fit(config(), tmp_path, spoil_step=7)
+    with pytest.raises(RunError, match="the loss of step 8 is nan; the last checkpoint is 5"):
+        fit(config(), tmp_path / "between", spoil_step=7)
+    # Also where that step would have made a checkpoint.
+    with pytest.raises(RunError, match="the loss of step 10 is nan; the last checkpoint is 5"):
+        fit(config(), tmp_path / "saved", spoil_step=9)
+    assert [p.name for p in (tmp_path / "saved" / "checkpoints").iterdir()] == ["5"]
 
 
 def test_params_are_loaded_only_for_what_they_can_do(tmp_path):
@@ -173,8 +117,37 @@ def test_params_are_loaded_only_for_what_they_can_do(tmp_path):
     with pytest.raises(UserError, match="of kind 'mae', but this needs 'writer'"):
         load_variables(tmp_path, ("writer",))
     variables, meta = load_variables(tmp_path, ("mae", "writer"))
-    assert meta == {"kind": "mae", "step": 12}
+    assert (meta["kind"], meta["step"]) == ("mae", 12)
     assert variables["params"]["encoder"]["kernel"].shape == (8, 16)
     # What the model keeps beside its parameters goes on from step to step, and is saved.
     seen = sum(Batches(step).__next__()["x"].mean() for step in range(12))
     assert variables["batch_stats"]["seen"] == pytest.approx(seen, abs=1e-5)
+
+
+def test_the_host_looks_at_an_update_only_when_two_more_are_under_way(tmp_path, monkeypatch):
+    c = config(checkpoint_every=100)
+    task, fetched, get = Regression(c), [], jax.device_get
+
+    def recording(metrics):
+        fetched.append(task.opened[0].step)
+        return get(metrics)
+
+    monkeypatch.setattr(jax, "device_get", recording)
+    Run(c, tmp_path, "mae").fit(task)
+    # Update 1 when three batches are under way, ..., all before the last state is saved.
+    assert fetched == [*range(3, 13), 12, 12]
+
+
+def test_accumulation_reaches_the_update_and_changes_nothing_but_rounding(tmp_path, monkeypatch):
+    counts, make = [], train.make_step
+
+    def recording(task, seed, micro_batches):
+        counts.append(micro_batches)
+        return make(task, seed, micro_batches)
+
+    whole = fit(config(), tmp_path / "whole")
+    monkeypatch.setattr(train, "make_step", recording)
+    parts = fit(config(accumulate=2), tmp_path / "parts")
+    assert counts == [2]
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], atol=1e-5)

@@ -49,6 +49,8 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
         "embeddings": str(folder / "embed"),
     }
     known = fields(config)
+    if not known.get("init_from"):
+        del places["init_from"]
     fitting = {key: value for key, value in (SIZES | places).items() if key in known}
     config.lock().update_from_flattened_dict(fitting | changes)
     return config

@@ -5,8 +5,8 @@ width, t target size; h w c image axes.
 
 Two forms of the same loss: `__call__` predicts every token in its place, as the published code
 does, and `masked_loss` takes the mean over the removed ones; `removed` computes the last decoder
-block for the removed tokens alone, and `removed_loss` is the mean of what it returns. Both give the
-same number and gradients; training uses the second, pictures of reconstructions the first.
+block for the removed tokens alone, and `removed_errors` are those of each patch. Both give the
+same loss and gradients; training uses the second, pictures of reconstructions the first.
 """
 
 import math
@@ -87,15 +87,16 @@ def masked_loss(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Arra
     return jnp.sum(error * mask) / jnp.sum(mask)
 
 
-def removed_loss(pred: jax.Array, target: jax.Array, ids_removed: jax.Array) -> jax.Array:
-    """`masked_loss` from the removed tokens alone.
+def removed_errors(pred: jax.Array, target: jax.Array, ids_removed: jax.Array) -> jax.Array:
+    """Mean squared error of the removed tokens of each patch, [b]; their mean is `masked_loss`.
 
     Args:
       pred: [b, r, t] of the tokens `ids_removed`.
       target: [b, l, t] of all tokens.
       ids_removed: int32 [b, r].
     """
-    return jnp.mean(jnp.square(pred - jnp.take_along_axis(target, ids_removed[:, :, None], 1)))
+    wanted = jnp.take_along_axis(target, ids_removed[:, :, None], 1)
+    return jnp.mean(jnp.square(pred - wanted), axis=(1, 2))
 
 
 class Decoder(nn.Module):
@@ -186,6 +187,7 @@ class MaskedAutoencoder(nn.Module):
       width, depth, heads, mlp_ratio: of the encoder.
       decoder_width, decoder_depth, decoder_heads: of the decoder.
       target_dim: t, channels of a token's target.
+      remat: of each block only the input is kept for the gradient, the rest computed again.
       dtype: of the operands of the products.
     """
 
@@ -199,11 +201,18 @@ class MaskedAutoencoder(nn.Module):
     decoder_depth: int = 1
     decoder_heads: int = 16
     target_dim: int = 9
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.encoder = Encoder(
-            self.token_size, self.width, self.depth, self.heads, self.mlp_ratio, dtype=self.dtype
+            self.token_size,
+            self.width,
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            remat=self.remat,
+            dtype=self.dtype,
         )
         side = self.patch_size // self.token_size
         self.decoder = Decoder(
@@ -245,4 +254,9 @@ class MaskedAutoencoder(nn.Module):
         """Predicts removed tokens alone: `pred` [b, r, t] and their `ids_removed` int32 [b, r]."""
         masking = random_masking(noise, mask_ratio)
         latent = self.encoder(images, masking.ids_keep)
-        return self.decoder.removed(latent, masking), masking.ids_removed
+
+        def decode(mae: "MaskedAutoencoder", latent: jax.Array) -> jax.Array:
+            return mae.decoder.removed(latent, masking)
+
+        decode = nn.remat(decode) if self.remat else decode
+        return decode(self, latent), masking.ids_removed

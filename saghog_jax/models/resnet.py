@@ -100,8 +100,11 @@ class ResNet(nn.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         return jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
 
-    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Pooled features: [b, h, w, c] -> [b, d]."""
+    def features(
+        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Pooled features: [b, h, w, c] -> [b, d]; nothing is dropped out."""
+        del dropout_keys
         return self.tokens(images, train)[:, 0]
 
     def __call__(self, images: jax.Array) -> jax.Array:

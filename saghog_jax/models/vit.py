@@ -58,6 +58,7 @@ class Encoder(nn.Module):
       token_size: side of a token in pixels.
       width, depth, heads, mlp_ratio: of the transformer.
       dropout: rate on the tokens before the first block, only with `train=True`.
+      remat: of each block only the input is kept for the gradient, the rest computed again.
       dtype: of the operands of the products.
     """
 
@@ -67,6 +68,7 @@ class Encoder(nn.Module):
     heads: int = 8
     mlp_ratio: int = 4
     dropout: float = 0.1
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -104,27 +106,43 @@ class Encoder(nn.Module):
     def __call__(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
         """Encodes the kept tokens: [b, h, w, c] -> [b, 1 + k, d], CLS first, normalised."""
         x = self.embed(images, ids_keep)
-        for block in self.block:
-            x = block(x)
+        for i in range(self.depth):
+            x = self._run_block(i, x)
         return self.norm(x)
 
-    def tokens(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def tokens(
+        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """All tokens for finetuning and evaluation: [b, h, w, c] -> [b, 1 + l, d], CLS first.
 
-        With `train=True` tokens are dropped out, which needs the rng stream `dropout`.
+        With `train=True` tokens are dropped out, by the random keys `dropout_keys` [b], so that a
+        patch loses the same ones in any batch; without them by the rng stream `dropout`.
         """
-        x = self.drop(self.embed(images), deterministic=not train)
-        for block in self.block:
-            x = block(x)
+        x = self._dropped(self.embed(images), train, dropout_keys)
+        for i in range(self.depth):
+            x = self._run_block(i, x)
         return self.norm(x)
 
-    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def features(
+        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """CLS alone: [b, h, w, c] -> [b, d], equal to `tokens(...)[:, 0]`.
 
         The last block is computed for CLS alone (keys and values of all tokens): exact, a tenth
         less work at paper size.
         """
-        x = self.drop(self.embed(images), deterministic=not train)
-        for block in self.block[:-1]:
-            x = block(x)
-        return self.norm(self.block[-1](x, slice(0, 1)))[:, 0]
+        x = self._dropped(self.embed(images), train, dropout_keys)
+        for i in range(self.depth - 1):
+            x = self._run_block(i, x)
+        return self.norm(self._run_block(self.depth - 1, x, slice(0, 1)))[:, 0]
+
+    def _dropped(self, x: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
+        if keys is None or not train:
+            return self.drop(x, deterministic=not train)
+        return jax.vmap(lambda row, key: self.drop(row, deterministic=False, rng=key))(x, keys)
+
+    def _run_block(self, i: int, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
+        def run(encoder: "Encoder", x: jax.Array) -> jax.Array:
+            return encoder.block[i](x, queries)
+
+        return nn.remat(run)(self, x) if self.remat else run(self, x)

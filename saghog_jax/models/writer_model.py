@@ -25,8 +25,8 @@ class WriterModel(nn.Module):
     """Encoder, choice of descriptor, NetRVLAD; parameters {"encoder": ..., "netrvlad": ...}.
 
     Attributes:
-      encoder: module with `features(images, train)` -> [b, d]; `tokens(images, train)` ->
-        [b, 1 + l, d] too for descriptors other than `cls`.
+      encoder: module with `features(images, train, dropout_keys)` -> [b, d]; for descriptors other
+        than `cls` also `tokens`, of the same arguments, -> [b, 1 + l, d].
       num_clusters, normalized: see `NetRVLAD`.
       descriptor: `cls` (the CLS token), `gmp` (generalised max pooling of all tokens, the ridge is
         learned) or `foreground` (every token with enough ink is a descriptor).
@@ -58,34 +58,41 @@ class WriterModel(nn.Module):
             self.drop = nn.Dropout(self.dropout)
             self.embed = Dense(self.embed_dim, self.dtype, use_bias=False)
 
-    def encode(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def encode(
+        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Descriptors of patches, before NetRVLAD.
 
         Args:
           images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
           train: with dropout (rng stream `dropout`), and with batch statistics where the encoder
             has them (collection `batch_stats`, mutable).
+          dropout_keys: random keys [b] in place of the rng stream, one a patch, for a ViT's tokens.
 
         Returns:
           [b, d]; for `foreground` [b, l, d], all tokens but CLS: `token_ink` tells which count.
         """
         if self.descriptor == "cls":
-            x = self.encoder.features(images, train)
+            x = self.encoder.features(images, train, dropout_keys)
         elif self.descriptor == "gmp":
-            x = generalized_max_pool(self.encoder.tokens(images, train), self.ridge)
+            x = generalized_max_pool(self.encoder.tokens(images, train, dropout_keys), self.ridge)
         else:
-            x = self.encoder.tokens(images, train)[:, 1:]
+            x = self.encoder.tokens(images, train, dropout_keys)[:, 1:]
         if self.embed_dim:
             x = self.embed(self.drop(x, deterministic=not train))
         return x
 
     def __call__(
-        self, images: jax.Array, train: bool = False, binary: jax.Array | None = None
+        self,
+        images: jax.Array,
+        train: bool = False,
+        binary: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """What `cosine_gram` and `page_sum` need, beside the centroids in the parameters.
 
         Args:
-          images, train: as `encode`.
+          images, train, dropout_keys: as `encode`.
           binary: float32 [b, h, w, 1], 1 = paper; needed for `foreground` alone.
 
         Returns:
@@ -94,7 +101,7 @@ class WriterModel(nn.Module):
         Raises:
           ValueError: `foreground` without `binary`.
         """
-        x = self.encode(images, train)
+        x = self.encode(images, train, dropout_keys)
         if self.descriptor != "foreground":
             return x, self.netrvlad(x)
         if binary is None:
