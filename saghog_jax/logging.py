@@ -6,6 +6,7 @@ from pathlib import Path
 
 from input_pipeline.errors import RunError
 from saghog_jax import distributed
+from saghog_jax.files import replacing
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +33,8 @@ class MetricsLog:
         self._silent = not distributed.is_main()
         if self._path.exists() and not self._silent:
             kept = [s for s in self._path.read_text().splitlines() if _step(s) <= start_step]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            with replacing(self._path, "w") as file:
+                file.write("".join(line + "\n" for line in kept))
         self._last_step, self._last_time, self._waited = start_step, time.monotonic(), 0.0
 
     def waited_for_data(self, seconds: float) -> None:
