@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.measure import FOLDER, Report, alternate
 from configs import common
-from saghog_jax.models.mae import mask_noise, masked_loss, random_masking, removed_loss
+from saghog_jax.models.mae import mask_noise, masked_loss, random_masking, removed_errors
 from saghog_jax.models.make import make_encoder, make_mae
 from saghog_jax.models.netrvlad import cosine_gram, l2_normalize, page_sum
 
@@ -116,7 +116,7 @@ def decoder(report: Report, rounds: int, size: str, b: int) -> None:
 
     def removed(params, images, noise, target):
         pred, ids = module.apply(params, images, noise, 0.75, method="removed")
-        return removed_loss(pred, target, ids)
+        return removed_errors(pred, target, ids).mean()
 
     compare(report, rounds, f"pretraining {size}, {b} patches", jax.value_and_grad(full),
             jax.value_and_grad(removed), (params, images, noise, target))  # fmt: skip
@@ -129,7 +129,7 @@ def decoder(report: Report, rounds: int, size: str, b: int) -> None:
     def decoder_removed(params, latent, noise, target):
         masking = random_masking(noise, 0.75)
         pred = module.apply(params, latent, masking, method=lambda m, *x: m.decoder.removed(*x))
-        return removed_loss(pred, target, masking.ids_removed)
+        return removed_errors(pred, target, masking.ids_removed).mean()
 
     gradients = lambda f: jax.value_and_grad(f, (0, 1))  # noqa: E731
     compare(report, rounds, f"decoder {size}, {b} patches", gradients(decoder_full),

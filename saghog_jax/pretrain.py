@@ -46,8 +46,8 @@ def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
-def open_source(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, frozenset[str]]:
-    """Where the patches of a pretraining config come from, and the ids of held-out pages.
+def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> Store | PageCrops:
+    """Where the patches of a pretraining config come from; no crops of pages `leave_out`.
 
     Raises:
       UserError: an unknown source, or what keeps it from being opened.
@@ -55,12 +55,23 @@ def open_source(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, fr
     if config.source not in SOURCES:
         raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
     if config.source == "crops":
-        held_out = evaluation.plan(config, folder, load_manifest(config.data).pages)
-        return open_crops(config, leave_out=held_out), held_out
-    store = distributed.main_first(
+        return open_crops(config, leave_out=leave_out)
+    return distributed.main_first(
         lambda: open_store(config.data, config.store, regions=config.regions)
     )
-    return store, evaluation.plan(config, folder, store.manifest.pages)
+
+
+def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, frozenset[str]]:
+    """The source, and the ids of the pages that the run in `folder` holds out.
+
+    Raises:
+      UserError: see `open_source` and `evaluation.plan`.
+    """
+    if config.source == "crops":
+        held_out = evaluation.plan(config, folder, load_manifest(config.data).pages)
+        return open_source(config, held_out), held_out
+    source = open_source(config)
+    return source, evaluation.plan(config, folder, source.manifest.pages)
 
 
 class Pretraining:
@@ -183,7 +194,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        source, held_out = open_source(config, workdir)
+        source, held_out = open_and_plan(config, workdir)
         run.fit(Pretraining(config, source, held_out))
         skipped = len(source.skipped)
     print(f"next: {NEXT} --config.init_from={workdir}")

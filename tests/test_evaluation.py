@@ -217,7 +217,7 @@ def test_pretraining_evaluates_its_loss_and_its_pages(folder):
 def test_held_out_pages_are_not_trained_on(folder):
     held = json.loads((folder / "pretrain" / "validation.json").read_text())
     config = toy(pretrain_config.get_config(), folder, **HELD)
-    store, ids = pretrain.open_source(config, folder / "pretrain")
+    store, ids = pretrain.open_and_plan(config, folder / "pretrain")
     assert sorted(ids) == held["pages"]
     task = pretrain.Pretraining(config, store, ids)
     seen = np.concatenate([task._plan[step] for step in range(config.total_steps)])
@@ -234,7 +234,7 @@ def test_crops_are_evaluated_too(folder):
         pretrain_config.get_config("source=crops"), folder,
         **HELD, **{"loader.workers": 1, "crops.patches_per_page": 8, "crops.size": 128},
     )  # fmt: skip
-    source, ids = pretrain.open_source(config, folder / "crops")
+    source, ids = pretrain.open_and_plan(config, folder / "crops")
     assert not {page.page_id for page in source._recipe.manifest.pages} & ids
     run_stage(config, folder / "crops")
     assert [line["step"] for line in validation(folder / "crops")] == [2, 4]
@@ -293,7 +293,7 @@ def test_warm_starts(folder, finetuned):
     """Pretraining from a pretraining, finetuning with the head of a finetuning; other sizes not."""
     start = load_variables(folder / "pretrain", ("mae",))[0]["params"]
     config = toy(pretrain_config.get_config(), folder, init_from=str(folder / "pretrain"))
-    store, _ = pretrain.open_source(config, folder / "none")
+    store, _ = pretrain.open_and_plan(config, folder / "none")
     task = pretrain.Pretraining(config, store)
     warm = task.warm_start(jax.jit(task.init)(jax.random.key(5)))["params"]
     jax.tree.map(np.testing.assert_array_equal, warm, start)
