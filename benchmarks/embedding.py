@@ -23,7 +23,8 @@ from benchmarks.measure import FOLDER, Report, alternate, peak_memory, rates
 from benchmarks.our_steps import BATCH, binary_of, finetuning, random_batch
 from configs.embed import get_config
 from input_pipeline.patches import Cut
-from saghog_jax.embed import Embedder, netrvlad_model
+from saghog_jax.embed_models import netrvlad_model
+from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.main import use_huge_pages
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 
@@ -36,16 +37,17 @@ def ours(patches: int, batch_size: int, precision: str) -> Callable[[], np.ndarr
     variables = jax.jit(lambda: task.init(jax.random.key(0)))()
     config = get_config()
     model = netrvlad_model("benchmark", task.config, variables, "binary")
-    embedder = Embedder([model], batch_size, config.pages_per_batch, config.mesh)
+    pooling = Pooling("sum", 1.0, [None])
+    embedder = Embedder([model], pooling, batch_size, config.pages_per_batch, config.mesh)
     batch = random_batch(patches)
     nothing = np.zeros(patches, np.int32)
     cut = Cut(batch["patches"], batch["ink"], nothing, nothing, None)
     # Compiles, with one patch.
     first = Cut(cut.patches[:1], cut.ink[:1], nothing[:1], nothing[:1], None)
-    list(embedder.sums(iter([first])))
+    list(embedder.pages(iter([first])))
 
     def descriptor() -> np.ndarray:
-        [[total]] = embedder.sums(iter([cut]))
+        [[total]] = embedder.pages(iter([cut]))
         return l2_normalize(power_norm(total, config.power))
 
     return descriptor

@@ -1,36 +1,49 @@
-"""How fast retrieval is, against scikit-learn and plain Python loops.
+"""How fast retrieval is, against scikit-learn and Python loops as the published code has them.
+
+    python -m benchmarks.retrieval PART [--rounds 5] [--folder FOLDER]
 
     python -m benchmarks.retrieval metrics       # all figures of 3,600 x 512
     python -m benchmarks.retrieval large         # all figures of 20,019 x 512 (HisFrag20's size)
-    python -m benchmarks.retrieval whitening     # PCA whitening of 3,600 x 51,200 to 512
-    python -m benchmarks.retrieval disk          # the same of 20,019 x 51,200, from disk
     python -m benchmarks.retrieval sgr           # similarity graph re-ranking of 3,600 pages
     python -m benchmarks.retrieval search        # 100 queries, 1,000,000 x 512, the nearest 100
+    python -m benchmarks.retrieval whitening     # PCA whitening of 3,600 x 51,200 to 512
+    python -m benchmarks.retrieval disk          # the same of 20,019 x 51,200, from disk
 
-Each in a process of its own, so that the peak memory is its own. The other side of a comparison is
-written here from the definitions, one query (or row) after the other, as published evaluations do
-it; both are run alternately `--rounds` times, and the fastest of each counts. `disk` and `search`
-write files of 4.1 and 2.0 GB to `--folder`.
+The other side of a comparison is written here from the steps of the published evaluation: one query
+(or row) after the other. Both are run alternately, `--rounds` times (the whitening once: the other
+side takes minutes). `disk` and `search` write files of 4.1 and 2.0 GB to `--folder`, a temporary
+one by default. Each part belongs in a process of its own, so that the peak memory is its own:
+`python -m benchmarks.run` does so.
 """
 
 import argparse
-import os
-import resource
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
+from benchmarks.measure import Report, alternate, peak_memory
 from saghog_jax.retrieval import rerank, whitening
 from saghog_jax.retrieval.metrics import evaluate, summarize
 from saghog_jax.retrieval.ranking import score_rows
 from saghog_jax.retrieval.search import search
+
+KINDS = ("hard", "soft", "precision")
+
+
+class Kept:
+    """A function that keeps what it returned last, so that both sides can be compared."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self.result: object = None
+
+    def __call__(self) -> None:
+        self.result = self._function()
 
 
 def planted(p: int, d: int, writers: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,35 +55,15 @@ def planted(p: int, d: int, writers: int, seed: int = 0) -> tuple[np.ndarray, np
     return x / np.linalg.norm(x, axis=1, keepdims=True), labels
 
 
-KINDS = ("hard", "soft", "precision")
-
-
-class Timed(NamedTuple):
-    """The least seconds of several rounds, on the clock and of all cores, and the last result."""
-
-    wall: float
-    cpu: float
-    result: object
-
-    def __str__(self) -> str:
-        return f"{self.wall:.3g} s ({self.cpu:.3g} s CPU)"
-
-
-def timed(rounds: int, *sides: Callable[[], object]) -> list[Timed]:
-    """Runs the sides alternately."""
-    best = [Timed(np.inf, np.inf, None)] * len(sides)
-    for _ in range(rounds):
-        for i, side in enumerate(sides):
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = side()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            best[i] = Timed(min(best[i].wall, wall), min(best[i].cpu, cpu), result)
-    return best
-
-
-def compared(new: Timed, old: Timed) -> str:
-    """Both, and how many times as fast the first is on either clock."""
-    return f"{new}, loops {old}: {old.wall / new.wall:.1f} ({old.cpu / new.cpu:.1f}) times as fast"
+def fill_decaying(x: np.ndarray) -> None:
+    """Fills x [p, d] with descriptors whose variances fall off, so that components are definite."""
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((600, x.shape[1]), np.float32)
+    mixing *= np.geomspace(1, 0.05, 600, dtype=np.float32)[:, None]
+    for start in range(0, len(x), 1000):
+        part = x[start : start + 1000]
+        part[:] = rng.standard_normal((len(part), 600), np.float32) @ mixing
+        part += 0.05 * rng.standard_normal(part.shape, np.float32)
 
 
 def figures_by_loops(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -117,11 +110,6 @@ def sgr_by_rows(x: np.ndarray, k: int, gamma: float) -> np.ndarray:
     return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def peak_gib() -> float:
-    """Peak resident memory of this process, mapped files included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 class AnonymousPeak:
     """Peak memory of this process beyond mapped files, sampled while a block runs, in GiB."""
 
@@ -148,73 +136,90 @@ class AnonymousPeak:
         return 0.0
 
 
-def run_metrics(rounds: int, folder: Path) -> None:
+def run_metrics(report: Report, rounds: int, folder: Path) -> None:
     """Figures of 3,600 pages by 720 writers."""
     x, labels = planted(3600, 512, 720)
+    ours = Kept(lambda: summarize(evaluate(score_rows(x), labels, ks=range(1, 10))))
+    loops = Kept(lambda: figures_by_loops(x, labels))
+    times = alternate(rounds, ours=ours, loops=loops)
+    report.add("figures of 3,600 x 512", times["ours"].wall, "s")
+    report.add("the same, CPU", times["ours"].cpu, "s")
+    report.add("by loops", times["loops"].wall, "s")
+    report.add("by loops, CPU", times["loops"].cpu, "s")
+    report.ratio("loops / ours", times["loops"], times["ours"], ">= 8")
+    report.ratio("loops / ours, CPU", times["loops"], times["ours"], by="cpu")
+    worst = max(abs(ours.result[key] - value) for key, value in loops.result.items())
+    report.add("largest difference of a figure", float(worst), "", "<= 1e-12")
 
-    def ours() -> dict[str, float]:
-        return summarize(evaluate(score_rows(x), labels, ks=range(1, 10)))
 
-    new, old = timed(rounds, ours, lambda: figures_by_loops(x, labels))
-    worst = max(abs(new.result[key] - value) for key, value in old.result.items())
-    print(f"3,600 x 512: {compared(new, old)}")
-    print(f"largest difference of {len(old.result)} figures: {worst:.1e}")
-
-
-def run_large(rounds: int, folder: Path) -> None:
+def large_figures() -> Callable[[], object]:
     """Figures of 20,019 pages by 1,152 writers."""
     x, labels = planted(20_019, 512, 1152)
-    (new,) = timed(rounds, lambda: summarize(evaluate(score_rows(x), labels)))
-    print(f"20,019 x 512: {new}, peak {peak_gib():.2f} GiB")
+    return lambda: summarize(evaluate(score_rows(x), labels))
 
 
-def run_whitening(rounds: int, folder: Path) -> None:
+def run_large(report: Report, rounds: int, folder: Path) -> None:
+    """Figures of a large collection, time and memory."""
+    times = alternate(rounds, warmup=0, ours=large_figures())
+    report.add("figures of 20,019 x 512", times["ours"].wall, "s", "< 15")
+    report.add("the same, CPU", times["ours"].cpu, "s")
+    report.add("peak memory", peak_memory(large_figures).peak / 1024, "GiB", "< 3")
+
+
+def run_whitening(report: Report, rounds: int, folder: Path) -> None:
     """PCA whitening, exact on both sides."""
-    x, _ = planted(3600, 51_200, 720)
-    new, old = timed(
-        rounds,
-        lambda: whitening.apply(whitening.fit(x, 512), x),
-        lambda: PCA(512, whiten=True, svd_solver="full").fit_transform(x),
-    )
-    other = old.result / np.linalg.norm(old.result, axis=1, keepdims=True)
-    worst = np.abs(new.result @ new.result.T - other @ other.T).max()
-    print(f"3,600 x 51,200 to 512: {compared(new, old)}")
-    print(f"largest difference of inner products: {worst:.1e}")
+    x = np.empty((3600, 51_200), np.float32)
+    fill_decaying(x)
+    ours = Kept(lambda: whitening.apply(whitening.fit(x, 512), x))
+    full = Kept(lambda: PCA(512, whiten=True, svd_solver="full").fit_transform(x))
+    times = alternate(1, warmup=0, ours=ours, full=full)
+    report.add("PCA whitening of 3,600 x 51,200 to 512", times["ours"].wall, "s")
+    report.add("the same, CPU", times["ours"].cpu, "s")
+    report.add("scikit-learn, full", times["full"].wall, "s")
+    report.add("scikit-learn, full, CPU", times["full"].cpu, "s")
+    report.ratio("ours / scikit-learn", times["ours"], times["full"], "<= 0.3333")
+    other = full.result / np.linalg.norm(full.result, axis=1, keepdims=True)
+    signs = np.sign((ours.result * other).sum(0))
+    report.add("largest difference", float(np.abs(ours.result * signs - other).max()), "")
 
 
-def run_disk(rounds: int, folder: Path) -> None:
+def run_disk(report: Report, rounds: int, folder: Path) -> None:
     """PCA whitening of a file larger than what is held of it."""
     path = folder / "pages.npy"
     shape = (20_019, 51_200)
     if not path.exists():
-        rng = np.random.default_rng(0)
         mapped = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        mixing = rng.standard_normal((600, shape[1]), np.float32)
-        mixing *= np.geomspace(1, 0.05, 600, dtype=np.float32)[:, None]
-        for start in range(0, shape[0], 1000):
-            part = mapped[start : start + 1000]
-            part[:] = rng.standard_normal((len(part), 600), np.float32) @ mixing
-            part += 0.05 * rng.standard_normal(part.shape, np.float32)
+        fill_decaying(mapped)
         mapped.flush()
         del mapped
     x = np.load(path, mmap_mode="r")
+    fit = Kept(lambda: whitening.fit(x, 512))
+    apply = Kept(lambda: whitening.apply(fit.result, x))
     with AnonymousPeak() as memory:
-        (fit,) = timed(1, lambda: whitening.fit(x, 512))
-        (out,) = timed(1, lambda: whitening.apply(fit.result, x))
-    print(f"20,019 x 51,200 to 512 from disk: fit {fit}, apply {out}")
-    print(f"peak {peak_gib():.1f} GiB, of which {memory.peak:.1f} beyond the mapped file")
+        fitted = alternate(1, warmup=0, fit=fit)["fit"]
+        applied = alternate(1, warmup=0, apply=apply)["apply"]
+    for name, times in (("fit", fitted), ("apply", applied)):
+        report.add(f"{name} of 20,019 x 51,200 to 512 from disk", times.wall, "s")
+        report.add(f"{name}, CPU", times.cpu, "s")
+    report.add("peak memory beyond the mapped file", memory.peak, "GiB", "< 12")
 
 
-def run_sgr(rounds: int, folder: Path) -> None:
+def run_sgr(report: Report, rounds: int, folder: Path) -> None:
     """Similarity graph re-ranking, k 2, one layer."""
     x, _ = planted(3600, 512, 720)
-    new, old = timed(rounds, lambda: rerank.sgr(x, 2, 1, 0.4), lambda: sgr_by_rows(x, 2, 0.4))
-    worst = np.abs(new.result - old.result).max()
-    print(f"SGR of 3,600 pages: {compared(new, old)}; largest difference {worst:.1e}")
+    ours, loops = Kept(lambda: rerank.sgr(x, 2, 1, 0.4)), Kept(lambda: sgr_by_rows(x, 2, 0.4))
+    times = alternate(rounds, ours=ours, loops=loops)
+    report.add("SGR of 3,600 pages", times["ours"].wall, "s")
+    report.add("the same, CPU", times["ours"].cpu, "s")
+    report.add("by rows", times["loops"].wall, "s")
+    report.add("by rows, CPU", times["loops"].cpu, "s")
+    report.ratio("rows / ours", times["loops"], times["ours"], ">= 5")
+    report.ratio("rows / ours, CPU", times["loops"], times["ours"], by="cpu")
+    report.add("largest difference", float(np.abs(ours.result - loops.result).max()), "", "<= 1e-5")
 
 
-def run_search(rounds: int, folder: Path) -> None:
-    """Exact search in a mapped file; the first round compiles and reads the file."""
+def run_search(report: Report, rounds: int, folder: Path) -> None:
+    """Exact search in a mapped file; the warm-up compiles and reads the file."""
     path = folder / "gallery.npy"
     shape = (1_000_000, 512)
     if not path.exists():
@@ -227,33 +232,33 @@ def run_search(rounds: int, folder: Path) -> None:
     gallery = np.load(path, mmap_mode="r")
     queries, _ = planted(100, 512, 20, seed=1)
     with AnonymousPeak() as memory:
-        (first,) = timed(1, lambda: search(queries, gallery, 100))
-        (again,) = timed(rounds, lambda: search(queries, gallery, 100))
-    print(f"100 queries, 1,000,000 x 512, 100 nearest: {again}; the first time {first}")
-    print(f"peak {memory.peak - memory.start:.2f} GiB beyond the mapped file")
+        times = alternate(rounds, ours=lambda: search(queries, gallery, 100))
+    report.add("100 queries, 1,000,000 x 512, 100 nearest", times["ours"].wall, "s", "< 3")
+    report.add("the same, CPU", times["ours"].cpu, "s")
+    report.add("peak memory beyond the mapped file", memory.peak - memory.start, "GiB", "< 1")
 
 
 def main() -> None:
-    """Runs one part and prints its figures."""
+    """Runs one part."""
     parts = {
         "metrics": run_metrics,
         "large": run_large,
-        "whitening": run_whitening,
-        "disk": run_disk,
         "sgr": run_sgr,
         "search": run_search,
+        "whitening": run_whitening,
+        "disk": run_disk,
     }
-    parser = argparse.ArgumentParser(description="retrieval benchmark")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None, help="for large files; they are kept if given")
     args = parser.parse_args()
-    print(f"{os.cpu_count()} cores, numpy {np.__version__}")
-    if args.folder:
-        parts[args.part](args.rounds, Path(args.folder))
-        return
-    with tempfile.TemporaryDirectory(prefix="retrieval-benchmark-") as folder:
-        parts[args.part](args.rounds, Path(folder))
+    report = Report(f"retrieval-{args.part}")
+    with tempfile.TemporaryDirectory(prefix="retrieval-benchmark-") as temporary:
+        parts[args.part](report, args.rounds, Path(args.folder or temporary))
+    report.write()
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ def _typed(key: str, text: str, default: object) -> object:
 def data_config(split: str) -> ConfigDict:
     """The pages a stage reads."""
     data = ConfigDict()
-    # A folder of page images, a manifest CSV, `synthetic` (the built-in corpus), or a public
-    # collection such as `tfds:historical_wi/color,manual_dir=FOLDER`
-    # (input_pipeline/datasets/catalog.py). A folder that holds a manifest.csv stands for that
-    # file, unless one of the expressions below is given.
+    # A folder of page images, one image, a manifest CSV, a IIIF manifest (a .json file or an
+    # address), `synthetic` (the built-in corpus), or a public collection such as
+    # `tfds:historical_wi/color,manual_dir=FOLDER` (input_pipeline/datasets/catalog.py). A folder
+    # that holds a manifest.csv stands for that file, unless one of the expressions below is given.
     data.pages = "synthetic"
     # Rows of the manifest whose column `split` has this value; all rows where empty or where the
     # manifest has no such column.
@@ -84,9 +84,19 @@ def data_config(split: str) -> ConfigDict:
     # two above (the second is then needed) find writer and page. `()` finds none. The published
     # names: `(\d+)` for the cluster, `\d+_(\d+)` for the writer, `IMG_MAX_(\d+)` for the page.
     data.cluster_regex = ""
+    data.iiif = ConfigDict(
+        {
+            # Folder that holds the images of a IIIF manifest, found by the file name (or the Image
+            # API's identifier) in their addresses. Empty: the folder of the manifest.
+            "images": "",
+            # Servers that may be asked for a manifest, or for images that are not on disk.
+            "hosts": ("localhost", "127.0.0.1", "::1"),
+        }
+    )
     # Largest accepted image, in pixels (width x height): protects against decompression bombs.
     data.max_pixels = 200_000_000
-    # Where the built-in corpus is written (once) so that its pages can be looked at.
+    # Where the built-in corpus is written (once) so that its pages can be looked at, and what a
+    # IIIF server sent.
     data.cache = "runs/data"
     return data
 

@@ -45,8 +45,30 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.precision = "auto"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    # Page descriptors are signed powers of the sums of their patch descriptors.
+    # Several processes, each with its share of the pages.
+    config.distributed = common.distributed_config()
+    # How the patch descriptors of a page become one: `sum`, `mean` (which differs in nothing after
+    # L2), `max`, `lse` (log-sum-exp), `gmp` (generalised max pooling).
+    config.pooling = "sum"
+    # Ridge of generalised max pooling.
+    config.gmp_lambda = 1.0
+    # Page descriptors are signed powers of that, made unit vectors; 1: as they are.
     config.power = 0.4
-    # Pages are embedded and kept in groups of so many; a killed run goes on after the last group.
-    config.pages_per_group = 64
+    config.patch_whitening = ConfigDict(
+        {
+            # Patch descriptors are PCA-whitened before they are pooled: `none`, `fit` (on patches
+            # of these pages, as published for GRK-Papyri; saved) or `load` (from `file`).
+            "mode": "none",
+            # Components kept; 0 takes all, but at most a quarter of the patches fitted on.
+            "dim": 0,
+            # Patches that it is fitted on.
+            "samples": 20_000,
+            # patch_whitening.npz of an earlier embedding by the same checkpoint.
+            "file": "",
+        }
+    )
+    # Pages with fewer patches are embedded, but listed in few_patches.csv: too little to judge.
+    config.few_patches = 20
+    # Also written: `npz`, `parquet`, the whole folder in one file.
+    config.also = ()
     return config

@@ -76,6 +76,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     # Pages a query lists in ranking.csv and in the report.
     config.top_k = 10
+    # Also written: annotations.json, the ranking as a IIIF annotation page (W3C web annotations).
+    config.annotations = False
+    # A decisions.csv that the report exported; its decisions go into annotations.json.
+    config.decisions = ""
     config.report = report_config()
     if arg.variant == "paper":
         config.whitening.mode = "transductive"

@@ -36,5 +36,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.whitening = ""
     # Pages listed for each query.
     config.top_k = 10
+    # `exact`: every page is looked at, in chunks on the device. `faiss`: approximate, from an index
+    # (extra `faiss`), for more than a few million pages.
+    config.backend = "exact"
+    config.faiss = ConfigDict(
+        {
+            # Cells of the index (0: 4 times the square root of the pages) and how many of them a
+            # query looks into.
+            "lists": 0,
+            "probes": 32,
+            # File that keeps the index for the next search; empty: faiss.index in the workdir.
+            "index": "",
+        }
+    )
+    # Also written: annotations.json, the matches as a IIIF annotation page (W3C web annotations).
+    config.annotations = False
+    # A decisions.csv that the report exported; its decisions go into annotations.json.
+    config.decisions = ""
     config.report = report_config()
     return config

@@ -1,4 +1,4 @@
-"""The table of pages: from a folder of images, a CSV, a public collection, or the built-in corpus.
+"""The table of pages: images, a CSV, a IIIF manifest, a public collection, or the built-in corpus.
 
 A CSV has a header with at least `path` (relative to the CSV's folder; the published code's name
 `imgs` is understood too). `writer`, `page` and `split` are labels, `x0,y0,x1,y1` a box in pixels
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from input_pipeline import iiif
 from input_pipeline.datasets import catalog, synthetic
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES
@@ -119,13 +120,21 @@ def load_manifest(data: ConfigDict) -> Manifest:
         manifest = _read_collection(data.pages, data.split)
     elif source.is_dir() and (expressions or not (source / "manifest.csv").is_file()):
         manifest = scan_folder(source, data.writer_regex, data.page_regex)
+    elif iiif.is_manifest(data.pages):
+        _no_expressions(data, "a IIIF manifest")
+        manifest = _read_iiif(data)
+    elif source.is_file() and source.name.lower().endswith(SUFFIXES):
+        _no_expressions(data, "one image")
+        page = Page(source.name, **_labels(source.name, {}), box=None, extra={})
+        manifest = Manifest(source.parent, (page,), ())
     elif source.exists():
         _no_expressions(data, "a file")
         manifest = read_csv(source / "manifest.csv" if source.is_dir() else source)
     else:
         raise UserError(
-            f"data.pages={data.pages}: no such folder or file; give a folder of images, a "
-            "manifest CSV, `synthetic`, or a public collection such as `tfds:historical_wi`"
+            f"data.pages={data.pages}: no such folder or file; give a folder of images, an image, "
+            "a manifest (CSV, or IIIF as .json), `synthetic`, or a public collection such as "
+            "`tfds:historical_wi`"
         )
     root, pages = manifest.root, manifest.pages
     if not any((root / page.path).exists() for page in pages):
@@ -148,6 +157,18 @@ def _read_collection(pages: str, split: str) -> Manifest:
     root, columns, rows = catalog.list_pages(catalog.parse(pages), split)
     found = tuple(Page(r.path, r.writer, r.page, r.split, None, r.extra) for r in rows)
     return Manifest(root, found, columns)
+
+
+def _read_iiif(data: ConfigDict) -> Manifest:
+    cache = Path(data.cache) / "iiif"
+    root, found = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
+    pages: dict[str, Page] = {}
+    for page in found:
+        extra = {"canvas": page.canvas, "manifest": page.manifest}
+        labels = _labels(page.path, {"page": page.label})
+        # Two canvases may show one image; it is one page.
+        pages.setdefault(page.path, Page(page.path, **labels, box=None, extra=extra))
+    return Manifest(root, tuple(pages.values()), iiif.COLUMNS)
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:

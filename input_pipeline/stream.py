@@ -38,28 +38,31 @@ def stream_cuts(
     max_pixels: int,
     workers: int,
     masks: Sequence[PageMask] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Cut | str]:
     """What `cut_or_reason` says of each page, in order.
 
     Args:
       workers: processes; 0 takes one a core, 1 works in this process.
       masks: what became of each page, where handwriting was looked for.
+      rows: of the pages in their manifest, by default 0, 1...; they seed what is drawn of a page.
     """
     found = masks or [None] * len(pages)
+    rows = range(len(pages)) if rows is None else [int(row) for row in rows]
     workers = min(workers or usable_cores(), max(len(pages), 1))
     if workers == 1:
-        for row, page in enumerate(pages):
+        for row, page, mask in zip(rows, pages, found):
             with one_thread():
-                cut = cut_or_reason(root, page, rule, max_pixels, row, found[row])
+                cut = cut_or_reason(root, page, rule, max_pixels, row, mask)
             yield cut
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     waiting: deque[Future] = deque()
     try:
-        for row, page in enumerate(pages):
+        for row, page, mask in zip(rows, pages, found):
             with hidden_main():
-                job = (root, page, rule, max_pixels, row, found[row])
+                job = (root, page, rule, max_pixels, row, mask)
                 waiting.append(pool.submit(cut_or_reason, *job))
             if len(waiting) > _AHEAD * workers:
                 yield waiting.popleft().result()

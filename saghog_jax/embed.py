@@ -1,22 +1,20 @@
 """Stage 3: a checkpoint and pages to page descriptors (paper, section 3; reference: section 7).
 
-Pages stream from the processes that cut them into batches that mix pages, and only sums come back
-from the device, so that memory does not grow with a page or with the collection.
-
-Axis letters: b patches of a batch, s pages of a batch, p pages, d width of a page descriptor.
+Every process embeds its share of the pages on its own devices and keeps each as it is done; the
+main one writes the folders when all are there.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,346 +23,279 @@ from input_pipeline.errors import UserError
 from input_pipeline.fingerprint import fingerprints
 from input_pipeline.manifest import Manifest, load_manifest
 from input_pipeline.patches import Cut, Rule
-from input_pipeline.regions.masks import RegionMasks, open_masks
+from input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from input_pipeline.stream import stream_cuts
-from saghog_jax import augment, precision, pretrain, sharding
-from saghog_jax.checkpoint import KINDS, load_variables, params_digest, read_config
-from saghog_jax.embed_groups import Groups
+from saghog_jax import distributed, embed_parts, patch_whitening, precision
+from saghog_jax.checkpoint import params_digest
+from saghog_jax.embed_models import Model, load_models
+from saghog_jax.embed_parts import PageResult, Parts
+from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.files import replacing
 from saghog_jax.logging import duration
-from saghog_jax.models.make import make_encoder, make_writer_model
-from saghog_jax.models.netrvlad import page_sum
-from saghog_jax.precision import operand_dtype
-from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
-from saghog_jax.retrieval.embeddings import save_embeddings
+from saghog_jax.retrieval import exports, whitening
+from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS, l2_normalize, power_norm
+from saghog_jax.retrieval.embeddings import load_embeddings, save_embeddings
 
 NEXT = "python -m saghog_jax.main --config=configs/retrieve.py"
-COMPARE = ("random", "pretrained")
-INPUTS = ("auto", "page", "binary")
+# Columns that are added to the manifest.
+COUNTS = ("patch_count", "ink_pixels")
 _LOG_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Model:
-    """What turns the patches of a batch into sums of descriptors by page.
-
-    `describe(variables, images, binary)` takes normalised images [b, h, w, c] and their binary
-    [b, h, w, 1], and returns features and assignment as `netrvlad.vlad` reads them with
-    `centroids` [v, d]. `sums(variables, images, binary, segments)` takes weights [s, b] too, and
-    returns [s, v * d]. CLS features are VLAD of one cluster at zero.
-    """
-
-    name: str
-    kind: str
-    input: str
-    variables: dict
-    describe: Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    sums: Callable[[dict, jax.Array, jax.Array, jax.Array], jax.Array]
-    centroids: np.ndarray
-    intra_normalize: bool
-
-    @property
-    def dim(self) -> int:
-        """Width of a page descriptor."""
-        return self.centroids.size
-
-
-def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
-    """Sums of L2-normalised CLS features of an encoder; `config` is that of its run."""
-    kind = config.encoder if config.stage == "finetune" else "vit"
-    encoder = make_encoder(config.model, operand_dtype(config.precision), kind=kind)
-
-    def describe(
-        variables: dict, images: jax.Array, binary: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del binary
-        x = encoder.apply(variables, images, method="features")
-        return x, jnp.ones((x.shape[0], 1), x.dtype)
-
-    def sums(
-        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
-    ) -> jax.Array:
-        x, _ = describe(variables, images, binary)
-        return segments @ l2_normalize(x)
-
-    alone = {name: tree["encoder"] for name, tree in variables.items()}
-    width = config.model.width if kind == "vit" else encoder.width
-    origin = np.zeros((1, width), np.float32)
-    return Model(name, "cls", source, alone, describe, sums, origin, False)
-
-
-def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
-    """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
-    module = make_writer_model(config)
-    normalized = config.netrvlad.normalized
-
-    def describe(
-        variables: dict, images: jax.Array, binary: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return module.apply(variables, images, binary=binary)
-
-    def sums(
-        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
-    ) -> jax.Array:
-        x, assignment = describe(variables, images, binary)
-        centroids = variables["params"]["netrvlad"]["centroids"]
-        pages = page_sum(assignment, x, centroids, segments, normalized)
-        return pages.reshape(pages.shape[0], -1)
-
-    centroids = np.asarray(variables["params"]["netrvlad"]["centroids"])
-    return Model(name, "netrvlad", source, variables, describe, sums, centroids, normalized)
-
-
-def load_models(config: ConfigDict) -> list[Model]:
-    """The model of `config.checkpoint`, then those of `config.compare`.
-
-    Raises:
-      UserError: a checkpoint that is not there; unknown names in `input` or `compare`.
-    """
-    if config.input not in INPUTS:
-        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
-    unknown = sorted(set(config.compare) - set(COMPARE))
-    if unknown:
-        raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
-    folder = Path(config.checkpoint)
-    variables, meta = load_variables(folder, KINDS, config.which)
-    run = _run_config(folder, config)
-    if meta["kind"] == "writer":
-        source = run.input if config.input == "auto" else config.input
-        models = [netrvlad_model("finetuned", run, variables, source)]
-        begun_from = Path(run.init_from) if run.init_from else None
-    else:
-        source = "page" if config.input == "auto" else config.input
-        models = [cls_model("pretrained", run, variables, source)]
-        begun_from = folder
-    begun = _run_config(begun_from, config) if begun_from else run
-    if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
-        given, _ = load_variables(begun_from, KINDS)
-        models.append(cls_model("pretrained", begun, given, source))
-    if "random" in config.compare:
-        models.append(cls_model("random", begun, _untrained(begun), source))
-    return models
-
-
-def _run_config(folder: Path, config: ConfigDict) -> ConfigDict:
-    """The config of a run, with the precision that embeds."""
-    run = read_config(folder)
-    run.precision = precision.resolve(config).precision
-    return run
-
-
-def _untrained(run: ConfigDict) -> dict:
-    """The model as it was before the first update of a run that started from scratch."""
-    if run.stage == "pretrain":
-        return jax.jit(lambda: pretrain.init_variables(run, jax.random.key(run.seed)))()
-    size = run.model.patch_size
-    images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
-    model = make_writer_model(run)
-    return jax.jit(lambda: model.init(jax.random.key(run.seed), images, binary=binary))()
-
-
-class Embedder:
-    """Runs all models on batches of patches and adds the results up by page."""
-
-    def __init__(
-        self, models: Sequence[Model], batch_size: int, pages: int, mesh_config: ConfigDict
-    ) -> None:
-        self._models, self._b, self._s = models, batch_size, pages
-        self._mesh = sharding.make_mesh(mesh_config)
-        sharding.local_batch_size(batch_size)
-        whole = sharding.replicated(self._mesh)
-        self._variables = [jax.device_put(model.variables, whole) for model in models]
-
-        def compute(variables: list[dict], batch: dict) -> list[jax.Array]:
-            images, binary = augment.decode(batch)
-            inputs = {"page": images, "binary": jnp.broadcast_to(binary, images.shape)}
-            inputs = {name: augment.normalize(x) for name, x in inputs.items()}
-            segments = batch["segments"].T
-            return [
-                m.sums(v, inputs[m.input], binary, segments)
-                for m, v in zip(models, variables, strict=True)
-            ]
-
-        self._compute = jax.jit(compute, out_shardings=whole)
-
-    def sums(self, cuts: Iterator[Cut]) -> Iterator[list[np.ndarray]]:
-        """For each page's patches, in order, the sums of each model: arrays [d].
-
-        A page of no patches gives zeros.
-        """
-        totals: dict[int, list[np.ndarray]] = {}
-        begun, given = 0, 0
-        pending = None
-        for rows, ended in self._batches(cuts):
-            result = self._start(rows) if rows else None
-            self._collect(pending, totals)
-            pending = (rows, result)
-            # Pages whose last patches are in a batch that has been collected are whole.
-            while given < begun:
-                yield totals.pop(given, None) or self._zeros()
-                given += 1
-            begun = ended
-        self._collect(pending, totals)
-        while given < begun:
-            yield totals.pop(given, None) or self._zeros()
-            given += 1
-
-    def _zeros(self) -> list[np.ndarray]:
-        return [np.zeros(model.dim, np.float32) for model in self._models]
-
-    def _batches(self, cuts: Iterator[Cut]) -> Iterator[tuple[list, int]]:
-        """Pieces (page, cut, first, last) that fill a batch, and how many pages end in it."""
-        rows, filled, ended = [], 0, 0
-        for page, cut in enumerate(cuts):
-            first, n = 0, len(cut.patches)
-            while first < n:
-                if filled == self._b or len(rows) == self._s:
-                    yield rows, ended
-                    rows, filled = [], 0
-                last = min(n, first + self._b - filled)
-                rows.append((page, cut, first, last))
-                filled += last - first
-                first = last
-            ended = page + 1
-        yield rows, ended
-
-    def _start(self, rows: list[tuple[int, Cut, int, int]]) -> list[jax.Array]:
-        """Sends a batch to the device, filled up with blank patches of weight zero."""
-        cut = rows[0][1]
-        patches = np.zeros((self._b, *cut.patches.shape[1:]), np.uint8)
-        ink = np.zeros((self._b, *cut.ink.shape[1:]), np.uint8)
-        segments = np.zeros((self._b, self._s), np.float32)
-        at = 0
-        for s, (_, cut, first, last) in enumerate(rows):
-            end = at + last - first
-            patches[at:end], ink[at:end] = cut.patches[first:last], cut.ink[first:last]
-            segments[at:end, s] = 1.0
-            at = end
-        batch = {"patches": patches, "ink": ink, "segments": segments}
-        return self._compute(self._variables, sharding.to_device(batch, self._mesh))
-
-    def _collect(self, pending: tuple | None, totals: dict[int, list[np.ndarray]]) -> None:
-        if pending is None or pending[1] is None:
-            return
-        rows, result = pending
-        arrays = [np.asarray(array) for array in result]
-        for s, (page, *_) in enumerate(rows):
-            found = [array[s] for array in arrays]
-            if page in totals:
-                found = [a + b for a, b in zip(totals[page], found, strict=True)]
-            totals[page] = found
+# Pages whose descriptors are held at a time while the folders are written.
+_BLOCK_PAGES = 256
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Embeds all pages; returns the number of pages that were skipped.
 
-    Groups of pages are kept in `workdir/groups` until all are there, so that a killed run goes on;
-    they belong to one set of models, pages and settings.
+    What is done is kept page by page in `workdir/parts` until all are there, so that a killed run
+    goes on; it belongs to one set of models, pages and settings.
+
+    Raises:
+      UserError: a checkpoint, pages or choices that are not there; no page that can be embedded.
     """
+    _check(config)
     models = load_models(config)
     manifest = load_manifest(config.data)
     rule = Rule.from_config(config.store)
     digests = [params_digest(model.variables) for model in models]
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
-    made_from = _identity(config, manifest, rule, models, digests, masks)
-    if _made_from(workdir) == made_from:
-        skipped = _read_skipped(workdir / "skipped.csv")
-        print(f"{workdir} holds these embeddings already")
-        print(f"next: {NEXT} --config.embeddings={workdir}")
-        return len(skipped)
-    widths = [(model.name, model.dim) for model in models]
-    groups = Groups(workdir / "groups", made_from, len(manifest), config.pages_per_group, widths)
-    embedder = Embedder(models, config.batch_size, config.pages_per_batch, config.mesh)
-    print(
-        f"embedding {len(manifest):,} pages with {', '.join(m.name for m in models)}"
-        + (f"; {groups.pages_done:,} are there already" if groups.pages_done else ""),
-        flush=True,
+    made_from = distributed.main_first(
+        lambda: _identity(config, manifest, rule, models, digests, masks)
     )
-    _embed_missing(config, manifest, rule, embedder, groups, masks)
-    counts, reasons, sums = groups.load()
-    kept = [i for i, reason in enumerate(reasons) if not reason]
-    skipped = [(manifest.pages[i].page_id, r) for i, r in enumerate(reasons) if r]
-    if not kept:
+    done = _made_from(workdir) == made_from
+    distributed.barrier("looked")
+    if done:
+        skipped = _read_skipped(workdir / "skipped.csv")
+        if distributed.is_main():
+            _export(config, [workdir, *(workdir / model.name for model in models[1:])])
+            print(f"{workdir} holds these embeddings already")
+            print(f"next: {NEXT} --config.embeddings={workdir}")
+        return len(skipped)
+    found = distributed.main_first(masks.ensure) if masks else None
+    folder = workdir / "parts"
+    if distributed.is_main():
+        embed_parts.begin(folder, made_from)
+    kept = folder / patch_whitening.FILE
+    whitenings = _whitenings(config, models, digests, manifest, rule, found, kept)
+    pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)
+    embedder = Embedder(models, pooling, config.batch_size, config.pages_per_batch, config.mesh)
+    names = [model.name for model in models]
+    parts = Parts(folder, list(zip(names, embedder.widths)), jax.process_index())
+    distributed.barrier("begun")
+    there = parts.read()
+    distributed.barrier("read")
+    if distributed.is_main():
+        print(
+            f"embedding {len(manifest):,} pages with {', '.join(names)}"
+            + (f"; {len(there):,} are there already" if there else ""),
+            flush=True,
+        )
+    todo = [i for i in range(len(manifest)) if i not in there]
+    _embed(config, manifest, rule, embedder, parts, found, todo)
+    distributed.barrier("embedded")
+    results = parts.read()
+    skipped = [
+        (manifest.pages[i].page_id, r.reason) for i, r in sorted(results.items()) if r.reason
+    ]
+    if len(skipped) == len(manifest):
         raise UserError(
             f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
             f"{skipped[0][0]}: {skipped[0][1]}"
         )
-    _write_skipped(workdir / "skipped.csv", skipped)
-    # The folder that says what all were made from is written last.
-    for model, digest, total in reversed(list(zip(models, digests, sums, strict=True))):
-        folder = workdir if model is models[0] else workdir / model.name
+    if distributed.is_main():
+        _write(
+            config, workdir, manifest, models, digests, whitenings, parts, results, made_from, masks
+        )
+        shutil.rmtree(folder)
+    distributed.barrier("written")
+    return len(skipped)
+
+
+def _check(config: ConfigDict) -> None:
+    if config.pooling not in POOLINGS:
+        raise UserError(f"unknown config.pooling {config.pooling!r}, known: {', '.join(POOLINGS)}")
+    if not 0 < config.power <= 1 or config.gmp_lambda <= 0:
+        raise UserError(
+            f"config.power={config.power} must lie in (0, 1], config.gmp_lambda="
+            f"{config.gmp_lambda} be positive"
+        )
+    unknown = sorted(set(config.also) - set(exports.FORMATS))
+    if unknown:
+        raise UserError(f"unknown config.also {unknown[0]!r}, known: {', '.join(exports.FORMATS)}")
+    patch_whitening.check(config)
+
+
+def _whitenings(
+    config: ConfigDict,
+    models: Sequence[Model],
+    digests: Sequence[str],
+    manifest: Manifest,
+    rule: Rule,
+    masks: Sequence[PageMask] | None,
+    kept: Path,
+) -> list[whitening.Whitening | None]:
+    """The whitening of each model's patch descriptors; what was fitted is kept, to go on with."""
+    found: list[whitening.Whitening | None] = [None] * len(models)
+    mode = config.patch_whitening.mode
+    if mode == "load":
+        found = list(patch_whitening.load(Path(config.patch_whitening.file), models, digests))
+    elif mode == "fit":
+
+        def fit() -> list[whitening.Whitening]:
+            where = [kept] + [kept.parent / model.name / kept.name for model in models[1:]]
+            if not all(path.exists() for path in where):
+                fitted = patch_whitening.fit(config, models, manifest, rule, masks)
+                for path, one, digest in zip(where, fitted, digests, strict=True):
+                    whitening.save(one, path, digest)
+            return patch_whitening.load(kept, models, digests)
+
+        found = list(distributed.main_first(fit))
+    for model, fitted in zip(models, found, strict=True):
+        width = model.dim if fitted is None else len(fitted.variances)
+        if config.pooling == "gmp" and width > GMP_MAX_WIDTH:
+            raise UserError(
+                f"config.pooling=gmp pools patch descriptors of width {GMP_MAX_WIDTH} at most; "
+                f"those of {model.name} have {width}; --config.patch_whitening.mode=fit "
+                "--config.patch_whitening.dim=512 makes fewer of them"
+            )
+    return found
+
+
+def _embed(
+    config: ConfigDict,
+    manifest: Manifest,
+    rule: Rule,
+    embedder: Embedder,
+    parts: Parts,
+    masks: Sequence[PageMask] | None,
+    todo: Sequence[int],
+) -> None:
+    """Cuts and embeds this process's share of the pages that are not there yet."""
+    todo = todo[jax.process_index() :: jax.process_count()]
+    results: list[PageResult] = []
+
+    def cuts() -> Iterator[Cut]:
+        pages = [manifest.pages[i] for i in todo]
+        found = None if masks is None else [masks[i] for i in todo]
+        empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
+        for cut in stream_cuts(
+            manifest.root, pages, rule, config.data.max_pixels, config.store.workers, found, todo
+        ):
+            unreadable = isinstance(cut, str)
+            cut, reason = (empty, cut) if unreadable else (cut, "")
+            count, ink = len(cut.patches), int(np.bitwise_count(cut.ink).sum(dtype=np.int64))
+            if not count and not reason:
+                reason = "no patch passed the rule (a blank page?)"
+            results.append(PageResult(count, ink, reason))
+            yield cut
+
+    began = last = time.monotonic()
+    patches = 0
+    with contextlib.closing(parts):
+        for i, descriptors in enumerate(embedder.pages(cuts())):
+            parts.append(todo[i], descriptors, results[i])
+            patches += results[i].patches
+            now = time.monotonic()
+            if now - last > _LOG_SECONDS:
+                last = now
+                eta = duration((now - began) / (i + 1) * (len(todo) - i - 1))
+                rate = patches / (now - began)
+                print(
+                    f"{i + 1:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True
+                )
+
+
+def _write(
+    config: ConfigDict,
+    workdir: Path,
+    manifest: Manifest,
+    models: Sequence[Model],
+    digests: Sequence[str],
+    whitenings: Sequence[whitening.Whitening | None],
+    parts: Parts,
+    results: dict[int, PageResult],
+    made_from: str,
+    masks: RegionMasks | None,
+) -> None:
+    """Writes the embeddings folders; the one that says what all were made from last."""
+    kept = [i for i in range(len(manifest)) if not results[i].reason]
+    skipped = [
+        (manifest.pages[i].page_id, r.reason) for i, r in sorted(results.items()) if r.reason
+    ]
+    few = [i for i in kept if results[i].patches < config.few_patches]
+    _write_rows(workdir / "skipped.csv", ("page_id", "reason"), skipped)
+    _write_rows(
+        workdir / "few_patches.csv",
+        ("page_id", *COUNTS),
+        [(manifest.pages[i].page_id, results[i].patches, results[i].ink) for i in few],
+    )
+    pages = [
+        page._replace(extra=page.extra | dict(zip(COUNTS, (str(r.patches), str(r.ink)))))
+        for page, r in ((manifest.pages[i], results[i]) for i in kept)
+    ]
+    folders = [workdir if not i else workdir / model.name for i, model in enumerate(models)]
+    for i, (model, folder) in reversed(list(enumerate(zip(models, folders)))):
+        fitted = whitenings[i]
+        white = "none"
+        if fitted is not None:
+            k = len(fitted.variances)
+            white = f"{config.patch_whitening.mode}, {k} dims from {fitted.pages:,} patches"
+            whitening.save(fitted, folder / patch_whitening.FILE, digests[i])
         meta = {
             "model": model.name,
             "made_from": made_from,
-            "checkpoint": digest,
+            "checkpoint": _checkpoint(digests[i], fitted),
             "checkpoint_folder": str(config.checkpoint),
             "descriptor": model.kind,
             "input": model.input,
-            "aggregation": f"sum, power {config.power:g}, L2",
+            "patch_whitening": white,
+            "pooling": config.pooling,
             "power": config.power,
-            "patches": [int(counts[i]) for i in kept],
+            "aggregation": (
+                ("" if fitted is None else f"patches whitened ({white}), ")
+                + f"{config.pooling}, power {config.power:g}, L2"
+            ),
+            "patches": [results[i].patches for i in kept],
             "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
             "regions": masks.identity if masks else {"backend": "none"},
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
-        descriptors = l2_normalize(power_norm(total[kept], config.power))
-        save_embeddings(folder, descriptors, [manifest.pages[i] for i in kept], manifest.root, meta)
-    groups.remove()
-    print(f"{len(kept):,} pages embedded ({int(counts.sum()):,} patches) in {workdir}")
+        blocks = (
+            l2_normalize(power_norm(block, config.power))
+            for block in parts.blocks(i, kept, _BLOCK_PAGES)
+        )
+        save_embeddings(folder, blocks, pages, manifest.root, meta)
+    _export(config, folders)
+    patches = sum(result.patches for result in results.values())
+    print(f"{len(kept):,} pages embedded ({patches:,} patches) in {workdir}")
+    if few:
+        first = manifest.pages[few[0]].page_id
+        print(
+            f"warning: {len(few):,} pages have fewer than {config.few_patches} patches, too little "
+            f"writing to judge; listed in {workdir / 'few_patches.csv'}: {first}: "
+            f"{results[few[0]].patches}"
+        )
     if skipped:
         print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "
               f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
     print(f"next: {NEXT} --config.embeddings={workdir}")
-    return len(skipped)
 
 
-def _embed_missing(
-    config: ConfigDict,
-    manifest: Manifest,
-    rule: Rule,
-    embedder: Embedder,
-    groups: Groups,
-    masks: RegionMasks | None,
-) -> None:
-    """Cuts and embeds the pages of all groups that are not there yet."""
-    found = masks.ensure() if masks else None
-    todo = [i for g in groups.missing() for i in groups.pages_of(g)]
-    counts: list[int] = []
-    reasons: list[str] = []
+def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:
+    """What tells whether embeddings may be compared: the weights, and what whitened the patches."""
+    if fitted is None:
+        return digest
+    return hashlib.sha256(
+        digest.encode() + fitted.mean.tobytes() + fitted.components.tobytes()
+    ).hexdigest()
 
-    def cuts() -> Iterator[Cut]:
-        pages = [manifest.pages[i] for i in todo]
-        empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
-        for cut in stream_cuts(
-            manifest.root,
-            pages,
-            rule,
-            config.data.max_pixels,
-            config.store.workers,
-            None if found is None else [found[i] for i in todo],
-        ):
-            unreadable = isinstance(cut, str)
-            counts.append(0 if unreadable else len(cut.patches))
-            blank = "no patch passed the rule (a blank page?)" if not counts[-1] else ""
-            reasons.append(cut if unreadable else blank)
-            yield empty if unreadable else cut
 
-    began = last = time.monotonic()
-    held: list[list[np.ndarray]] = []
-    for done, page_sums in enumerate(embedder.sums(cuts()), start=1):
-        held.append(page_sums)
-        group = groups.of_page(todo[done - 1])
-        if done == len(todo) or groups.of_page(todo[done]) != group:
-            n = len(held)
-            groups.write(group, held, counts[done - n : done], reasons[done - n : done])
-            held = []
-        now = time.monotonic()
-        if now - last > _LOG_SECONDS:
-            last = now
-            eta = duration((now - began) / done * (len(todo) - done))
-            rate = sum(counts[:done]) / (now - began)
-            print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
+def _export(config: ConfigDict, folders: Sequence[Path]) -> None:
+    for folder in folders:
+        for name in config.also:
+            path = exports.write(load_embeddings(folder), name)
+            print(f"written: {path}")
 
 
 def _identity(
@@ -372,7 +303,7 @@ def _identity(
     manifest: Manifest,
     rule: Rule,
     models: Sequence[Model],
-    digests: list[str],
+    digests: Sequence[str],
     masks: RegionMasks | None,
 ) -> str:
     """SHA-256 over all that decides the embeddings: pages, their contents, rule, masks, models."""
@@ -388,11 +319,21 @@ def _identity(
         "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
         "precision": precision.resolve(config).precision,
         "power": config.power,
-        "pages_per_group": config.pages_per_group,
+        "pooling": [config.pooling, config.gmp_lambda],
+        "patch_whitening": _whitening_identity(config),
         **({"regions": [masks.identity, masks.digests]} if masks else {}),
     }
     text = json.dumps(decides, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _whitening_identity(config: ConfigDict) -> list:
+    section = config.patch_whitening
+    if section.mode == "load":
+        # Not where it lies, but what it says.
+        path = Path(section.file)
+        return ["load", hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""]
+    return ["fit", section.dim, section.samples] if section.mode == "fit" else []
 
 
 def _made_from(folder: Path) -> str:
@@ -408,8 +349,8 @@ def _read_skipped(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
     with replacing(path, "w") as file:
         writer = csv.writer(file)
-        writer.writerow(("page_id", "reason"))
-        writer.writerows(skipped)
+        writer.writerow(header)
+        writer.writerows(rows)

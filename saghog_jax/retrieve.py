@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.retrieval import evaluation_report, tables, whitening
+from saghog_jax.retrieval import annotations, evaluation_report, tables, whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
 from saghog_jax.retrieval.results import all_results, check_choices, groups_of, labels_of
@@ -38,6 +38,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     ranking = Ranking(labels, labels, found, 1 - similarity)
     tables.write_per_query(workdir / "per_query.csv", main, results[-1].evaluation)
     tables.write_ranking(workdir / "ranking.csv", main, main, ranking)
+    if config.annotations:
+        decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
+        annotations.write(workdir / "annotations.json", main, main, ranking, decisions=decisions)
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     path = evaluation_report.write(workdir, main, results, ranking, config)
     print(*tables.describe(results, labels), f"report: {path}", sep="\n")

@@ -1,5 +1,6 @@
 """Stage search: the nearest pages of a gallery for new pages, to matches.csv and report.html."""
 
+import hashlib
 import html
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from saghog_jax.files import replacing
-from saghog_jax.retrieval import metrics, tables, whitening
+from saghog_jax.retrieval import annotations, faiss_search, metrics, tables, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
     Embeddings,
@@ -20,6 +21,8 @@ from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.report import Sheets, chosen, write_sheets
 from saghog_jax.retrieval.results import groups_of
 from saghog_jax.retrieval.search import search
+
+BACKENDS = ("exact", "faiss")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -33,6 +36,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     if config.top_k < 1:
         raise UserError(f"config.top_k={config.top_k}: at least 1")
+    if config.backend not in BACKENDS:
+        raise UserError(f"unknown config.backend {config.backend!r}, known: {', '.join(BACKENDS)}")
+    decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
     queries = load_embeddings(config.queries)
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()
     gallery = queries if same else load_embeddings(config.gallery)
@@ -41,13 +47,29 @@ def run(config: ConfigDict, workdir: Path) -> None:
     asked, answering = (_whitened(fitted, pages) for pages in (queries, gallery))
     own = np.arange(len(queries)) if same else _own_rows(queries, gallery)
     groups = _shared_codes(config.exclude_group, queries, gallery)
-    found, similarity = search(asked, answering, config.top_k, own, *groups)
+    if config.backend == "faiss":
+        found, similarity = faiss_search.search(
+            asked,
+            answering,
+            config.top_k,
+            config.faiss.lists,
+            config.faiss.probes,
+            Path(config.faiss.index or workdir / "faiss.index"),
+            _gallery_identity(gallery, fitted),
+            own,
+            *groups,
+        )
+    else:
+        found, similarity = search(asked, answering, config.top_k, own, *groups)
     labels = _shared_codes("writer", queries, gallery)
     ranking = Ranking(*labels, found, 1 - similarity)
     calibration = _calibration(config, gallery, fitted)
     shares = None if calibration is None else calibration(ranking.distances)
     workdir.mkdir(parents=True, exist_ok=True)
     tables.write_ranking(workdir / "matches.csv", queries, gallery, ranking, shares)
+    if config.annotations:
+        where = workdir / "annotations.json"
+        annotations.write(where, queries, gallery, ranking, shares, decisions)
     reading = _reading(calibration, config)
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     said = {row: {} for row in range(len(queries))}
@@ -61,6 +83,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     path = write_sheets(workdir, "report", "Search", head, sheets, config.report)
     print(f"{len(queries)} pages, {found.shape[1]} answers each: {workdir / 'matches.csv'}")
     print(reading, f"report: {path}", sep="\n")
+
+
+def _gallery_identity(gallery: Embeddings, fitted: whitening.Whitening | None) -> str:
+    made = [gallery.meta.get("made_from", ""), gallery.meta.get("checkpoint", "")]
+    if not made[0]:
+        # Not written by `embed`: the pages must do.
+        made += gallery.page_ids.tolist()
+    if fitted is not None:
+        made.append(hashlib.sha256(fitted.components.tobytes()).hexdigest())
+    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 def _whitening(config: ConfigDict, gallery: Embeddings) -> whitening.Whitening | None:
@@ -152,6 +184,7 @@ def _write_json(
         "queries": queries.meta,
         "gallery": gallery.meta,
         "whitening": config.whitening or "none",
+        "backend": config.backend,
         "exclude_group": config.exclude_group,
         "distance": tables.DEFINITIONS["distance"],
         "reading": reading,

@@ -17,13 +17,16 @@ AXES = ("data", "fsdp")
 RULES = ((r"(cls|mask)_token$", "replicate"), (r"", "split"))
 
 
-def make_mesh(sizes: ConfigDict) -> Mesh:
-    """A mesh of all devices with axes `data` and `fsdp`; at most one size is -1, the rest.
+def make_mesh(sizes: ConfigDict, among: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of devices with axes `data` and `fsdp`; at most one size is -1, the rest.
+
+    Args:
+      among: the devices, by default those of all processes.
 
     Raises:
       UserError: sizes that do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.device_count() if among is None else len(among)
     shape = [sizes[axis] for axis in AXES]
     given = math.prod(size for size in shape if size != -1)
     if shape.count(-1) == 1 and given > 0 and devices % given == 0:
@@ -33,7 +36,8 @@ def make_mesh(sizes: ConfigDict) -> Mesh:
             f"config.mesh asks for {dict(sizes)} but there are {devices} devices; "
             "the sizes must multiply to that number, one of them may be -1"
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=among)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -114,12 +118,18 @@ def local_batch_size(global_batch_size: int) -> int:
     Raises:
       UserError: a batch that the devices do not divide.
     """
-    if global_batch_size % jax.device_count():
-        raise UserError(
-            f"config.global_batch_size={global_batch_size} is not divisible by "
-            f"{jax.device_count()} devices"
-        )
+    check_divisible("global_batch_size", global_batch_size, jax.device_count())
     return global_batch_size // jax.process_count()
+
+
+def check_divisible(field: str, size: int, devices: int) -> None:
+    """Sees that devices get equal parts of a batch.
+
+    Raises:
+      UserError: they do not.
+    """
+    if size % devices:
+        raise UserError(f"config.{field}={size} is not divisible by {devices} devices")
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

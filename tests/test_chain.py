@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,28 +130,84 @@ def test_embed_is_not_done_twice_but_again_where_a_page_has_changed(folder, tmp_
 
 
 def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
-    from saghog_jax.embed_groups import Groups
+    from saghog_jax.embed_parts import Parts
 
     whole = load_embeddings(folder / "embed")
     written = []
-    write = Groups.write
+    append = Parts.append
 
-    def stopping(groups, group, *rest):
-        if len(written) == 2:
+    def stopping(parts, page, *rest):
+        if len(written) == 4:
             raise KeyboardInterrupt
-        written.append(group)
-        write(groups, group, *rest)
+        written.append(page)
+        append(parts, page, *rest)
 
-    monkeypatch.setattr(Groups, "write", stopping)
+    monkeypatch.setattr(Parts, "append", stopping)
     config = toy(embed.get_config(), folder)
     with pytest.raises(KeyboardInterrupt):
         run_stage(config, folder / "embed2")
-    monkeypatch.setattr(Groups, "write", lambda g, n, *r: (written.append(n), write(g, n, *r)))
+    monkeypatch.setattr(Parts, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
     run_stage(config, folder / "embed2")
-    assert written == [0, 1, 2]
+    assert written == [0, 1, 2, 3, 4, 5]
     again = load_embeddings(folder / "embed2")
     np.testing.assert_allclose(again.descriptors, whole.descriptors, atol=2e-3)
-    assert not (folder / "embed2" / "groups").exists()
+    assert not (folder / "embed2" / "parts").exists()
+
+
+def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):
+    image = sorted((folder / "pages").rglob("*.png"))[0]
+    changes = {"data.pages": str(image), "few_patches": 10_000, "also": ("npz", "parquet")}
+    config = toy(embed.get_config("plain"), folder, **changes)
+    assert run_stage(config, tmp_path / "embed") == 0
+    found = load_embeddings(tmp_path / "embed")
+    assert found.page_ids.tolist() == [image.name]
+    out = capsys.readouterr().out
+    assert "warning: 1 pages have fewer than 10000 patches, too little writing to judge" in out
+    patches, ink = (int(found.table[name][0]) for name in ("patch_count", "ink_pixels"))
+    assert patches == found.meta["patches"][0] > 0
+    # Of every patch at least a hundredth is ink, and never all.
+    assert 0.01 * 1024 * patches <= ink < 1024 * patches
+    listed = (tmp_path / "embed" / "few_patches.csv").read_text().splitlines()
+    assert listed == ["page_id,patch_count,ink_pixels", f"{image.name},{patches},{ink}"]
+    for name in ("npz", "parquet"):
+        assert (tmp_path / "embed" / f"embeddings.{name}").exists()
+
+
+def test_poolings_and_patch_whitening_matter(folder, tmp_path, capsys):
+    whole = {}
+    white = {"patch_whitening.mode": "fit", "patch_whitening.dim": 6}
+    for name, changes in {
+        "sum": {},
+        "max": {"pooling": "max"},
+        "lse": {"pooling": "lse"},
+        "gmp": {"pooling": "gmp"},
+        "ridge": {"pooling": "gmp", "gmp_lambda": 100.0},
+        "white": white,
+        "samples": {**white, "patch_whitening.samples": 40},
+        "both": {**white, "pooling": "gmp"},
+    }.items():
+        run_stage(toy(embed.get_config("plain"), folder, **changes), tmp_path / name)
+        whole[name] = load_embeddings(tmp_path / name)
+    names = list(whole)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            x, y = whole[a].descriptors, whole[b].descriptors
+            assert x.shape != y.shape or np.abs(x - y).max() > 1e-2, (a, b)
+    assert whole["white"].descriptors.shape == (6, 6)
+    assert "patches whitened (fit, 6 dims from " in whole["white"].meta["aggregation"]
+    assert "gmp, power 0.4, L2" in whole["gmp"].meta["aggregation"]
+    # Other whitenings make embeddings that must not be compared.
+    assert len({e.meta["checkpoint"] for e in whole.values()}) == 3
+    # What was saved gives the same again, for other pages too.
+    saved = {"patch_whitening.mode": "load",
+             "patch_whitening.file": str(tmp_path / "white" / "patch_whitening.npz")}  # fmt: skip
+    run_stage(toy(embed.get_config("plain"), folder, **saved), tmp_path / "again")
+    again = load_embeddings(tmp_path / "again")
+    np.testing.assert_allclose(again.descriptors, whole["white"].descriptors, atol=1e-5)
+    assert again.meta["checkpoint"] == whole["white"].meta["checkpoint"]
+    saved["checkpoint"] = str(folder / "pretrain")
+    with pytest.raises(UserError, match="was fitted on patches of width 64 of checkpoint"):
+        run_stage(toy(embed.get_config("plain"), folder, **saved), tmp_path / "other")
 
 
 @pytest.mark.parametrize(("module", "stage"), [(pretrain, "pretrain"), (finetune, "finetune")])
@@ -286,6 +343,12 @@ def test_choices_of_embed_matter(folder, tmp_path):
         (embed, {"checkpoint": "nowhere"}, "no checkpoint in nowhere; .*configs/finetune.py"),
         (embed, {"input": "rgb"}, "unknown config.input 'rgb', known: auto, page, binary"),
         (embed, {"compare": ("best",)}, "unknown config.compare 'best'"),
+        (embed, {"pooling": "median"}, "unknown config.pooling 'median', known: sum, mean, max"),
+        (embed, {"power": 0.0}, "config.power=0.0 must lie in"),
+        (embed, {"also": ("xlsx",)}, "unknown config.also 'xlsx', known: npz, parquet"),
+        (embed, {"patch_whitening.mode": "pca"}, "known: none, fit, load"),
+        (embed, {"patch_whitening.mode": "load"}, "needs config.patch_whitening.file"),
+        (embed, {"patch_whitening.samples": 1}, "samples=1 must be at least 2"),
         (retrieve, {"embeddings": "nowhere"}, "configs/embed.py"),
         (pretrain, {"global_batch_size": 1 << 20}, "lower --config.global_batch_size"),
         (pretrain, {"global_batch_size": 12}, "global_batch_size=12 is not divisible by 8"),
@@ -346,6 +409,35 @@ def command(stage, folder, *more):
     name = stage.get_config().stage
     return [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/{name}.py",
             f"--workdir={folder / name}", *sizes, *more]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_embed_what_one_does(folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    white = ["--config.patch_whitening.mode=fit", "--config.patch_whitening.dim=6"]
+    both = [
+        subprocess.Popen(
+            command(embed, folder, f"--workdir={tmp_path / 'two'}", *white,
+                    "--config.distributed.mode=explicit", "--config.distributed.num_processes=2",
+                    f"--config.distributed.coordinator=127.0.0.1:{port}",
+                    f"--config.distributed.process_id={i}"),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    out = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], out
+    assert "6 pages embedded" in out[0]
+    assert "pages embedded" not in out[1]
+    config = toy(embed.get_config(), folder, **{"patch_whitening.mode": "fit",
+                 "patch_whitening.dim": 6})  # fmt: skip
+    run_stage(config, tmp_path / "one")
+    for name in (".", "random", "pretrained"):
+        one, two = (load_embeddings(tmp_path / where / name) for where in ("one", "two"))
+        np.testing.assert_allclose(one.descriptors, two.descriptors, atol=2e-3)
+        assert one.page_ids.tolist() == two.page_ids.tolist()
+    assert not (tmp_path / "two" / "parts").exists()
 
 
 @pytest.mark.slow

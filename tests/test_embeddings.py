@@ -110,6 +110,28 @@ def test_damaged_arrays(folder, name, array, message):
         load_embeddings(folder)
 
 
+def test_an_empty_gallery(folder):
+    for name in ("writers", "pages", "page_ids"):
+        np.save(folder / f"{name}.npy", np.zeros(0, "U1"))
+    np.save(folder / "embeddings.npy", np.zeros((0, 16), np.float32))
+    (folder / "manifest.csv").write_text("path,writer,page\n")
+    with pytest.raises(UserError, match="no embeddings in it"):
+        load_embeddings(folder)
+
+
+def test_blocks_are_written_as_they_come(tmp_path):
+    pages = pages_of(2, 3)
+    x = np.arange(24, dtype=np.float32).reshape(6, 4)
+    save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
+    np.testing.assert_array_equal(load_embeddings(tmp_path / "e").descriptors, x)
+    x[5, 0] = np.nan
+    with pytest.raises(UserError, match=r"'w01/p2\.png' \(row 1\)"):
+        save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
+    # What is broken off never looks whole.
+    with pytest.raises(UserError, match="incomplete"):
+        load_embeddings(tmp_path / "e")
+
+
 def test_a_pickle_in_an_array_is_never_run(folder):
     class Trap:
         def __reduce__(self):

@@ -18,7 +18,7 @@ from configs import pretrain as pretrain_config
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import Page
-from saghog_jax import embed, evaluation, finetune, pretrain, sharding
+from saghog_jax import embed_models, evaluation, finetune, pretrain, sharding
 from saghog_jax.checkpoint import load_variables, read_meta
 from saghog_jax.main import run_stage
 from saghog_jax.train import Run
@@ -258,12 +258,12 @@ def test_embedding_takes_the_checkpoint_that_is_asked_for(folder):
     changes = {"checkpoint": str(folder / "pretrain"), "compare": ()}
     for which in ("last", "best"):
         config = toy(embed_config.get_config(), folder, **changes, which=which)
-        (model,) = embed.load_models(config)
+        (model,) = embed_models.load_models(config)
         wanted = load_variables(folder / "pretrain", ("mae",), which)[0]["params"]["encoder"]
         jax.tree.map(np.testing.assert_array_equal, model.variables["params"], wanted)
     config.which = "first"
     with pytest.raises(UserError, match="unknown checkpoint 'first'"):
-        embed.load_models(config)
+        embed_models.load_models(config)
 
 
 def test_monitors_that_cannot_be_are_refused(folder):

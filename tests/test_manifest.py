@@ -279,9 +279,18 @@ def test_bad_manifests(tmp_path, text, message):
     assert str(path) in given
 
 
+def test_one_image_is_one_page(tmp_path):
+    _image(tmp_path / "some page.JPG")
+    (page,) = _load(tmp_path / "some page.JPG").pages
+    assert (page.path, page.page, page.writer) == ("some page.JPG", "some page", "")
+    message = _message(_load, tmp_path / "some page.JPG", writer_regex="(a)")
+    assert "is one image" in message
+
+
 def test_a_file_that_is_no_csv(tmp_path):
     _image(tmp_path / "page.png")
-    assert "is no CSV in UTF-8" in _message(_load, tmp_path / "page.png")
+    (tmp_path / "page.png").rename(tmp_path / "page.csv")
+    assert "is no CSV in UTF-8" in _message(_load, tmp_path / "page.csv")
     assert "is no CSV in UTF-8" in _message(
         read_csv, _csv(tmp_path, "path,writer\na.png,Müller\n", "latin-1")
     )

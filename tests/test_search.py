@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import jax
 import numpy as np
@@ -242,3 +243,93 @@ def test_one_program_serves_all_chunks(monkeypatch):
     jax.clear_caches()
     search.search(unit(3, 8, 0), unit(20, 8, 1), 2)
     assert search._merge._cache_size() == 1
+
+
+def test_matches_as_annotations(tmp_path, gallery):
+    new = [page("a b.png", extra={"canvas": "https://example.org/c/1"}), page("<i>&.png")]
+    e = planted(tmp_path / "new", [*new, page("boxed.png", box=(5, 6, 15, 26))])
+    decisions = tmp_path / "decisions.csv"
+    fields = {"queries": str(e.folder), "gallery": gallery, "top_k": 3, "annotations": True}
+    matches, _ = run(tmp_path, **fields)
+    plain = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    rows = [
+        f'"{m["query"]}","{m["page"]}",1,0.1,{d}' for m, d in zip(matches, ("accept", "unsure"))
+    ]
+    decisions.write_text("\n".join(["query,page,rank,distance,decision", *rows]) + "\n")
+    run(tmp_path, **fields, decisions=str(decisions))
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert content["type"] == "AnnotationPage"
+    assert "/presentation/3/" in content["@context"]
+    items = content["items"]
+    assert len(items) == len(matches) == 9
+    assert len({item["id"] for item in items}) == 9
+    assert [item["id"] for item in items] == [item["id"] for item in plain["items"]]
+    assert items[0]["target"] == "https://example.org/c/1"
+    assert items[3]["target"] == "../pages/%3Ci%3E%26.png"
+    assert items[6]["target"]["source"] == "../pages/boxed.png"
+    assert items[6]["target"]["selector"]["value"] == "xywh=5,6,10,20"
+    for item, match in zip(items, matches):
+        linked, said = item["body"][:2]
+        assert linked["source"] == f"../pages/{match['page']}"
+        assert f"rank {match['rank']}, distance {float(match['distance']):.4f}" in said["value"]
+        assert f"writer {match['writer']}" in said["value"]
+        assert "% of the pairs at that distance" in said["value"]
+    assert [item["motivation"] for item in items[:3]] == ["assessing", "assessing", "linking"]
+    assert items[1]["body"][2]["value"] == "unsure"
+    assert {item["motivation"] for item in plain["items"]} == {"linking"}
+    for text in ("query,page\na,b\n", "query,page,decision\na,b,maybe\n"):
+        decisions.write_text(text)
+        with pytest.raises(UserError, match="line 2: expected columns query, page and decision"):
+            run(tmp_path, **fields, decisions=str(decisions))
+    with pytest.raises(UserError, match="cannot read"):
+        run(tmp_path, **fields, decisions=str(tmp_path / "none.csv"))
+
+
+def test_backends_are_named(tmp_path, gallery, monkeypatch):
+    with pytest.raises(UserError, match="unknown config.backend 'annoy', known: exact, faiss"):
+        run(tmp_path, queries=gallery, gallery=gallery, backend="annoy")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"pip install 'saghog_jax\[faiss\]'"):
+        run(tmp_path, queries=gallery, gallery=gallery, backend="faiss")
+
+
+def test_faiss_finds_what_exact_search_finds(tmp_path, gallery):
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    fields = {"queries": gallery, "gallery": gallery, "top_k": 5}
+    for more in ({}, {"exclude_group": "sheet"}):
+        exact, _ = run(tmp_path, **fields, **more)
+        # Looking into every cell is exact; so it is with pages of the group left out.
+        all_cells = {"lists": 6, "probes": 6}
+        found, content = run(tmp_path, **fields, **more, backend="faiss", faiss=all_cells)
+        assert [(r["query"], r["page"]) for r in found] == [(r["query"], r["page"]) for r in exact]
+        assert content["backend"] == "faiss"
+    index = tmp_path / "out" / "faiss.index"
+    before = index.stat().st_mtime_ns
+    fields["top_k"] = 60
+    one, _ = run(tmp_path, **fields, backend="faiss", faiss={"lists": 6, "probes": 1})
+    assert index.stat().st_mtime_ns == before
+    # One cell of six holds less; what is found is still in order, and never the page itself.
+    assert 72 < len(one) < 72 * 60
+    assert all(row["query"] != row["page"] for row in one)
+    run(tmp_path, **fields, backend="faiss", faiss={"lists": 5, "probes": 1})
+    assert index.stat().st_mtime_ns != before
+    with pytest.raises(UserError, match=r"config\.faiss\.lists=999 must lie in 1 to 72"):
+        run(tmp_path, **fields, backend="faiss", faiss={"lists": 999, "probes": 1})
+
+
+def test_faiss_of_a_larger_gallery_is_nearly_exact(tmp_path):
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    from saghog_jax.retrieval import faiss_search
+
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((300, 16))[np.arange(6000) % 300] * 2).astype(np.float32)
+    x += rng.standard_normal(x.shape).astype(np.float32)
+    queries = x[:50] + 0.1
+    rows, values = search.search(queries, x, 10)
+    found, similar = faiss_search.search(
+        queries, x, 10, 0, 32, tmp_path / "i", "x", np.full(50, -1)
+    )
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), found.tolist())])
+    assert recall > 0.95
+    assert (np.diff(similar, axis=1) <= 0).all()
+    np.testing.assert_allclose(similar[:, 0], values[:, 0], atol=1e-5)

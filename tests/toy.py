@@ -23,7 +23,6 @@ SIZES = {
     "pseudo_labels.num_clusters": 12,
     "pseudo_labels.pca_dim": 8,
     "batch_size": 64,
-    "pages_per_group": 2,
 }
 
 

@@ -12,6 +12,10 @@ import numpy as np
 Array = np.ndarray | jax.Array
 
 POOLINGS = ("sum", "mean", "max", "lse", "gmp")
+# Parts of a page are joined by these.
+_JOIN = {"sum": np.add, "mean": np.add, "max": np.maximum, "lse": np.logaddexp}
+# Generalised max pooling of a stream keeps a matrix of the width squared: 128 MiB.
+GMP_MAX_WIDTH = 4096
 
 
 def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
@@ -48,33 +52,73 @@ def pool(descriptors: np.ndarray, mode: str, gmp_lambda: float = 1.0) -> np.ndar
     Raises:
       ValueError: an unknown mode, a `gmp_lambda` that is not positive.
     """
-    if mode not in POOLINGS:
-        raise ValueError(f"unknown pooling {mode!r}, known: {', '.join(POOLINGS)}")
-    if gmp_lambda <= 0:
-        raise ValueError(f"gmp_lambda {gmp_lambda} must be positive")
     x = np.asarray(descriptors, np.float64)
-    if not len(x):
-        return np.zeros(x.shape[1], np.float32)
-    if mode == "sum":
-        pooled = x.sum(0)
-    elif mode == "mean":
-        pooled = x.mean(0)
-    elif mode == "max":
-        pooled = x.max(0)
-    elif mode == "lse":
-        top = x.max(0)
-        pooled = top + np.log(np.exp(x - top).sum(0))
-    else:
-        pooled = _generalised_max(x, gmp_lambda)
-    return pooled.astype(np.float32)
+    pages = PagePool(mode, x.shape[1], gmp_lambda)
+    if len(x):
+        if mode in ("sum", "mean"):
+            part = x.sum(0)
+        elif mode == "max":
+            part = x.max(0)
+        else:
+            part = x if mode == "gmp" else np.logaddexp.reduce(x, 0)
+        pages.add(part, len(x))
+    return pages.result()
 
 
-def _generalised_max(x: np.ndarray, ridge: float) -> np.ndarray:
-    # (X^T X + r I)^-1 X^T 1 and X^T (X X^T + r I)^-1 1 are the same vector: the smaller system.
-    b, d = x.shape
-    if b <= d:
-        return x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(b), np.ones(b))
-    return np.linalg.solve(x.T @ x + ridge * np.eye(d), x.sum(0))
+class PagePool:
+    """Pools the patch descriptors of one page as they stream by, in parts of any size.
+
+    Args:
+      mode, gmp_lambda: as in `pool`.
+      width: of the descriptors; for `gmp` at most GMP_MAX_WIDTH.
+
+    Raises:
+      ValueError: what `pool` raises, a width that is too large.
+    """
+
+    def __init__(self, mode: str, width: int, gmp_lambda: float = 1.0) -> None:
+        if mode not in POOLINGS:
+            raise ValueError(f"unknown pooling {mode!r}, known: {', '.join(POOLINGS)}")
+        if gmp_lambda <= 0:
+            raise ValueError(f"gmp_lambda {gmp_lambda} must be positive")
+        if mode == "gmp" and width > GMP_MAX_WIDTH:
+            raise ValueError(
+                f"gmp pools descriptors of width {GMP_MAX_WIDTH} at most, not {width}; whiten them "
+                "to fewer dimensions before"
+            )
+        self._mode, self._width, self._ridge = mode, width, gmp_lambda
+        self._count = 0
+        self._joined = np.zeros(0)
+        self._gram = np.zeros(0)
+
+    def add(self, part: np.ndarray, count: int) -> None:
+        """Takes in `count` more patches.
+
+        Args:
+          part: their sum (sum, mean), maximum or log-sum-exp a dimension, [d]; for `gmp` the
+            descriptors themselves, [count, d].
+        """
+        if count < 1:
+            return
+        part = np.asarray(part, np.float64)
+        if self._mode == "gmp":
+            gram, part = part.T @ part, part.sum(0)
+            self._gram = gram if not self._count else self._gram + gram
+        join = _JOIN.get(self._mode, np.add)
+        self._joined = part if not self._count else join(self._joined, part)
+        self._count += count
+
+    def result(self) -> np.ndarray:
+        """The pooled descriptor, float32 [d]; zeros without any patch."""
+        if not self._count:
+            return np.zeros(self._width, np.float32)
+        pooled = self._joined
+        if self._mode == "mean":
+            pooled = pooled / self._count
+        elif self._mode == "gmp":
+            # (X^T X + r I)^-1 X^T 1: as small for a page of any number of patches.
+            pooled = np.linalg.solve(self._gram + self._ridge * np.eye(self._width), pooled)
+        return pooled.astype(np.float32)
 
 
 def page_descriptors(

@@ -8,7 +8,7 @@ folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,7 +67,7 @@ class Embeddings:
 
 def save_embeddings(
     folder: str | os.PathLike,
-    descriptors: np.ndarray,
+    descriptors: np.ndarray | Iterable[np.ndarray],
     pages: Sequence,
     pages_root: str | os.PathLike,
     meta: Mapping,
@@ -76,7 +76,7 @@ def save_embeddings(
 
     Args:
       folder: made if missing; other files in it (other models' subfolders) are left alone.
-      descriptors: [p, d], one row a page.
+      descriptors: [p, d], one row a page; or blocks of rows, which are held one at a time.
       pages: p rows of a manifest (`input_pipeline.manifest.Page`).
       pages_root: the folder that the pages' paths start from.
       meta: kept in `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the embeddings
@@ -87,13 +87,15 @@ def save_embeddings(
         twice.
     """
     folder = Path(folder)
-    descriptors = np.asarray(descriptors, np.float32)
     page_ids = np.array([page.page_id for page in pages], dtype=np.str_)
-    _check(descriptors, page_ids, folder)
+    _check_ids(page_ids, folder)
+    if isinstance(descriptors, np.ndarray):
+        _check(descriptors, page_ids, folder)
+        descriptors = [descriptors]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
+    dim = _write_blocks(folder, descriptors, page_ids)
     arrays = {
-        "embeddings": descriptors,
         "writers": np.array([page.writer for page in pages], dtype=np.str_),
         "pages": np.array([page.page for page in pages], dtype=np.str_),
         "page_ids": page_ids,
@@ -106,7 +108,7 @@ def save_embeddings(
     whole = {
         "format": FORMAT_VERSION,
         "rows": len(page_ids),
-        "dim": descriptors.shape[1],
+        "dim": dim,
         "pages_root": _relative(pages_root, folder),
         **meta,
     }
@@ -155,6 +157,7 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
     for name, count in counts.items():
         if count != len(descriptors):
             raise UserError(f"{folder}: {name} has {count} rows, embeddings.npy {len(descriptors)}")
+    _check_ids(texts["page_ids"], folder)
     _check(descriptors, texts["page_ids"], folder)
     found = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
     for i, name in enumerate(texts["page_ids"].tolist()):
@@ -192,16 +195,39 @@ def check_comparable(a: Embeddings, b: Embeddings) -> None:
         )
 
 
+def _write_blocks(folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarray) -> int:
+    """Writes embeddings.npy block by block and returns its width."""
+    rows, dim = 0, 0
+    with replacing(folder / "embeddings.npy", "wb") as file:
+        for block in blocks:
+            block = np.ascontiguousarray(block, np.float32)
+            if not rows:
+                dim = block.shape[1]
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(page_ids), dim)}
+                np.lib.format.write_array_header_1_0(file, header)
+            _check(block, page_ids[rows : rows + len(block)], folder)
+            file.write(block.data)
+            rows += len(block)
+        if rows != len(page_ids):
+            raise ValueError(f"{rows} descriptors for {len(page_ids)} pages")
+    return dim
+
+
+def _check_ids(page_ids: np.ndarray, folder: Path) -> None:
+    if not len(page_ids):
+        raise UserError(f"{folder}: no embeddings in it")
+    unique, counts = np.unique(page_ids, return_counts=True)
+    if len(unique) != len(page_ids):
+        raise UserError(f"{folder}: page {str(unique[counts > 1][0])!r} is listed twice")
+
+
 def _check(descriptors: np.ndarray, page_ids: np.ndarray, folder: Path) -> None:
     if descriptors.ndim != 2 or len(descriptors) != len(page_ids):
         raise UserError(
             f"{folder}: descriptors {list(descriptors.shape)} for {len(page_ids)} pages"
         )
-    if not len(page_ids) or not descriptors.shape[1]:
+    if not descriptors.shape[1]:
         raise UserError(f"{folder}: no embeddings in it")
-    unique, counts = np.unique(page_ids, return_counts=True)
-    if len(unique) != len(page_ids):
-        raise UserError(f"{folder}: page {str(unique[counts > 1][0])!r} is listed twice")
     step = max(1, _ROWS_A_CHECK // descriptors.shape[1])
     for start in range(0, len(descriptors), step):
         bad = ~np.isfinite(descriptors[start : start + step]).all(1)

@@ -15,6 +15,7 @@ from saghog_jax.retrieval.metrics import evaluate, summarize
 from saghog_jax.retrieval.ranking import (
     ScoreRows,
     chunks,
+    gram,
     in_threads,
     nearest,
     score_rows,
@@ -113,13 +114,15 @@ def sgr(
 
     Takes three float32 arrays [p, p].
     """
-    # The product of a matrix with its own transpose is symmetric to the bit, and so is the first A.
-    similarity = x @ x.T
+    # Symmetric to the bit, and so is the first A.
+    similarity = gram(x)
     a = np.empty_like(similarity)
 
     def kernel(tile: slice) -> None:
-        part = 1 - similarity[tile]
-        np.exp(np.square(part, out=part) / np.float32(-gamma), out=a[tile])
+        part = np.subtract(1, similarity[tile], out=a[tile])
+        np.square(part, out=part)
+        part *= np.float32(-1 / gamma)
+        np.exp(part, out=part)
 
     _in_tiles(kernel, a)
     for layer in range(layers):
@@ -139,14 +142,18 @@ def _spread(a: np.ndarray, similarity: np.ndarray, k: int, groups: np.ndarray | 
 
     def spread(tile: slice) -> None:
         rows = np.arange(tile.start, tile.stop)
-        found, value = top_columns(_blocked(a[rows], rows, groups, own=-np.inf), k)
+        block = out[tile]
+        block[:] = a[tile]
+        found, value = top_columns(_blocked(block, rows, groups, own=-np.inf), k)
         weight = np.take_along_axis(similarity[tile], found, 1)
         weight[np.isneginf(value)] = 0
-        block = a[rows]
+        block[:] = a[tile]
+        near = np.empty_like(block)
         for j in range(k):
-            block += weight[:, j, None] * a[found[:, j]]
+            np.take(a, found[:, j], axis=0, out=near, mode="clip")
+            near *= weight[:, j, None]
+            block += near
         _l2_in_place(block)
-        out[tile] = block
 
     _in_tiles(spread, a)
     return out
@@ -247,7 +254,7 @@ def _weights(found: np.ndarray, weight: np.ndarray) -> sparse.csr_array:
 def _blocked(
     block: np.ndarray, rows: np.ndarray, groups: np.ndarray | None, own: float
 ) -> np.ndarray:
-    # `block` is a copy: it was taken by an array of rows.
+    # Changes `block`, which nobody else has.
     if groups is not None:
         block[(groups[rows, None] == groups) & (groups[rows, None] >= 0)] = -np.inf
     block[np.arange(len(rows)), rows] = own

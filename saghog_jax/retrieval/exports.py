@@ -1,0 +1,77 @@
+"""An embeddings folder in one file, npz or parquet, for other programs.
+
+Axis letters: p pages, d width of a descriptor.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from saghog_jax.files import replacing
+from saghog_jax.retrieval.embeddings import Embeddings
+
+FORMATS = ("npz", "parquet")
+# Float32 values that are held at a time: 64 MiB.
+_BLOCK_VALUES = 1 << 24
+
+
+def write(pages: Embeddings, form: str) -> Path:
+    """Writes `embeddings.npz` or `embeddings.parquet` into the folder and returns its path.
+
+    The npz holds `embeddings` float32 [p, d], `page_ids` and every column of the manifest as
+    strings [p] (`path`, `writer`, `page`...). The parquet has the same as columns: `page_id`, those
+    of the manifest, and `embedding`, a list of d float32 a row.
+
+    Raises:
+      UserError: an unknown form.
+    """
+    if form not in FORMATS:
+        raise UserError(f"unknown form of embeddings {form!r}, known: {', '.join(FORMATS)}")
+    path = pages.folder / f"embeddings.{form}"
+    with replacing(path, "wb") as file:
+        if form == "npz":
+            _write_npz(file, pages)
+        else:
+            _write_parquet(file, pages)
+    return path
+
+
+def _blocks(x: np.ndarray) -> Iterator[slice]:
+    step = max(1, _BLOCK_VALUES // x.shape[1])
+    for start in range(0, len(x), step):
+        yield slice(start, min(len(x), start + step))
+
+
+def _write_npz(file, pages: Embeddings) -> None:  # noqa: ANN001  a file, as `open` gives it
+    x = pages.descriptors
+    arrays = {"page_ids": pages.page_ids, **pages.table}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+            header = {"descr": "<f4", "fortran_order": False, "shape": x.shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            for rows in _blocks(x):
+                member.write(np.ascontiguousarray(x[rows]).data)
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_parquet(file, pages: Embeddings) -> None:  # noqa: ANN001
+    # Not above: it takes half a second to import, and few need it.
+    import pyarrow
+    from pyarrow import parquet
+
+    x = pages.descriptors
+    names = ["page_id", *pages.table]
+    kind = pyarrow.list_(pyarrow.float32(), x.shape[1])
+    schema = pyarrow.schema([*((name, pyarrow.string()) for name in names), ("embedding", kind)])
+    with parquet.ParquetWriter(file, schema) as writer:
+        for rows in _blocks(x):
+            texts = [pages.page_ids[rows], *(column[rows] for column in pages.table.values())]
+            flat = pyarrow.array(np.ascontiguousarray(x[rows]).reshape(-1))
+            vectors = pyarrow.FixedSizeListArray.from_arrays(flat, x.shape[1])
+            arrays = [pyarrow.array(text.tolist(), pyarrow.string()) for text in texts]
+            writer.write_table(pyarrow.Table.from_arrays([*arrays, vectors], schema=schema))

@@ -1,0 +1,117 @@
+"""Nearest pages by FAISS, for galleries of more than a few million: approximate, from an index.
+
+Needs the extra `faiss` (faiss-cpu). Axis letters: q queries, p pages of the gallery, d width, k
+results.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from saghog_jax.files import replacing
+from saghog_jax.retrieval.aggregate import l2_normalize
+
+# Rows that go into the index at a time: 256 MiB at width 512.
+_BLOCK_ROWS = 1 << 17
+# FAISS advises 30 to 256 training vectors a list.
+_TRAIN_A_LIST = 64
+
+
+def search(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    lists: int,
+    probes: int,
+    index_file: Path,
+    made_from: str,
+    own: np.ndarray,
+    query_groups: np.ndarray | None = None,
+    gallery_groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Approximately the k pages of largest cosine similarity; arguments as `search.search`.
+
+    Args:
+      lists: cells of the inverted file; 0 takes 4 times the square root of p.
+      probes: cells that a query looks into: more are nearer to exact, and slower.
+      index_file: where the index is kept; made again where it is of another `made_from` or lists.
+
+    Returns:
+      rows int64 [q, k'] and similarities float32 [q, k'], best first, -1 and -inf where the cells
+      looked into hold no more.
+
+    Raises:
+      UserError: FAISS is not installed; lists or probes that are not positive.
+    """
+    faiss = _faiss()
+    p = len(gallery)
+    lists = lists or max(1, min(int(4 * np.sqrt(p)), p // 39 or 1))
+    if not 0 < lists <= p or probes < 1:
+        raise UserError(
+            f"config.faiss.lists={lists} must lie in 1 to {p} (pages), probes={probes} be positive"
+        )
+    index = _index(faiss, gallery, lists, index_file, made_from)
+    index.nprobe = min(probes, lists)
+    # What is left out afterwards must not use up the k: the page itself and its group.
+    spare = 1 + _largest(gallery_groups)
+    found_values, found_rows = index.search(_unit(queries), min(p, k + spare))
+    hidden = (found_rows < 0) | (found_rows == own[:, None])
+    if query_groups is not None and gallery_groups is not None:
+        same = query_groups[:, None] == gallery_groups[np.maximum(found_rows, 0)]
+        hidden |= same & (query_groups >= 0)[:, None]
+    k = min(k, p)
+    order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
+    hidden = np.take_along_axis(hidden, order, 1)
+    rows = np.where(hidden, -1, np.take_along_axis(found_rows, order, 1))
+    values = np.where(hidden, -np.inf, np.take_along_axis(found_values, order, 1))
+    return rows, values.astype(np.float32)
+
+
+def _faiss() -> ModuleType:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "config.backend=faiss needs FAISS: pip install 'saghog_jax[faiss]' (or config.backend="
+            "exact)"
+        ) from None
+    return faiss
+
+
+def _largest(groups: np.ndarray | None) -> int:
+    if groups is None or not (groups >= 0).any():
+        return 0
+    return int(np.bincount(groups[groups >= 0]).max())
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(l2_normalize(np.asarray(x, np.float32)))
+
+
+def _index(
+    faiss: ModuleType, gallery: np.ndarray, lists: int, index_file: Path, made_from: str
+) -> object:
+    p, d = gallery.shape
+    identity = {"made_from": made_from, "rows": p, "dim": d, "lists": lists}
+    mark = index_file.with_name(index_file.name + ".json")
+    if index_file.exists() and mark.exists() and json.loads(mark.read_text()) == identity:
+        return faiss.read_index(str(index_file))
+    quantizer = faiss.IndexFlatIP(d)
+    index = faiss.IndexIVFFlat(quantizer, d, lists, faiss.METRIC_INNER_PRODUCT)
+    # Spherical k-means: directions are what differs.
+    index.cp.spherical = True
+    index.cp.seed = 0
+    index.cp.min_points_per_centroid = 1
+    sample = np.unique(np.linspace(0, p - 1, min(p, _TRAIN_A_LIST * lists)).astype(np.int64))
+    index.train(_unit(gallery[sample]))
+    for start in range(0, p, _BLOCK_ROWS):
+        index.add(_unit(gallery[start : start + _BLOCK_ROWS]))
+    index_file.parent.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    faiss.write_index(index, str(index_file))
+    with replacing(mark, "w") as file:
+        json.dump(identity, file)
+    return index
