@@ -40,14 +40,18 @@ def regression(folder: Path, changes: dict, trouble: dict | None = None, **optio
     return start([*PROGRAM, *words], **options)
 
 
-def together(folder: Path, n: int, changes: dict, trouble: dict | None = None, devices: int = 1):
-    """`n` processes of one run."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def together(folder: Path, n: int, changes: dict, trouble: dict | None = None, devices: int = 1):
+    """`n` processes of one run."""
     fields = {
         "distributed.mode": "explicit",
-        "distributed.coordinator": f"127.0.0.1:{port}",
+        "distributed.coordinator": f"127.0.0.1:{free_port()}",
         "distributed.num_processes": n,
         "distributed.dead_after": 20,
         "distributed.start_timeout": 120,

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from processes import ended, losses, parameters, regression, start, together, wait_for
+from processes import ended, free_port, losses, parameters, regression, start, together, wait_for
 from toy import fields, toy
 
 from configs import finetune, pretrain
@@ -80,7 +80,8 @@ def test_when_one_goes_the_others_say_so_and_stop(tmp_path, alone, kind, victim,
         if i != victim:
             said = ("stops, because", "another task died", "JAX distributed service detected")
             assert any(words in out for words in said), out
-    assert newest_step(tmp_path) == 15
+    # The one of step 15 may not have been whole yet; a half one does not count.
+    assert newest_step(tmp_path) in (10, 15)
     again = ended(*together(tmp_path, 2, changes))
     assert all(status == 0 for status, _ in again), again
     assert_same_run(tmp_path, alone)
@@ -114,10 +115,10 @@ def test_alone_it_is_never_taken_for_several(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def command(words, i):
+def command(words, port, i):
     together = [
         "--config.distributed.mode=explicit",
-        "--config.distributed.coordinator=127.0.0.1:29417",
+        f"--config.distributed.coordinator=127.0.0.1:{port}",
         "--config.distributed.num_processes=2",
         f"--config.distributed.process_id={i}",
     ]
@@ -151,7 +152,8 @@ def test_both_stages_learn_the_same_with_two_processes(tmp_path):
         ]
         folder = tmp_path / f"{stage}-two"
         words = ["-m", "saghog_jax.main", f"--config=configs/{stage}.py", f"--workdir={folder}"]
-        found = ended(*(command([*words, *flags], i) for i in range(2)))
+        port = free_port()
+        found = ended(*(command([*words, *flags], port, i) for i in range(2)))
         assert all(status == 0 for status, _ in found), found
         a, b = losses(folder), losses(tmp_path / stage)
         assert list(a) == [1, 2, 3, 4]
