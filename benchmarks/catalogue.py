@@ -1,17 +1,22 @@
 """Every benchmark by name: the module and its arguments, as `python -m` takes them."""
 
+RETRIEVAL = ("metrics", "large", "whitening", "disk", "sgr", "search")
 BENCHMARKS = {
     "extraction": "benchmarks.extraction",
     "crops": "benchmarks.crops",
     "loader": "benchmarks.loader",
-    "regions": "benchmarks.regions",
     "prepare": "benchmarks.prepare --pages 96",
     "prepare-1000": "benchmarks.prepare --pages 1000 --rounds 1 --processes 2",
-    "sam": "benchmarks.sam --memory",
-    **{
-        f"retrieval-{part}": f"benchmarks.retrieval {part}"
-        for part in ("metrics", "large", "sgr", "search", "whitening", "disk")
-    },
+    "regions": "benchmarks.regions",
+    "sam": "benchmarks.sam --rounds 3 --memory",
+    "shortcuts": "benchmarks.shortcuts",
+    "pretraining": "benchmarks.pretraining",
+    "finetuning": "benchmarks.finetuning",
+    "embedding": "benchmarks.embedding",
+    "hog": "benchmarks.hog",
+    "startup": "benchmarks.startup",
+    "scaling": "benchmarks.scaling --write",
+    **{f"retrieval-{name}": f"benchmarks.retrieval {name}" for name in RETRIEVAL},
 }
-# Those that also run a PyTorch program, and so need torch and timm.
-NEEDS_TORCH: tuple[str, ...] = ()
+# Those that also run a PyTorch program, and so need the extra `bench`.
+NEEDS_TORCH = ("pretraining", "finetuning", "embedding", "hog")
