@@ -348,6 +348,12 @@ def run_config(config: ConfigDict) -> None:
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
     config.keep_every = 0
+    # Writes the metrics also as TensorBoard events, in the run folder.
+    config.tensorboard = True
+    # Weights & Biases, if a project is named: `offline` (for `wandb sync` to upload) or `online`.
+    config.wandb = ConfigDict({"project": "", "mode": "offline"})
+    # `FIRST,LAST`: a trace of these steps of this call, for TensorBoard or Perfetto; empty: none.
+    config.profile = ""
     # Threads and batches in advance of the loader.
     config.loader = ConfigDict({"threads": 2, "prefetch": 4})
 

@@ -17,8 +17,9 @@ from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
-from saghog_jax import augment, distributed, evaluation, losses, optim, precision
+from saghog_jax import augment, distributed, drawing, evaluation, losses, optim, precision
 from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
+from saghog_jax.drawing import Picture
 from saghog_jax.evaluation import evenly
 from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import cosine_gram, page_sum, with_centroids
@@ -34,6 +35,7 @@ LOSSES = ("multi_similarity", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
 HEAD_INITS = ("kmeans", "random", "checkpoint")
 _FEATURE_BATCH = 1024
+_SHOWN = 12  # Patches of a class in a picture.
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -231,6 +233,21 @@ class Finetuning:
             self._labels,
         )
 
+    def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
+        """See `Task.pictures`: patches of `rows` of the classes that have most of them."""
+        del variables
+        names, counts = np.unique(self._labels[self._labels >= 0], return_counts=True)
+        largest = np.argsort(-counts, kind="stable")
+        chosen = np.sort(names[largest[evenly(len(largest) // 2 + 1, rows)]])
+        members = [np.flatnonzero(self._labels == name) for name in chosen]
+        per_class = min(_SHOWN, *map(len, members))
+        indices = np.concatenate([m[evenly(len(m), per_class)] for m in members])
+        images, binary = augment.decode(self._store.gather(indices))
+        images = np.asarray(self._input(images, binary))
+        what = "writers" if self.config.labels == "writer" else "pseudo labels"
+        shown = images.reshape(len(chosen), per_class, *images.shape[1:])
+        return [drawing.classes(shown, [str(name) for name in chosen], what)]
+
     def _input(self, images: jax.Array, binary: jax.Array) -> jax.Array:
         if self.config.input == "binary":
             return jnp.broadcast_to(binary, images.shape)
@@ -291,6 +308,20 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
     return ensure_labels(store, config.pseudo_labels)
 
 
+def open_task(config: ConfigDict, folder: Path) -> tuple[Finetuning, int]:
+    """The task of a resolved config, and how many pages were skipped.
+
+    Args:
+      folder: the run folder, which keeps what is held out.
+    """
+    store = distributed.main_first(
+        lambda: open_store(config.data, config.store, regions=config.regions)
+    )
+    labels = distributed.main_first(lambda: make_labels(config, store))
+    held_out = evaluation.plan(config, folder, store.manifest.pages)
+    return Finetuning(config, store, labels, held_out), len(store.skipped)
+
+
 def run(config: ConfigDict, workdir: Path) -> int:
     """Finetunes in the run folder `workdir`; returns the number of pages that were skipped."""
     config = resolve(config)
@@ -299,12 +330,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        store = distributed.main_first(
-            lambda: open_store(config.data, config.store, regions=config.regions)
-        )
-        skipped = len(store.skipped)
-        labels = distributed.main_first(lambda: make_labels(config, store))
-        held_out = evaluation.plan(config, workdir, store.manifest.pages)
-        run.fit(Finetuning(config, store, labels, held_out))
+        task, skipped = open_task(config, workdir)
+        run.fit(task)
     print(f"next: {NEXT} --config.checkpoint={workdir}")
     return skipped

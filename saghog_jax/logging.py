@@ -1,12 +1,18 @@
-"""What a run tells: a line of metrics a logged step, on the screen and in metrics.jsonl."""
+"""What a run tells: a line of metrics a logged step, on the screen, in metrics.jsonl, in sinks."""
 
 import json
+import resource
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jax
 
 from input_pipeline.errors import RunError
 from saghog_jax import distributed
 from saghog_jax.files import replacing
+from saghog_jax.tracking import Sink
 
 
 def duration(seconds: float) -> str:
@@ -19,13 +25,18 @@ def duration(seconds: float) -> str:
 
 
 class MetricsLog:
-    """metrics.jsonl of a run and its progress lines.
+    """metrics.jsonl of a run, its progress lines, and what else takes its numbers.
 
     Lines of steps after `start_step` are dropped when a run goes on: those steps happen again.
     """
 
     def __init__(
-        self, run_folder: Path, start_step: int, total_steps: int, batch_size: int
+        self,
+        run_folder: Path,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._path = run_folder / "metrics.jsonl"
         self._total, self._batch_size = total_steps, batch_size
@@ -36,6 +47,12 @@ class MetricsLog:
             with replacing(self._path, "w") as file:
                 file.write("".join(line + "\n" for line in kept))
         self._last_step, self._last_time, self._waited = start_step, time.monotonic(), 0.0
+        self._sinks = sinks
+
+    def close(self) -> None:
+        """Lets the sinks write what they still hold."""
+        for sink in self._sinks:
+            sink.close()
 
     def waited_for_data(self, seconds: float) -> None:
         self._waited += seconds
@@ -51,16 +68,18 @@ class MetricsLog:
     def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
         """Writes and prints what was found on held-out pages after update `step`."""
         if not self._silent:
-            self._append({"step": step, **figures})
+            self._append(step, figures)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             print(f"step {step:{len(str(self._total))}d}/{self._total}  {shown}", flush=True)
 
-    def _append(self, record: dict[str, float]) -> None:
+    def _append(self, step: int, figures: Mapping[str, float]) -> None:
         try:
             with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps({"step": step, **figures}) + "\n")
         except OSError as error:
             raise RunError(f"{self._path} could not be written: {error.strerror}") from None
+        for sink in self._sinks:
+            sink.add(step, figures)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of update `step`."""
@@ -70,17 +89,28 @@ class MetricsLog:
         steps = step - self._last_step
         rate = steps * self._batch_size / elapsed
         wait = self._waited / elapsed
-        record = {"step": step, **metrics, "patches_per_second": rate, "data_wait_share": wait}
-        self._append(record)
+        memory = memory_gib()
+        told = {"patches_per_second": rate, "data_wait_share": wait, "memory_gib": memory}
+        self._append(step, metrics | told)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         eta = duration((self._total - step) * elapsed / max(steps, 1))
         width = len(str(self._total))
         print(
             f"step {step:{width}d}/{self._total}  {shown}  {rate:,.0f} patches/s  "
-            f"data wait {wait:.0%}  ETA {eta}",
+            f"data wait {wait:.0%}  memory {memory:.1f} GiB  ETA {eta}",
             flush=True,
         )
         self.restart_clock(step)
+
+
+def memory_gib() -> float:
+    """The most memory that was in use so far, in GiB: of the first device of this process, or of
+    the process itself where devices do not tell, as CPUs do not."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _step(line: str) -> float:

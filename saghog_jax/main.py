@@ -22,7 +22,7 @@ from input_pipeline.errors import RunError, StoppedError, UserError
 
 STAGES = (
     *("prepare", "pretrain", "finetune", "embed", "retrieve"),
-    *("regions", "search", "verify", "convert"),
+    *("regions", "show", "search", "verify", "convert"),
 )
 SKIPPED_PAGES = 3
 

@@ -15,8 +15,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
-from saghog_jax import augment, distributed, evaluation, optim
+from saghog_jax import augment, distributed, drawing, evaluation, optim
 from saghog_jax.checkpoint import KINDS, load_variables, same_shapes, taken
+from saghog_jax.drawing import Picture
 from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
 from saghog_jax.models.make import make_encoder, make_mae, use_remat
 from saghog_jax.precision import operand_dtype, resolve
@@ -185,6 +186,36 @@ class Pretraining:
             self._source, self._plan, *position, options.threads, options.prefetch
         )
 
+    def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
+        """See `Task.pictures`: a reconstruction of `rows` patches, drawn evenly from the source."""
+        batch = self._patches(rows)
+        images, binary = augment.decode(batch)
+        rng = jax.random.key(self.config.seed)
+        prepared = self.prepare(batch, rng, augmented=False)
+        out = self.model.apply(
+            variables, prepared["images"], prepared["noise"], self.config.mask_ratio
+        )
+        arrays = (images, binary, out["mask"], prepared["targets"], out["pred"])
+        return [drawing.reconstruction(*map(np.asarray, arrays), self.config)]
+
+    def _patches(self, count: int) -> dict[str, np.ndarray]:
+        if isinstance(self._source, Store):
+            return self._source.gather(evaluation.evenly(len(self._source), count))
+        with self._source.batches(0, 0, 1, self.config.loader) as batches:
+            batch = next(batches)
+        chosen = evaluation.evenly(self.config.global_batch_size, count)
+        return {name: rows[chosen] for name, rows in batch.items()}
+
+
+def open_task(config: ConfigDict, folder: Path) -> tuple[Pretraining, int]:
+    """The task of a resolved config, and how many pages were skipped.
+
+    Args:
+      folder: the run folder, which keeps what is held out.
+    """
+    source, held_out = open_and_plan(config, folder)
+    return Pretraining(config, source, held_out), len(source.skipped)
+
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
@@ -194,8 +225,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        source, held_out = open_and_plan(config, workdir)
-        run.fit(Pretraining(config, source, held_out))
-        skipped = len(source.skipped)
+        task, skipped = open_task(config, workdir)
+        run.fit(task)
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped

@@ -7,6 +7,9 @@ FOLDER/
   metrics.jsonl     a line a logged step, and one an evaluation
   checkpoints/N/    the state after N updates; checksums/N.json are those of its files
   damaged/          checkpoints that were found damaged
+  tensorboard/      the same numbers as TensorBoard events
+  report.html       curves, config and pictures, see run_report.py
+  profile/          a trace of some steps, where a config asks for it
 """
 
 import contextlib
@@ -26,6 +29,7 @@ from saghog_jax.files import replacing
 _FREE_FIELDS = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader", "dry_run"),
     *("mesh", "distributed", "accumulate", "remat"),
+    *("tensorboard", "wandb", "profile"),
 )
 _FREE_SUBFIELDS = {"store": ("root", "workers"), "data": ("cache",)}
 

@@ -20,7 +20,7 @@ import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import RunError, StoppedError
-from saghog_jax import distributed, sharding, stopping
+from saghog_jax import distributed, run_report, sharding, stopping
 from saghog_jax.checkpoint import (
     Checkpoints,
     Progress,
@@ -28,11 +28,14 @@ from saghog_jax.checkpoint import (
     newest_undamaged,
     read_meta,
 )
+from saghog_jax.drawing import Picture
 from saghog_jax.evaluation import Evaluator, HeldOut
 from saghog_jax.logging import MetricsLog, duration
 from saghog_jax.objective import Objective, check_accumulation, loss_and_gradients
 from saghog_jax.optim import learning_rate
+from saghog_jax.profiling import Profiler
 from saghog_jax.run_folder import check_config, locked, write_config
+from saghog_jax.tracking import open_sinks
 from saghog_jax.train_state import TrainState, split_params
 
 # Updates that may be under way while the host prepares the next one.
@@ -60,6 +63,9 @@ class Task(Objective, Protocol):
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The local rows of the global batches `start_step`, `start_step + 1`, ..."""
+
+    def pictures(self, variables: dict) -> list[Picture]:
+        """Of what the model has learned, or is told to; of variables that are whole here."""
 
 
 def make_step(
@@ -178,9 +184,19 @@ class Run:
         batches = task.batches(start)
         try:
             loop = _Loop(self, mesh, checkpoints, evaluator, request)
-            loop.run(update, state, batches)
+            with contextlib.closing(loop):
+                state = loop.run(update, state, batches)
         finally:
             batches.close()
+        self._write_report(task, state)
+
+    def _write_report(self, task: Task, state: TrainState) -> None:
+        if distributed.active():
+            # Of a state that lies on several hosts none has the whole.
+            if distributed.is_main():
+                run_report.write(self.folder, note=run_report.NO_PICTURES)
+            return
+        run_report.write(self.folder, task.pictures(jax.device_get(state.variables)))
 
 
 class _Loop:
@@ -203,24 +219,36 @@ class _Loop:
         self._mesh, self._checkpoints, self._evaluator = mesh, checkpoints, evaluator
         self._request = request
         self._log = MetricsLog(
-            run.folder, run.start_step, run.config.total_steps, run.config.global_batch_size
+            run.folder,
+            run.start_step,
+            run.config.total_steps,
+            run.config.global_batch_size,
+            open_sinks(run.config, run.folder, run.start_step) if distributed.is_main() else (),
         )
+        self._profiler = Profiler(run.config.profile, run.folder)
         # Updates whose metrics have not been looked at, oldest first.
         self._running: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self._stop = 0
         self._saved = run.start_step
 
+    def close(self) -> None:
+        """Ends a trace that is under way, and the sinks of metrics."""
+        self._profiler.close()
+        self._log.close()
+
     def run(
         self, update: Callable, state: TrainState, batches: Iterator[dict[str, np.ndarray]]
-    ) -> None:
-        """From the first step that is missing to the last."""
+    ) -> TrainState:
+        """From the first step that is missing to the last; returns the state after it."""
         config = self._config
         began = time.monotonic()
         for done in range(self._start + 1, config.total_steps + 1):
             waiting = time.monotonic()
             batch = sharding.to_device(next(batches), self._mesh)
             self._log.waited_for_data(time.monotonic() - waiting)
+            self._profiler.before(done)
             state, metrics = update(state, batch, self._stop_flags())
+            self._profiler.after(done, metrics)
             if done == self._start + 1:
                 self._log.restart_clock(self._start)
             self._running.append((done, metrics))
@@ -249,6 +277,7 @@ class _Loop:
                 break
         took = duration(time.monotonic() - began)
         _say(f"{done - self._start} steps in {took}; run folder {self._folder}")
+        return state
 
     def _stop_flags(self) -> jax.Array:
         flags = np.full(jax.local_device_count(), self._request.signal, np.int32)
@@ -301,6 +330,9 @@ class _Loop:
         self._look(0)
         began = time.monotonic()
         self._checkpoints.save(done, state, self._progress)
+        if distributed.is_main():
+            # For who looks at a run that is under way.
+            run_report.write(self._folder, note=run_report.NO_PICTURES)
         self._log.leave_out(time.monotonic() - began)
         self._saved = done
 

@@ -18,6 +18,7 @@ def test_durations_are_short(seconds, text):
 def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logging, "memory_gib", lambda: 1.25)
     log = logging.MetricsLog(tmp_path, start_step=0, total_steps=100, batch_size=64)
     log.waited_for_data(1.0)
     now[0] += 4.0
@@ -25,10 +26,11 @@ def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     # 20 steps of 64 patches in 4 seconds, one of them waiting; 80 steps are left.
     assert record == {
-        "step": 20, "loss": 0.5, "patches_per_second": 320.0, "data_wait_share": 0.25
+        "step": 20, "loss": 0.5, "patches_per_second": 320.0, "data_wait_share": 0.25,
+        "memory_gib": 1.25,
     }  # fmt: skip
     assert capsys.readouterr().out == (
-        "step  20/100  loss 0.5  320 patches/s  data wait 25%  ETA 16s\n"
+        "step  20/100  loss 0.5  320 patches/s  data wait 25%  memory 1.2 GiB  ETA 16s\n"
     )
     # What lies between is not counted.
     now[0] += 1000.0

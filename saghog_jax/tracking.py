@@ -1,0 +1,92 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard events, Weights & Biases.
+
+TensorBoard events need no TensorFlow. Weights & Biases is the extra `[wandb]`, off unless a project
+is named, and offline unless told otherwise.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+
+WANDB_MODES = ("offline", "online")
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Sink(Protocol):
+    """Takes the numbers of logged steps."""
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the numbers of update `step`."""
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+
+
+def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
+    """The sinks that a training config asks for.
+
+    Args:
+      config: `tensorboard` and `wandb` of `configs.common.run_config`.
+      folder: the run folder.
+      start_step: what was written of later steps does not count any more: they happen again.
+
+    Raises:
+      UserError: an unknown mode of Weights & Biases, or it is not installed.
+    """
+    sinks: list[Sink] = []
+    if config.tensorboard:
+        sinks.append(_TensorBoard(folder / TENSORBOARD_FOLDER, start_step))
+    if config.wandb.project:
+        sinks.append(_WeightsAndBiases(config, folder))
+    return sinks
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, config: ConfigDict, folder: Path) -> None:
+        if config.wandb.mode not in WANDB_MODES:
+            raise UserError(
+                f"unknown config.wandb.mode {config.wandb.mode!r}, known: {', '.join(WANDB_MODES)}"
+            )
+        try:
+            with warnings.catch_warnings():
+                # Its own use of what others have deprecated is not ours to mend.
+                warnings.simplefilter("ignore")
+                import wandb
+        except ImportError:
+            raise UserError(
+                f"config.wandb.project={config.wandb.project!r} needs Weights & Biases: "
+                "pip install -e '.[wandb]'"
+            ) from None
+        self._run = wandb.init(
+            project=config.wandb.project,
+            name=folder.name,
+            dir=str(folder),
+            mode=config.wandb.mode,
+            config=json.loads(config.to_json()),
+        )
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
