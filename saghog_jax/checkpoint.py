@@ -7,8 +7,10 @@ NetRVLAD).
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +31,10 @@ CHOICES = ("last", "best")
 # Orbax measures its patience by a clock that may jump: whoever waits for a dead process is stopped
 # by `distributed`.
 _NEVER = 10**9
+_DISK_ERRORS = [
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+]
 # What each stage that makes checkpoints is called on the command line, for messages.
 _MADE_BY = {
     "encoder": "python -m saghog_jax.main --config=configs/convert.py",
@@ -152,8 +158,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            # Of a full disk tensorstore says so in the middle of a long message.
-            reason = " ".join(str(error).split())[:300]
+            text = " ".join(str(error).split())
+            # Of a full disk the libraries speak deep in a long message.
+            reason = next((known for known in _DISK_ERRORS if known in text), text[:300])
             raise RunError(
                 f"checkpoint {self._step} could not be written to {self._folder}: {reason}; the "
                 f"last whole one is {newest_step(self._folder)}"

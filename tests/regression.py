@@ -3,8 +3,8 @@
     python tests/regression.py FOLDER CHANGES [TROUBLE]
 
 CHANGES are JSON, of fields of `config()`; TROUBLE is {"step": s, "process": i, "kind": k} with k
-`raise`, `kill`, `full` (no file of more than 300 bytes can be written from then on), or {"pause":
-seconds a step}.
+`raise`, `kill`, `full` (as soon as the path "after" exists, no file of more than 300 bytes can be
+written), or {"pause": seconds a step}.
 """
 
 import json
@@ -110,6 +110,8 @@ class TroubledBatches(Batches):
                 raise RuntimeError("bang")
             if self.trouble["kind"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            while not Path(self.trouble["after"]).exists():
+                time.sleep(0.01)
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
         return super().__next__()
