@@ -16,6 +16,7 @@ BENCHMARKS = {
     "hog": "benchmarks.hog",
     "startup": "benchmarks.startup",
     "scaling": "benchmarks.scaling --write",
+    "loss-curves": "benchmarks.loss_curves",
     **{f"retrieval-{name}": f"benchmarks.retrieval {name}" for name in RETRIEVAL},
 }
 # Those that also run a PyTorch program, and so need the extra `bench`.

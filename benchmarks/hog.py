@@ -45,6 +45,8 @@ def main() -> None:
 
     times = alternate(
         args.rounds,
+        warmup=0,
+        settle=1,
         **{
             "ours": calls(lambda: compiled(images)),
             "torch": calls(lambda: torch_model.hog(theirs)),

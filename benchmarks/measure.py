@@ -34,10 +34,18 @@ class Times(NamedTuple):
     cpu: list[float]
 
 
-def alternate(rounds: int, warmup: int = 1, **sides: Callable[[], object]) -> dict[str, Times]:
+def alternate(
+    rounds: int, warmup: int = 1, settle: int = 0, **sides: Callable[[], object]
+) -> dict[str, Times]:
     """Runs the sides in turn, `rounds` times, every second time in reverse order.
 
     A side returns when its work is done: one that starts work on a device waits for it.
+
+    Args:
+      warmup: untimed runs of each side before all others.
+      settle: untimed runs of a side in each turn, before the timed one. A step of training takes
+        gigabytes that another side has just given back to the system; without it, what that costs
+        falls on whoever comes next, by twice the time of a step.
     """
     for side in sides.values():
         for _ in range(warmup):
@@ -45,6 +53,8 @@ def alternate(rounds: int, warmup: int = 1, **sides: Callable[[], object]) -> di
     times = {name: Times([], []) for name in sides}
     for round_ in range(rounds):
         for name in list(sides) if round_ % 2 == 0 else list(reversed(sides)):
+            for _ in range(settle):
+                sides[name]()
             wall, cpu = time.perf_counter(), time.process_time()
             sides[name]()
             times[name].wall.append(time.perf_counter() - wall)

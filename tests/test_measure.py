@@ -27,6 +27,14 @@ def test_sides_alternate():
     order = []
     times = alternate(3, a=lambda: order.append("a"), b=lambda: order.append("b"))
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    order.clear()
+    times = alternate(2, 0, 1, a=lambda: order.append("a"), b=lambda: order.append("b"))
+    assert "".join(order) == "aabb" + "bbaa"
+    assert all(len(t.wall) == 2 for t in times.values())
+
+
+def test_sides_are_timed_once_a_round():
+    times = alternate(3, a=lambda: None, b=lambda: None)
     assert all(len(t.wall) == len(t.cpu) == 3 for t in times.values())
 
 
