@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from saghog_jax.finetune import Finetuning
+from saghog_jax.precision import resolve
 from saghog_jax.pretrain import Pretraining
 from saghog_jax.train import Task, init_state, make_step
 
@@ -50,7 +51,7 @@ def _with(config: ConfigDict, precision: str, batch_size: int, fields: dict) -> 
     config.update_from_flattened_dict(
         {"precision": precision, "global_batch_size": batch_size, **fields}
     )
-    return config
+    return resolve(config)
 
 
 def compiled_step(task: Task) -> Callable[[], float]:
