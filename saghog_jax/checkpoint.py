@@ -31,10 +31,11 @@ CHOICES = ("last", "best")
 # Orbax measures its patience by a clock that may jump: whoever waits for a dead process is stopped
 # by `distributed`.
 _NEVER = 10**9
-_DISK_ERRORS = [
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-]
+# Errors of the machine, not of the program, when files are written.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EIO),
+)
 # What each stage that makes checkpoints is called on the command line, for messages.
 _MADE_BY = {
     "encoder": "python -m saghog_jax.main --config=configs/convert.py",
@@ -160,7 +161,8 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())
             # Of a full disk the libraries speak deep in a long message.
-            reason = next((known for known in _DISK_ERRORS if known in text), text[:300])
+            known = map(os.strerror, DISK_ERRORS)
+            reason = next((name for name in known if name in text), text[:300])
             raise RunError(
                 f"checkpoint {self._step} could not be written to {self._folder}: {reason}; the "
                 f"last whole one is {newest_step(self._folder)}"

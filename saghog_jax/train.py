@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import RunError, StoppedError
 from saghog_jax import distributed, run_report, sharding, stopping
 from saghog_jax.checkpoint import (
+    DISK_ERRORS,
     Checkpoints,
     Progress,
     newest_step,
@@ -141,7 +142,15 @@ class Run:
             checkpoints = stack.enter_context(
                 Checkpoints(self.folder, config.keep_checkpoints, self._kind, config.keep_every)
             )
-            self._fit(task, checkpoints, request)
+            try:
+                self._fit(task, checkpoints, request)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                raise RunError(
+                    f"{self.folder} could not be written to: {error.strerror}; the last whole "
+                    f"checkpoint is {newest_step(self.folder)}"
+                ) from error
 
     def _fit(self, task: Task, checkpoints: Checkpoints, request: stopping.StopRequest) -> None:
         config, start = self.config, self.start_step

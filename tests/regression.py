@@ -80,6 +80,9 @@ class Regression:
     def loss(self, variables, outputs, rows):
         return jnp.mean(outputs)
 
+    def pictures(self, variables):
+        return []
+
     def batches(self, start_step):
         self.opened.append(Batches(start_step))
         return self.opened[-1]
