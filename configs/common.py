@@ -318,7 +318,7 @@ def run_config(config: ConfigDict) -> None:
     # sees the whole batch, for which each part is computed twice).
     config.accumulate = 1
     # What is kept for the gradient: `none` (nothing is computed again) or `blocks` (the inputs of
-    # transformer blocks and of the loss; the rest is computed again).
+    # transformer blocks and of the loss; the rest is computed again; of no use on CPUs).
     config.remat = "none"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
