@@ -111,4 +111,23 @@ def report_config() -> ConfigDict:
     report.map_pages = 1000
     # Largest image that is opened for a thumbnail, in pixels.
     report.max_pixels = 200_000_000
+    # What makes a match: ink heat maps, and like patches of both pages side by side. The pages of
+    # those matches are cut and described once more, as embedding does it (about a second a page).
+    report.evidence = ConfigDict(
+        {
+            # Queries that get evidence, the hardest first (in a search: those whose nearest answer
+            # is nearest); 0: none.
+            "queries": 6,
+            # Page ids of queries that get evidence in their place, such as ("w01/p1.png",).
+            "of": (),
+            # Matches of each query, from the first.
+            "matches": 3,
+            # Pairs of like patches a match, at most.
+            "pairs": 8,
+            # Run folder of the model, where it is no longer the one that meta.json names.
+            "checkpoint": "",
+            # Longer side in pixels of the pictures of these pages, in place of `thumbnail`.
+            "picture": 640,
+        }
+    )
     return report

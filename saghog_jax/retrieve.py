@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax import evidence
+from saghog_jax.evidence import Compared
 from saghog_jax.retrieval import annotations, evaluation_report, tables, whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
@@ -42,7 +44,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
         annotations.write(workdir / "annotations.json", main, main, ranking, decisions=decisions)
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
-    path = evaluation_report.write(workdir, main, results, ranking, config)
+    compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
+    hardness = evaluation_report.hardness(results[-1].evaluation)
+    # Without figures those come first whose nearest page is nearest.
+    hardness = hardness or dict(enumerate(ranking.distances[:, :1].sum(1).tolist()))
+    order = sorted(hardness, key=lambda row: (hardness[row], row))
+    found = evidence.gather(compared, order, config.report, workdir)
+    path = evaluation_report.write(workdir, main, results, ranking, config, found)
     print(*tables.describe(results, labels), f"report: {path}", sep="\n")
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from saghog_jax import evidence
+from saghog_jax.evidence import Compared
 from saghog_jax.files import replacing
 from saghog_jax.retrieval import annotations, faiss_search, metrics, tables, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
@@ -75,7 +77,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     said = {row: {} for row in range(len(queries))}
     nearest = dict(enumerate(ranking.distances[:, 0].tolist()))
     order = chosen(nearest, len(queries), config.report.max_queries)
-    sheets = Sheets(queries, gallery, ranking, order, said, shares)
+    compared = Compared(queries, gallery, asked, answering, fitted, ranking)
+    hardest = sorted(nearest, key=lambda row: (nearest[row], row))
+    known = evidence.gather(compared, hardest, config.report, workdir)
+    sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)
     head = (
         f"<p>{len(queries)} pages searched for in {len(gallery)} pages of "
         f"{html.escape(str(gallery.folder))}.</p><p>{html.escape(reading)}</p>"

@@ -9,10 +9,19 @@ import subprocess
 import numpy as np
 import pytest
 from planted import page, pages_of, planted
+from report_helpers import data_of
 
 from configs import retrieve as retrieve_config
 from configs import search as search_config
-from saghog_jax import retrieve, search
+from saghog_jax import evidence, retrieve, search
+from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.retrieval.evidence_pictures import (
+    Evidence,
+    PageEvidence,
+    _coloured,
+    _density,
+    pictures,
+)
 from saghog_jax.retrieval.projection import project
 from saghog_jax.retrieval.thumbnails import thumbnails
 
@@ -31,12 +40,6 @@ def report(tmp_path, pages, name="e", images=True, **fields):
         setattr(config.report, key, value)
     retrieve.run(config, tmp_path / "out")
     return tmp_path / "out" / "report.html"
-
-
-def data_of(path):
-    text = path.read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    return json.loads(found.group(1))
 
 
 class Tags(html.parser.HTMLParser):
@@ -117,8 +120,6 @@ def test_boxes_are_cropped(tmp_path):
     pages = [page("a.png", "w", str(i), box=(10 * i, 0, 10 * i + 10, 40)) for i in range(4)]
     pages.append(page("a.png", "w", "out", box=(100, 100, 120, 120)))
     planted(tmp_path / "e", pages, images=True)
-    from saghog_jax.retrieval.embeddings import load_embeddings
-
     made = thumbnails(load_embeddings(tmp_path / "e"), range(5), 320, 10**6)
     assert [made[i]["size"] for i in range(4)] == [(10, 40)] * 4
     assert made[4] == {"missing": "box outside of the image"}
@@ -169,6 +170,67 @@ def test_projection_of_any_number_of_pages(p, d):
     assert ((points >= 0) & (points <= 1)).all()
 
 
+def test_curve_and_spread_are_those_of_the_figures(small):
+    head = small.read_text(encoding="utf-8").split("<main>")[0]
+    bars = re.findall(r'<rect class="bar-ap"[^>]*/><text[^>]*>(\d*)</text>', head)
+    aps = [sheet["ap"] for sheet in data_of(small)["sheets"] if "ap" in sheet]
+    assert [int(n or 0) for n in bars] == np.histogram(aps, bins=10, range=(0, 1))[0].tolist()
+    assert '<polyline class="line l0"' in head
+
+
+def evidence_of(e, row, other, pairs=((0, 1), (2, 0))):
+    """Evidence of three patches a page of 60 x 40 pixels, the first of them against the match."""
+    side = evidence_of_page()
+    cosines = np.array([0.9, 0.5], np.float32)[: len(pairs)]
+    x = e.descriptors
+    similarity = float(x[row] @ x[other])
+    return Evidence(similarity, side, side, np.array(pairs).reshape(-1, 2), cosines, 8, 1.0)
+
+
+@pytest.fixture
+def proven(tmp_path, monkeypatch):
+    """A report in which the first two matches of page 2 have evidence, the second without pairs."""
+
+    def gather(compared, order, config, workdir):
+        first, second, *_ = (other for other, _ in compared.ranking.hits(2))
+        e = compared.queries
+        return {(2, first): evidence_of(e, 2, first), (2, second): evidence_of(e, 2, second, ())}
+
+    monkeypatch.setattr(evidence, "gather", gather)
+    return report(tmp_path, pages_of(5, 4))
+
+
+def test_evidence_becomes_pictures(proven):
+    data = data_of(proven)
+    assert list(data["evidence"]) == ["p2"]
+    sheet = data["sheets"][2]
+    first, second = (data["evidence"]["p2"][hit[0]] for hit in sheet["hits"][:2])
+    assert [pair[0] for pair in first["pairs"]] == [0.9, 0.5]
+    assert [patch[:2] for patch in first["pairs"][0][1:]] == [[10, 10], [30, 20]]
+    assert first["side"] == 8
+    assert second["pairs"] == []
+    density = _density(evidence_of_page(), (40, 60), 8, 1.0)
+    assert density.shape == (160, 240)
+    assert density[40, 40] < 0 < density[80, 120] < density[120, 200]
+    np.testing.assert_allclose(density.sum(), 0.4, atol=1e-2)
+    colours = _coloured(np.array([[-1.0, 0.0, 2.0]]), 1.0)
+    assert colours[0].tolist() == [[20, 110, 220], [0, 0, 0], [230, 97, 1]]
+    halved = _density(evidence_of_page(), (20, 30), 8, 2.0)
+    assert np.unravel_index(halved.argmax(), halved.shape) == (120, 200)
+
+
+def evidence_of_page():
+    place = np.array([[10, 10], [30, 20], [50, 30]])
+    return PageEvidence(place, np.array([-0.1, 0.2, 0.3], np.float32), 0.25)
+
+
+def test_evidence_of_pages_whose_images_are_gone_is_left_out(proven, tmp_path):
+    e = load_embeddings(tmp_path / "e")
+    found = {(2, 3): evidence_of(e, 2, 3), (4, 5): evidence_of(e, 4, 5)}
+    e.image(5).unlink()
+    assert list(pictures(e, e, found, 10**6)) == [(2, 3)]
+
+
 def test_projection_keeps_writers_together():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), 8)
@@ -199,12 +261,13 @@ document.body.append(out);
 """
 
 
-def click_through(path, script):
+def click_through(path, script, size=(1200, 900)):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     looked = path.with_name("looked_" + path.name)
     looked.write_text(path.read_text(encoding="utf-8") + LOOK % script, encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--window-size={size[0]},{size[1]}"]
     profile = f"--user-data-dir={path.parent / 'profile'}"
     done = subprocess.run(
         [*command, profile, looked.as_uri()], capture_output=True, text=True, timeout=60
@@ -350,6 +413,129 @@ log.marks.push(mark());
     assert "w00/p0.png" in log["hint"]
     assert log["focus"] == "p6"
     assert log["marks"] == ["visible", "hidden"]
+
+
+@pytest.mark.browser
+def test_evidence_by_click_and_keyboard(proven):
+    log = click_through(
+        proven,
+        """
+byId("evident").click();
+log.sheets = sheets();
+log.buttons = [...document.querySelectorAll("#p2 .both")].map((n) => n.textContent);
+document.querySelector("#p2 .hits figure").focus();
+press("c");
+const crop = (i) => panes[i].querySelector(".crop");
+log.said = byId("comparesaid").textContent;
+log.pairs = [...document.querySelectorAll("#pairs .caption")].map((n) => n.textContent);
+log.patches = document.querySelectorAll("#pairs .pair:first-child img").length;
+log.heat = panes.map((pane) => pane.querySelector(".heat").src.slice(0, 10));
+byId("zoom").value = "1";
+byId("zoom").dispatchEvent(new Event("input"));
+const box = (node) => [node.style.left, node.style.top, node.style.width];
+log.places = [0, 1].map((i) => box(crop(i).querySelector(".place")));
+document.querySelector("#pairs .pair").focus();
+press("ArrowRight");
+log.focus = document.activeElement.getAttribute("aria-label");
+document.activeElement.click();
+log.pressed = [...document.querySelectorAll("#pairs .pair")].map((n) => n.ariaPressed);
+log.on = [...crop(1).querySelectorAll(".place")].map((n) => n.classList.contains("on"));
+log.zoom = Number(byId("zoom").value);
+const seen = (query) => getComputedStyle(crop(0).querySelector(query)).display !== "none";
+byId("heat").click();
+byId("places").click();
+log.seen = [seen(".heat"), seen(".place")];
+byId("close").click();
+document.querySelectorAll("#p2 .both")[1].click();
+log.none = byId("pairs").textContent;
+byId("close").click();
+document.querySelectorAll("#p2 .both")[2].click();
+log.plain = [byId("comparesaid").hidden, byId("noevidence").hidden, crop(0).children.length];
+byId("close").click();
+goTo("p7");
+log.went = sheets().includes("p7");
+""",
+    )
+    assert log["sheets"] == ["p2"]
+    assert log["buttons"][:3] == ["evidence", "evidence", "compare"]
+    assert "an average page here: 0.750" in log["said"]
+    assert "not who wrote it" in log["said"]
+    assert log["pairs"] == ["1 cosine 0.90", "2 cosine 0.50"]
+    assert log["patches"] == 2
+    assert log["heat"] == ["data:image"] * 2
+    # A patch of 8 pixels at (10, 10) and (30, 20), at twice the size.
+    assert log["places"] == [["12px", "12px", "16px"], ["52px", "32px", "16px"]]
+    assert log["focus"] == "pair 2, cosine 0.50"
+    assert log["pressed"] == ["false", "true"]
+    assert log["on"] == [False, True]
+    assert log["zoom"] == 2
+    assert log["seen"] == [False, False]
+    assert log["none"].startswith("no patches of the two")
+    assert log["plain"] == [True, False, 1]
+    assert log["went"] is True
+
+
+@pytest.mark.browser
+def test_on_a_phone(proven):
+    log = click_through(
+        proven,
+        """
+const wide = () => document.documentElement.scrollWidth;
+log.width = innerWidth;
+log.page = wide();
+document.querySelectorAll("details").forEach((node) => { node.open = true; });
+log.opened = wide();
+const target = document.querySelector("#p0 .accept").getBoundingClientRect();
+log.target = [target.width, target.height];
+log.hits = getComputedStyle(document.querySelector(".hits")).gridTemplateColumns.split(" ").length;
+document.querySelector("#p2 .known").click();
+const dialog = byId("compare");
+log.dialog = [dialog.getBoundingClientRect().width, dialog.scrollWidth];
+log.over = panes.map((pane) => pane.scrollWidth - pane.clientWidth);
+log.below = panes[1].getBoundingClientRect().top > panes[0].getBoundingClientRect().top;
+byId("close").click();
+const dots = document.querySelectorAll("#mapbox circle");
+const touch = () => dots[7].dispatchEvent(
+  new PointerEvent("click", {pointerType: "touch", bubbles: true}));
+dots[7].dispatchEvent(new PointerEvent("pointerenter", {pointerType: "touch"}));
+touch();
+log.first = [byId("maphint").hidden, document.activeElement.closest(".sheet")?.id];
+touch();
+log.second = document.activeElement.closest(".sheet")?.id;
+""",
+        size=(390, 844),
+    )
+    assert log["width"] == 390
+    assert log["page"] == log["opened"] == 390
+    assert log["hits"] == 2
+    assert min(log["target"]) >= 24
+    assert log["dialog"] == [390, 390]
+    assert log["over"] == [0, 0]
+    assert log["below"] is True
+    assert log["first"] == [False, "p2"]
+    assert log["second"] == "p7"
+
+
+@pytest.mark.browser
+def test_map_by_keyboard(small):
+    log = click_through(
+        small,
+        """
+mapSvg.focus();
+log.first = document.querySelectorAll("circle.here").length;
+for (let i = 0; i < 40; i += 1) press("ArrowRight");
+const before = data.points[[...document.querySelectorAll("circle")].findIndex(
+  (c) => c.classList.contains("here"))];
+log.further = before.x > 0.5;
+log.hint = byId("maphint").textContent.includes(before.id);
+press("Enter");
+log.sheet = [document.activeElement.closest(".sheet").id, "p" + before.row];
+""",
+    )
+    assert log["first"] == 1
+    assert log["further"] is True
+    assert log["hint"] is True
+    assert log["sheet"][0] == log["sheet"][1]
 
 
 @pytest.mark.browser

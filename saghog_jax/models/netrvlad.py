@@ -177,13 +177,46 @@ def page_sum(
     if x.ndim == 3:
         y = vlad(assignment, x, centroids, intra_normalize)
         return jnp.einsum("sb,bvd->svd", segments, l2_normalize(y, (1, 2)), precision=HIGHEST)
-    weights, centred, centred_centroids, products = _centred(
+    weights, centred, centred_centroids, inverse = _unit_weights(
         assignment, x, centroids, intra_normalize
     )
-    inverse = _inverse_norm(_square_norms(weights, centred, centred_centroids, products))
     weights = segments[:, :, None] * (weights * inverse[:, None])
     sums = jnp.einsum("sbv,bd->svd", weights, centred, precision=HIGHEST)
     return sums - jnp.sum(weights, axis=1)[:, :, None] * centred_centroids
+
+
+def inner_products(
+    assignment: jax.Array,
+    x: jax.Array,
+    centroids: jax.Array,
+    directions: jax.Array,
+    intra_normalize: bool = False,
+) -> jax.Array:
+    """Inner products [b, k] of the L2-normalised vectors with k given ones.
+
+    With one descriptor a patch the cost is O(k b v d) and no vector of a patch is formed.
+
+    Args:
+      assignment, x, centroids, intra_normalize: as `vlad`.
+      directions: [k, v, d].
+    """
+    if x.ndim == 3:
+        y = vlad(assignment, x, centroids, intra_normalize)
+        y = l2_normalize(y, (1, 2))
+        return jnp.einsum("bvd,kvd->bk", y, directions, precision=HIGHEST)
+    weights, x, centroids, inverse = _unit_weights(assignment, x, centroids, intra_normalize)
+    towards = jnp.einsum("bd,kvd->bkv", x, directions, precision=HIGHEST)
+    towards -= jnp.einsum("vd,kvd->kv", centroids, directions, precision=HIGHEST)
+    return jnp.einsum("bv,bkv->bk", weights * inverse[:, None], towards, precision=HIGHEST)
+
+
+def _unit_weights(
+    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """As `_centred`, with the inverse norms [b] of the vectors in place of the products."""
+    weights, x, centroids, products = _centred(assignment, x, centroids, intra_normalize)
+    inverse = _inverse_norm(_square_norms(weights, x, centroids, products))
+    return weights, x, centroids, inverse
 
 
 def _centred(

@@ -1,7 +1,7 @@
 """The head of the evaluation's report: figures, curves, hardest queries, writers, and the map."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings
+from saghog_jax.retrieval.evidence_pictures import Evidence
 from saghog_jax.retrieval.projection import project
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.report import Sheets, chosen, write_sheets
@@ -24,12 +25,14 @@ def write(
     results: Sequence[Result],
     ranking: Ranking,
     config: ConfigDict,
+    evidence: Mapping[tuple[int, int], Evidence],
 ) -> Path:
     """Writes report.html (and its further parts) and returns its path.
 
     Args:
       results: rows of the table; sheets, writers, hardest queries and map are those of the last.
       ranking: of the last result.
+      evidence: of some matches, by rows of query and match.
     """
     e = results[-1].evaluation
     scored = {int(row): i for i, row in enumerate(e.rows)}
@@ -46,15 +49,15 @@ def write(
         else:
             unknown = f"{config.relevance} unknown"
             said[row] = {"why": "no partner in the collection" if row in lonely else unknown}
-    hardness = {int(row): float(ap) for row, ap in zip(e.rows, e.ap, strict=True)}
-    order = chosen(hardness, len(pages), config.report.max_queries)
+    order = chosen(hardness(e), len(pages), config.report.max_queries)
     points = _points(pages, results[-1].descriptors, config.report.map_pages)
-    sheets = Sheets(pages, pages, ranking, order, said, points=points)
+    sheets = Sheets(pages, pages, ranking, order, said, points=points, evidence=evidence)
     head = [
         _facts(pages, results, ranking.labels, config),
         _figures(results) if e.rows.size else "",
         '<div class="columns">',
         _curve(results) if e.rows.size else "",
+        _spread(e) if e.rows.size else "",
         _map(points, len(pages)),
         "</div>",
         _hardest(pages, e) if e.rows.size else "",
@@ -62,6 +65,11 @@ def write(
     ]
     title = f"Retrieval: {pages.name}"
     return write_sheets(folder, "report", title, "\n".join(head), sheets, config.report)
+
+
+def hardness(e: metrics.Evaluation) -> dict[int, float]:
+    """Average precision of each query that has one, by row."""
+    return {int(row): float(ap) for row, ap in zip(e.rows, e.ap, strict=True)}
 
 
 def _facts(
@@ -145,6 +153,33 @@ def _curve(results: Sequence[Result]) -> str:
     )
 
 
+def _spread(e: metrics.Evaluation) -> str:
+    """How many queries have which average precision, in ten bars."""
+    counts = np.histogram(e.ap, bins=10, range=(0, 1))[0]
+    left, top, width, height = 44, 20, 360, 208
+    step, most = width / len(counts), int(counts.max())
+    parts = []
+    for i, count in enumerate(counts):
+        tall = height * count / most
+        x, y = left + i * step, top + height - tall
+        parts.append(
+            f'<rect class="bar-ap" x="{x + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" '
+            f'height="{tall:.1f}"/><text x="{x + step / 2:.1f}" y="{y - 5:.1f}" '
+            f'text-anchor="middle">{count or ""}</text>'
+        )
+    for percent in range(0, 101, 20):
+        at = left + width * percent / 100
+        parts.append(f'<text x="{at:.1f}" y="{top + height + 18}" text-anchor="middle">{percent}')
+        parts.append("</text>")
+    parts.append(f'<path class="grid" d="M{left} {top + height}h{width}"/>')
+    return (
+        '<figure class="plot" id="spread"><figcaption>Queries by average precision in percent: '
+        "a mean hides how they differ</figcaption>"
+        f'<svg viewBox="0 0 {left + width + 12} {top + height + 26}" role="img" '
+        f'aria-label="queries by average precision">{"".join(parts)}</svg></figure>'
+    )
+
+
 def _short(result: Result) -> str:
     done = [result.whitening.split(",")[0], result.reranking.split(" (")[0]]
     return " + ".join([result.name, *(word for word in done if word != "none")])
@@ -175,8 +210,9 @@ def _map(points: Sequence[dict], total: int) -> str:
         '<figure class="plot" id="map"><figcaption>Map of the collection'
         f"{shown}: pages that are near each other have similar descriptors. Point at one to see "
         "it and, filled, the others of its writer; click to go to its sheet.</figcaption>"
-        '<div id="mapbox"><svg viewBox="0 0 420 260" role="img" aria-label="map of the collection">'
-        '</svg><div id="maphint" hidden></div></div></figure>'
+        '<div id="mapbox"><svg viewBox="0 0 420 260" role="group" tabindex="0" aria-label="map of '
+        'the collection; arrow keys go from page to page, Enter to a sheet"></svg>'
+        '<div id="maphint" aria-live="polite" hidden></div></div></figure>'
     )
 
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.files import replacing
 from saghog_jax.retrieval.embeddings import Embeddings
+from saghog_jax.retrieval.evidence_pictures import Evidence, pictures
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.thumbnails import thumbnails
 
@@ -34,6 +35,8 @@ class Sheets:
     said: Mapping[int, dict]  # of a query: `ap`, `first`, `partners`, or `why` there are none
     shares: np.ndarray | None = None  # [q, k] of same-writer pairs at that distance, NaN unknown
     points: list[dict] = field(default_factory=list)  # the map of the collection
+    # Of some matches, by rows of query and gallery.
+    evidence: Mapping[tuple[int, int], Evidence] = field(default_factory=dict)
 
     def key(self, row: int, of_query: bool) -> str:
         """Name of a page in the data of a file."""
@@ -80,6 +83,12 @@ def chosen(hardness: Mapping[int, float], rows: int, at_most: int) -> list[int]:
 
 def _data(folder: Path, sheets: Sheets, part: Sequence[int], report: ConfigDict) -> dict:
     asked, found, out = set(part), set(), []
+    mine = {pair: e for pair, e in sheets.evidence.items() if pair[0] in asked}
+    evidence: dict[str, dict] = {}
+    for (row, other), shown in pictures(
+        sheets.queries, sheets.gallery, mine, report.max_pixels
+    ).items():
+        evidence.setdefault(sheets.key(row, True), {})[sheets.key(other, False)] = shown
     for row in part:
         hits = []
         for i, (other, distance) in enumerate(sheets.ranking.hits(row)):
@@ -96,10 +105,15 @@ def _data(folder: Path, sheets: Sheets, part: Sequence[int], report: ConfigDict)
     pages = {}
     for rows, of_query in ((asked, True), (found, False)):
         source = sheets.queries if of_query else sheets.gallery
-        pictures = thumbnails(source, rows, report.thumbnail, report.max_pixels)
+        # What evidence is shown on must be readable where the originals are not at hand.
+        larger = {pair[0] for pair in mine} if of_query else {pair[1] for pair in mine}
+        if sheets.queries is sheets.gallery:
+            larger = {row for pair in mine for row in pair}
+        made = thumbnails(source, rows - larger, report.thumbnail, report.max_pixels)
+        made |= thumbnails(source, rows & larger, report.evidence.picture, report.max_pixels)
         for row in sorted(rows):
-            pages[sheets.key(row, of_query)] = _about(folder, source, row) | pictures[row]
-    return {"pages": pages, "sheets": out, "points": []}
+            pages[sheets.key(row, of_query)] = _about(folder, source, row) | made[row]
+    return {"pages": pages, "sheets": out, "points": [], "evidence": evidence}
 
 
 def _about(folder: Path, pages: Embeddings, row: int) -> dict:

@@ -9,14 +9,22 @@ if (mapSvg && data.points.length) {
     circle.setAttribute("r", data.points.length > 500 ? 2.5 : 4);
     circle.setAttribute("class", point.writer ? "dot" : "dot unlabelled");
     circle.addEventListener("pointerenter", () => show(point));
-    circle.addEventListener("click", () => {
-      const name = "p" + point.row;
-      if (!goTo(name) && point.file) location.href = point.file + "#" + name;
+    circle.addEventListener("click", (event) => {
+      // A finger cannot point without touching: its first touch shows, the second goes.
+      if (event.pointerType === "touch" && tapped !== point) tapped = point;
+      else open(point);
     });
     mapSvg.append(circle);
     return circle;
   });
+  let tapped = null;
+  let here = -1;
+  const open = (point) => {
+    const name = "p" + point.row;
+    if (!goTo(name) && point.file) location.href = point.file + "#" + name;
+  };
   const show = (point) => {
+    here = data.points.indexOf(point);
     const page = data.pages["p" + point.row];
     data.points.forEach((other, i) => {
       const same = other === point || (point.writer && other.writer === point.writer);
@@ -40,6 +48,25 @@ if (mapSvg && data.points.length) {
   mapSvg.addEventListener("pointerleave", () => {
     hint.hidden = true;
     circles.forEach((circle) => circle.classList.remove("on", "here"));
+  });
+  // The arrow keys go to the nearest page in that direction, Enter to its sheet.
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  mapSvg.addEventListener("focus", () => show(data.points[Math.max(0, here)]));
+  mapSvg.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && here >= 0) open(data.points[here]);
+    if (!(event.key in ARROWS)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const [dx, dy] = ARROWS[event.key];
+    const from = data.points[Math.max(0, here)];
+    let nearest = null;
+    let least = Infinity;
+    data.points.forEach((point) => {
+      const along = (point.x - from.x) * dx + (point.y - from.y) * dy;
+      const aside = Math.abs((point.x - from.x) * dy) + Math.abs((point.y - from.y) * dx);
+      if (along > 1e-6 && along + 2 * aside < least) [nearest, least] = [point, along + 2 * aside];
+    });
+    if (nearest) show(nearest);
   });
   // What is typed into the search box shows on the map as well.
   byId("find").addEventListener("input", (event) => {

@@ -123,6 +123,8 @@ function querySheet(sheet) {
   return box;
 }
 
+const evidenceOf = (sheet) => data.evidence[sheet.q] || {};
+
 function decisionButtons(query, page) {
   const group = element("div", "decide");
   group.setAttribute("role", "group");
@@ -156,7 +158,7 @@ function hit(sheet, [key, distance, mark, share], rank) {
   const line = element("div", "line");
   const place = element("span", "mark");
   place.append(element("b", "", rank + ". "), element("span", "label " + mark, MARKS[mark]));
-  line.append(place, element("span", "distance", distance.toFixed(3)));
+  line.append(place, element("span", "distance", distance.toFixed(distance < 0.1 ? 4 : 3)));
   caption.append(line);
   if (share !== null) {
     const percent = share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(1);
@@ -165,10 +167,11 @@ function hit(sheet, [key, distance, mark, share], rank) {
   named(caption, page);
   const tools = element("div", "tools");
   tools.append(decisionButtons(query.id, page.id));
-  const both = element("button", "both", "compare");
+  const evidence = evidenceOf(sheet)[key];
+  const both = element("button", evidence ? "both known" : "both", evidence ? "evidence" : "compare");
   both.type = "button";
   both.tabIndex = -1;
-  both.addEventListener("click", () => compare(query, page));
+  both.addEventListener("click", () => compare(query, page, evidence));
   tools.append(both);
   caption.append(tools);
   figure.append(caption);
@@ -212,6 +215,7 @@ function refresh() {
   shown = data.sheets.filter((sheet) => {
     const page = data.pages[sheet.q];
     if (words && !`${page.id} ${page.writer}`.toLowerCase().includes(words)) return false;
+    if (byId("evident").checked && !data.evidence[sheet.q]) return false;
     return !failed || sheet.hits[0]?.[2] === "wrong";
   });
   shown.sort(ORDERS[byId("order").value]);
@@ -225,7 +229,7 @@ function goTo(name) {
   let index = shown.findIndex((sheet) => sheet.q === name);
   if (index < 0 && data.sheets.some((sheet) => sheet.q === name)) {
     byId("find").value = "";
-    byId("failed").checked = false;
+    byId("failed").checked = byId("evident").checked = false;
     refresh();
     index = shown.findIndex((sheet) => sheet.q === name);
   }
@@ -286,7 +290,8 @@ document.querySelectorAll("table.sortable").forEach((table) => {
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("order").addEventListener("change", refresh);
 byId("find").addEventListener("input", refresh);
-byId("failed").addEventListener("change", refresh);
+["failed", "evident"].forEach((name) => byId(name).addEventListener("change", refresh));
+byId("evident").parentNode.hidden = !Object.keys(data.evidence).length;
 byId("blind").addEventListener("change", (event) =>
   document.body.classList.toggle("blind", event.target.checked));
 byId("more").addEventListener("click", more);
@@ -307,6 +312,10 @@ if (!data.sheets.some((sheet) => "ap" in sheet)) {
   ["hard", "easy"].forEach((value) => byId("order").querySelector(`[value=${value}]`).remove());
   byId("failed").parentNode.hidden = !data.sheets.some((s) => s.hits.some((h) => h[2] !== "unknown"));
 }
+// Where most pages are broad, such as lines of writing, their pictures need less height.
+const sizes = Object.values(data.pages).filter((page) => page.size).map((page) => page.size);
+const mostBroad = sizes.filter(([w, h]) => w > 1.6 * h).length > sizes.length / 2;
+document.body.classList.toggle("broad", mostBroad);
 showDecided();
 refresh();
 if (location.hash) setTimeout(() => goTo(location.hash.slice(1)), 0);

@@ -1,0 +1,265 @@
+"""The evidence pass: cuts and describes again the pages of a few matches, to say what makes them.
+
+For each match it finds what every patch of the two pages contributes and which patches are alike
+(retrieval/attribution.py), and keeps both in `evidence/QUERY_RANK.npz` beside the results.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.manifest import Page
+from input_pipeline.patches import Cut, Rule
+from input_pipeline.stream import stream_cuts
+from saghog_jax import augment, embed
+from saghog_jax.checkpoint import params_digest
+from saghog_jax.files import replacing
+from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
+from saghog_jax.retrieval.attribution import (
+    Clusters,
+    PagePatches,
+    contributions,
+    like_patches,
+    page_total,
+)
+from saghog_jax.retrieval.embeddings import Embeddings
+from saghog_jax.retrieval.evidence_pictures import Evidence, PageEvidence
+from saghog_jax.retrieval.ranking import Ranking
+from saghog_jax.retrieval.whitening import Whitening
+
+FOLDER = "evidence"
+# Patches a device call.
+_BATCH = 256
+# A page whose descriptor comes out less alike than this is not the page that was embedded.
+_SAME_PAGE = 0.99
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was compared: pages, and the descriptors that ranked them (before re-ranking)."""
+
+    queries: Embeddings
+    gallery: Embeddings  # the same object where pages are compared among themselves
+    query_descriptors: np.ndarray  # float32 [q, k]
+    gallery_descriptors: np.ndarray  # float32 [p, k]
+    whitening: Whitening | None
+    ranking: Ranking
+
+
+def gather(
+    compared: Compared,
+    order: Sequence[int],
+    config: ConfigDict,
+    workdir: Path,
+    log: Callable[[str], None] = print,
+) -> dict[tuple[int, int], Evidence]:
+    """Evidence for the first matches of some queries, by rows of query and gallery.
+
+    Args:
+      order: queries, those first that need a look first.
+      config: the section `report`.
+      workdir: the arrays go to its folder `evidence`, which is emptied first.
+
+    Returns:
+      nothing where it is off, or where the model is not there any more (`log` says so).
+
+    Raises:
+      UserError: a page of `evidence.of` that is not among the queries; another model than the one
+        that made the embeddings.
+    """
+    folder = workdir / FOLDER
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
+    asked = _asked(compared.queries, order, config.evidence)
+    wanted = [
+        (row, other, rank)
+        for row in asked
+        for rank, (other, _) in enumerate(compared.ranking.hits(row), start=1)
+        if rank <= config.evidence.matches
+    ]
+    if not wanted:
+        return {}
+    model, why = _model(compared.gallery.meta, config.evidence.checkpoint)
+    if model is None:
+        log(f"note: no evidence in the report: {why}")
+        return {}
+    pages = _Pages(compared, model, config.max_pixels)
+    pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted})
+    mean = l2_normalize(np.asarray(compared.gallery_descriptors)).mean(0)
+    found: dict[tuple[int, int], Evidence] = {}
+    for row, other, rank in wanted:
+        evidence = pages.evidence(row, other, mean, config.evidence.pairs)
+        if evidence is not None:
+            found[row, other] = evidence
+            _save(folder / f"{row:05d}_{rank}.npz", evidence, compared, row, other)
+    for name, reason in pages.failed.items():
+        log(f"note: no evidence for {name}: {reason}")
+    return found
+
+
+def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> list[int]:
+    if not config.of:
+        return list(order[: config.queries])
+    rows = {str(name): row for row, name in enumerate(queries.page_ids)}
+    unknown = [name for name in config.of if name not in rows]
+    if unknown:
+        raise UserError(
+            f"config.report.evidence.of names {unknown[0]!r}, which is no page of {queries.folder}"
+        )
+    return [rows[name] for name in config.of]
+
+
+def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
+    """The model that made the embeddings, or why there is none."""
+    missing = [name for name in ("power", "store", "input", "precision") if name not in meta]
+    if missing:
+        return None, f"the embeddings' meta.json has no {missing[0]!r}; embed again"
+    folder = checkpoint or meta["checkpoint_folder"]
+    name = meta["model"]
+    compare = (name,) if name in embed.COMPARE else ()
+    config = ConfigDict(
+        {
+            "checkpoint": folder,
+            "compare": compare,
+            "input": meta["input"],
+            "precision": meta["precision"],
+        }
+    )
+    try:
+        model = next((m for m in embed.load_models(config) if m.name == name), None)
+    except UserError as error:
+        if checkpoint:
+            raise
+        return None, f"{error} (config.report.evidence.checkpoint says where the model is)"
+    if model is None or params_digest(model.variables) != meta["checkpoint"]:
+        problem = f"{folder} does not hold the model that made the embeddings"
+        if checkpoint:
+            raise UserError(problem)
+        return None, problem
+    return model, ""
+
+
+class _Pages:
+    """The pages of the wanted matches: their patches, descriptors and evidence."""
+
+    def __init__(self, compared: Compared, model: embed.Model, max_pixels: int) -> None:
+        self._compared, self._model, self._max_pixels = compared, model, max_pixels
+        self._clusters = Clusters(model.centroids, model.intra_normalize)
+        self._describe = jax.jit(self._on_device)
+        self._known: dict[tuple[bool, int], tuple[PagePatches, np.ndarray]] = {}
+        self.failed: dict[str, str] = {}
+
+    def _key(self, row: int, of_query: bool) -> tuple[bool, int]:
+        return of_query and self._compared.queries is not self._compared.gallery, row
+
+    def read(self, queries: Iterable[int], gallery: Iterable[int]) -> None:
+        """Cuts and describes pages; those that cannot be go to `failed`."""
+        keys = {self._key(r, True) for r in queries} | {self._key(r, False) for r in gallery}
+        for of_query in sorted({of_query for of_query, _ in keys}):
+            source = self._compared.queries if of_query else self._compared.gallery
+            rows = sorted(row for is_query, row in keys if is_query == of_query)
+            store = ConfigDict(source.meta["store"])
+            rule = Rule.from_config(store)
+            pages = [
+                Page(str(source.table["path"][r]), "", "", "", source.box(r), {}) for r in rows
+            ]
+            root = source.folder / source.meta["pages_root"]
+            cuts = stream_cuts(root, pages, rule, self._max_pixels, store.workers)
+            for row, cut in zip(rows, cuts, strict=True):
+                self._take(source, row, of_query, cut, rule)
+
+    def _take(
+        self, source: Embeddings, row: int, of_query: bool, cut: Cut | str, rule: Rule
+    ) -> None:
+        name = str(source.page_ids[row])
+        if isinstance(cut, str):
+            self.failed[name] = cut
+            return
+        x, assignment = self._features(cut)
+        place = np.stack([cut.x, cut.y], axis=1)
+        page = PagePatches(x, assignment, place, rule.patch_size)
+        total = page_total(page, self._clusters)
+        mine = l2_normalize(power_norm(total, source.meta["power"]))
+        if mine @ np.asarray(source.descriptors[row]) < _SAME_PAGE:
+            self.failed[name] = "the image has changed since it was embedded"
+            return
+        self._known[of_query, row] = page, total
+
+    def _features(self, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for first in range(0, len(cut.patches), _BATCH):
+            batch = {"patches": cut.patches[first:][:_BATCH], "ink": cut.ink[first:][:_BATCH]}
+            n = len(batch["ink"])
+            blank = {k: np.zeros((_BATCH, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+            for name, array in batch.items():
+                blank[name][:n] = array
+            made = self._describe(self._model.variables, blank)
+            parts.append([np.asarray(array)[:n] for array in made])
+        x, assignment = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return x.astype(np.float32), assignment.astype(np.float32)
+
+    def _on_device(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        images, binary = augment.decode(batch)
+        if self._model.input == "binary":
+            images = jnp.broadcast_to(binary, images.shape)
+        return self._model.describe(variables, augment.normalize(images), binary)
+
+    def evidence(self, row: int, other: int, mean: np.ndarray, at_most: int) -> Evidence | None:
+        """The evidence of one match; None where a page of it could not be read."""
+        keys = self._key(row, True), self._key(other, False)
+        if any(key not in self._known for key in keys):
+            return None
+        pages = [self._known[key] for key in keys]
+        z = [
+            l2_normalize(np.asarray(x[r]))
+            for x, r in (
+                (self._compared.query_descriptors, row),
+                (self._compared.gallery_descriptors, other),
+            )
+        ]
+        speak = [
+            contributions(
+                page,
+                total,
+                z[1 - i] - mean,
+                self._clusters,
+                self._compared.gallery.meta["power"],
+                self._compared.whitening,
+            )
+            for i, (page, total) in enumerate(pages)
+        ]
+        (a, _), (b, _) = pages
+        pairs, cosines = like_patches(a, b, *speak, self._clusters, at_most)
+        sides = [
+            PageEvidence(page.place, s, float(z[i] @ mean))
+            for i, ((page, _), s) in enumerate(zip(pages, speak, strict=True))
+        ]
+        scale = float(self._compared.gallery.meta["store"]["scale"])
+        return Evidence(float(z[0] @ z[1]), *sides, pairs, cosines, a.side, scale)
+
+
+def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "wb") as file:
+        np.savez(
+            file,
+            query=np.array(str(compared.queries.page_ids[row])),
+            match=np.array(str(compared.gallery.page_ids[other])),
+            similarity=np.float32(evidence.similarity),
+            query_mean=np.float32(evidence.query.mean),
+            match_mean=np.float32(evidence.match.mean),
+            query_place=evidence.query.place,
+            match_place=evidence.match.place,
+            query_contributions=evidence.query.contributions,
+            match_contributions=evidence.match.contributions,
+            pairs=evidence.pairs,
+            cosines=evidence.cosines,
+            side=np.int64(evidence.side),
+            scale=np.float64(evidence.scale),
+        )

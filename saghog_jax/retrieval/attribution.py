@@ -1,0 +1,175 @@
+"""Which patches make two pages similar: a similarity taken apart patch by patch, and like patches.
+
+A page descriptor is D = phi(S) / |phi(S)|, S the sum of the unit vectors y_i of the page's patches,
+phi(s) = sign(s) |s|^power; z is D, or D whitened and brought to unit length. What is explained is
+how much more similar the page is to its match than to an average page of the gallery,
+
+    z_page . (z_match - mean of z over the gallery).
+
+Because phi(s) = |s|^(power - 1) s, that is a sum over the patches, exactly: patch i contributes
+y_i . (|S|^(power - 1) o t) / |phi(S)|, where t is the difference above (of whitened descriptors:
+led back through the whitening; its constant term is shared evenly). How the similarity would change
+without a patch is `power` times its contribution, less its share in the page's length, to first
+order only.
+
+Axis letters: n patches of a page, l descriptors of a patch, v clusters, d width, k width of z.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saghog_jax.models import netrvlad
+from saghog_jax.retrieval.whitening import Whitening
+
+# Numbers of patches are rounded up to this, so that few shapes are compiled.
+_PAD = 256
+# Pairs are looked for among so many patches a page, those that speak most for the match.
+_CANDIDATES = 256
+
+
+class PagePatches(NamedTuple):
+    """What the model made of the patches of a page, and where they are.
+
+    x, assignment: float32 [n, d] and [n, v], or [n, l, d] and [n, l, v].
+    place: int [n, 2], the keypoint's x and y in pixels of the page as it was cut.
+    side: pixels of a patch.
+    """
+
+    x: np.ndarray
+    assignment: np.ndarray
+    place: np.ndarray
+    side: int
+
+
+class Clusters(NamedTuple):
+    """Centroids [v, d] of the model, and whether it normalises inside a cluster."""
+
+    centroids: np.ndarray
+    intra_normalize: bool
+
+
+def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
+    """S: the sum of the unit vectors of a page's patches, float32 [v * d]."""
+    x, assignment = _padded(page)
+    total = _total(assignment, x, clusters.centroids, intra_normalize=clusters.intra_normalize)
+    return np.asarray(total).reshape(-1)
+
+
+def contributions(
+    page: PagePatches,
+    total: np.ndarray,
+    target: np.ndarray,
+    clusters: Clusters,
+    power: float,
+    whitened: Whitening | None = None,
+) -> np.ndarray:
+    """What each patch adds to z_page . target, float32 [n]; they add up to it exactly.
+
+    Args:
+      total: `page_total(page, clusters)`.
+      target: [k], such as z of the match less the mean z of the gallery.
+      power: of the page descriptor's power normalisation.
+      whitened: what led from page descriptors to z; None: nothing did.
+    """
+    total = total.astype(np.float64)
+    size = np.abs(total)
+    norm = max(np.linalg.norm(size**power), 1e-12)
+    towards, constant = target.astype(np.float64), 0.0
+    if whitened is not None:
+        scale = 1 / np.sqrt(whitened.variances.astype(np.float64) + whitened.eps)
+        descriptor = np.sign(total) * size**power / norm
+        z = (whitened.components @ (descriptor - whitened.mean)) * scale
+        towards = whitened.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
+        constant = -float(towards @ whitened.mean)
+    gain = np.where(size > 0, np.maximum(size, 1e-30) ** (power - 1), 0) / norm
+    direction = (gain * towards).astype(np.float32).reshape(1, *clusters.centroids.shape)
+    x, assignment = _padded(page)
+    found = _products(
+        assignment, x, clusters.centroids, direction, intra_normalize=clusters.intra_normalize
+    )
+    n = len(page.place)
+    return np.asarray(found)[:n, 0] + np.float32(constant / max(n, 1))
+
+
+def like_patches(
+    a: PagePatches,
+    b: PagePatches,
+    speaks_a: np.ndarray,
+    speaks_b: np.ndarray,
+    clusters: Clusters,
+    at_most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of patches of two pages that are each other's most similar, the most similar first.
+
+    Only patches that speak for the match take part, at most 256 a page: those of the largest
+    contributions. A pair that overlaps an earlier one on either page is left out.
+
+    Args:
+      speaks_a, speaks_b: contributions [n] of the patches.
+
+    Returns:
+      int64 [m, 2], rows of `a` and of `b`, and float32 [m] cosines of their vectors; m <= at_most.
+    """
+    rows = [
+        np.argsort(-speaks, kind="stable")[: min(_CANDIDATES, int((speaks > 0).sum()))]
+        for speaks in (speaks_a, speaks_b)
+    ]
+    taken = [
+        PagePatches(p.x[r], p.assignment[r], p.place[r], p.side)
+        for p, r in zip((a, b), rows, strict=True)
+    ]
+    cosines = _cross_cosines(*taken, clusters)
+    pairs, values = [], []
+    if cosines.size:
+        there, back = cosines.argmax(1), cosines.argmax(0)
+        mutual = np.flatnonzero(back[there] == np.arange(len(there)))
+        for i in mutual[np.argsort(-cosines[mutual, there[mutual]], kind="stable")]:
+            pair = rows[0][i], rows[1][there[i]]
+            if any(_overlap(a, pair[0], p) or _overlap(b, pair[1], q) for p, q in pairs):
+                continue
+            pairs.append(pair)
+            values.append(cosines[i, there[i]])
+            if len(pairs) >= at_most:
+                break
+    return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float32)
+
+
+def _overlap(page: PagePatches, i: int, j: int) -> bool:
+    return bool((np.abs(page.place[i] - page.place[j]) < page.side).all())
+
+
+def _cross_cosines(a: PagePatches, b: PagePatches, clusters: Clusters) -> np.ndarray:
+    (x, assignment), (other, others) = (_padded(page, _CANDIDATES) for page in (a, b))
+    gram = _gram(
+        np.concatenate([assignment, others]),
+        np.concatenate([x, other]),
+        clusters.centroids,
+        intra_normalize=clusters.intra_normalize,
+    )
+    return np.asarray(gram)[: len(a.place), len(x) : len(x) + len(b.place)]
+
+
+def _padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
+    """x and assignment with rows of assignment zero, which give zero vectors, up to a multiple."""
+    n = len(page.place)
+    more = -n % to if n else to
+    return tuple(
+        np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
+        for array in (page.x, page.assignment)
+    )
+
+
+@partial(jax.jit, static_argnames="intra_normalize")
+def _total(
+    assignment: jax.Array, x: jax.Array, centroids: jax.Array, *, intra_normalize: bool
+) -> jax.Array:
+    whole = jnp.ones((1, x.shape[0]), x.dtype)
+    return netrvlad.page_sum(assignment, x, centroids, whole, intra_normalize)
+
+
+_products = jax.jit(netrvlad.inner_products, static_argnames="intra_normalize")
+_gram = jax.jit(netrvlad.cosine_gram, static_argnames="intra_normalize")
