@@ -259,6 +259,7 @@ def _write(
             "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
             "regions": masks.identity if masks else {"backend": "none"},
+            "regions_config": config.regions.to_dict(),
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
         blocks = (

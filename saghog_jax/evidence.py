@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import Page
+from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Cut, Rule
+from input_pipeline.regions.masks import open_masks
 from input_pipeline.stream import stream_cuts
 from saghog_jax import augment, embed
 from saghog_jax.checkpoint import params_digest
@@ -36,6 +37,11 @@ from saghog_jax.retrieval.whitening import Whitening
 FOLDER = "evidence"
 # Patches a device call.
 _BATCH = 256
+# Pages of the gallery that the average page is made of, at most, and values held for it at a time.
+_AVERAGED = 10_000
+_VALUES = 1 << 24
+# What meta.json must tell so that pages can be described again.
+_NEEDED = ("model", "checkpoint_folder", "input", "precision", "store", "regions_config", "power")
 # A page whose descriptor comes out less alike than this is not the page that was embedded.
 _SAME_PAGE = 0.99
 
@@ -85,13 +91,18 @@ def gather(
     ]
     if not wanted:
         return {}
+    metas = compared.queries.meta, compared.gallery.meta
+    lacking = [name for name in _NEEDED for meta in metas if name not in meta]
+    if lacking:
+        log(f"note: no evidence in the report: meta.json of the embeddings has no {lacking[0]!r}")
+        return {}
     model, why = _model(compared.gallery.meta, config.evidence.checkpoint)
     if model is None:
         log(f"note: no evidence in the report: {why}")
         return {}
     pages = _Pages(compared, model, config.max_pixels)
     pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted})
-    mean = l2_normalize(np.asarray(compared.gallery_descriptors)).mean(0)
+    mean = _average(compared.gallery_descriptors)
     found: dict[tuple[int, int], Evidence] = {}
     for row, other, rank in wanted:
         evidence = pages.evidence(row, other, mean, config.evidence.pairs)
@@ -103,7 +114,18 @@ def gather(
     return found
 
 
+def _average(descriptors: np.ndarray) -> np.ndarray:
+    """Mean of the unit rows [p, k], of evenly picked ones where there are very many."""
+    rows = np.unique(np.linspace(0, len(descriptors) - 1, _AVERAGED).astype(int))
+    step = max(1, _VALUES // descriptors.shape[1])
+    parts = (descriptors[rows[i : i + step]] for i in range(0, len(rows), step))
+    return sum(l2_normalize(part).sum(0) for part in parts) / np.float32(len(rows))
+
+
 def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> list[int]:
+    for name in ("queries", "matches", "pairs"):
+        if config[name] < 0:
+            raise UserError(f"config.report.evidence.{name}={config[name]}: at least 0")
     if not config.of:
         return list(order[: config.queries])
     rows = {str(name): row for row, name in enumerate(queries.page_ids)}
@@ -117,9 +139,6 @@ def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> lis
 
 def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
     """The model that made the embeddings, or why there is none."""
-    missing = [name for name in ("power", "store", "input", "precision") if name not in meta]
-    if missing:
-        return None, f"the embeddings' meta.json has no {missing[0]!r}; embed again"
     folder = checkpoint or meta["checkpoint_folder"]
     name = meta["model"]
     compare = (name,) if name in embed.COMPARE else ()
@@ -170,7 +189,12 @@ class _Pages:
                 Page(str(source.table["path"][r]), "", "", "", source.box(r), {}) for r in rows
             ]
             root = source.folder / source.meta["pages_root"]
-            cuts = stream_cuts(root, pages, rule, self._max_pixels, store.workers)
+            manifest = Manifest(root, tuple(pages), ())
+            masks = open_masks(
+                manifest, self._max_pixels, ConfigDict(source.meta["regions_config"])
+            )
+            found = masks.ensure(lambda line: None) if masks else None
+            cuts = stream_cuts(root, pages, rule, self._max_pixels, store.workers, found)
             for row, cut in zip(rows, cuts, strict=True):
                 self._take(source, row, of_query, cut, rule)
 

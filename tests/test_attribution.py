@@ -132,7 +132,9 @@ def test_like_patches_are_found_most_similar_first():
     for place, column in ((a.place, 0), (b.place, 1)):
         gaps = np.abs(place[pairs[:, column]][:, None] - place[pairs[:, column]]).max(2)
         assert (gaps[~np.eye(len(pairs), dtype=bool)] >= 32).all()
-    assert len(like_patches(a, b, np.ones(30), np.ones(40), clusters(), 1)[0]) == 1
+    for at_most in (0, 1):
+        found = like_patches(a, b, np.ones(30), np.ones(40), clusters(), at_most)
+        assert [len(part) for part in found] == [at_most] * 2
 
 
 def test_like_patches_speak_for_the_match():

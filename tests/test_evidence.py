@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from planted import pages_of, planted
 from report_helpers import data_of
 from toy import toy
 
@@ -91,8 +92,20 @@ def test_fields_of_the_config(folder, tmp_path):
     data, arrays = retrieved(folder, tmp_path, **{"report.evidence.queries": 0})
     assert data["evidence"] == {}
     assert arrays == {}
+    with pytest.raises(UserError, match="evidence.matches=-1"):
+        retrieved(folder, tmp_path, **{"report.evidence.matches": -1})
     with pytest.raises(UserError, match="evidence.of names 'nobody'"):
         retrieved(folder, tmp_path, **{"report.evidence.of": ("nobody",)})
+
+
+def test_pictures_of_pages_with_evidence_are_larger(folder, tmp_path):
+    changes = {"report.thumbnail": 40, "report.evidence.queries": 1, "report.evidence.matches": 1}
+    data, _ = retrieved(folder, tmp_path, **changes)
+    ((query, found),) = data["evidence"].items()
+    lengths = {key: len(about["image"]) for key, about in data["pages"].items()}
+    larger = {query, *found}
+    assert min(lengths[k] for k in larger) > 2 * max(lengths[k] for k in lengths.keys() - larger)
+    assert data["pages"][query]["size"] == [320, 160]
 
 
 def test_behind_whitening(folder, tmp_path):
@@ -111,6 +124,24 @@ def test_of_the_models_beside(folder, tmp_path, model):
     _, arrays = retrieved(folder, tmp_path, **changes)
     assert len(arrays) == 3
     check_sums(arrays)
+
+
+def test_of_pages_cut_within_regions(folder, tmp_path):
+    changes = {"regions.backend": "ink", "regions.root": str(tmp_path / "regions")}
+    run_stage(toy(embed.get_config(), folder, **changes), tmp_path / "embed")
+    assert list((tmp_path / "regions").glob("ink-*/*.png"))
+    changes = {"embeddings": str(tmp_path / "embed"), "report.evidence.queries": 1}
+    _, arrays = retrieved(folder, tmp_path / "out", **changes)
+    assert len(arrays) == 3
+    check_sums(arrays)
+
+
+def test_embeddings_that_do_not_say_how_they_were_made(tmp_path, capsys):
+    planted(tmp_path / "embed", pages_of(3, 2))
+    data, arrays = retrieved(tmp_path, tmp_path / "out")
+    assert data["evidence"] == {}
+    assert arrays == {}
+    assert "meta.json of the embeddings has no 'model'" in capsys.readouterr().out
 
 
 def test_without_the_model_the_report_is_made_and_says_so(folder, tmp_path, capsys):

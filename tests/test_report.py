@@ -209,13 +209,14 @@ def test_evidence_becomes_pictures(proven):
     assert [patch[:2] for patch in first["pairs"][0][1:]] == [[10, 10], [30, 20]]
     assert first["side"] == 8
     assert second["pairs"] == []
-    density = _density(evidence_of_page(), (40, 60), 8, 1.0)
+    density, at = _density(evidence_of_page(), (40, 60), 8, 1.0)
     assert density.shape == (160, 240)
+    assert at.tolist() == [density[y, x] for y, x in ((40, 40), (80, 120), (120, 200))]
     assert density[40, 40] < 0 < density[80, 120] < density[120, 200]
     np.testing.assert_allclose(density.sum(), 0.4, atol=1e-2)
     colours = _coloured(np.array([[-1.0, 0.0, 2.0]]), 1.0)
     assert colours[0].tolist() == [[20, 110, 220], [0, 0, 0], [230, 97, 1]]
-    halved = _density(evidence_of_page(), (20, 30), 8, 2.0)
+    halved, _ = _density(evidence_of_page(), (20, 30), 8, 2.0)
     assert np.unravel_index(halved.argmax(), halved.shape) == (120, 200)
 
 
@@ -257,17 +258,32 @@ const sheets = () => [...document.querySelectorAll(".sheet")].map((s) => s.id);
 document.body.innerHTML = "";
 const out = Object.assign(document.createElement("pre"), {textContent: JSON.stringify(log)});
 document.body.append(out);
+parent.postMessage(out.textContent, "*");
 </script>
+"""
+# A window is at least 500 pixels wide, a frame in it as narrow as a phone.
+FRAME = """
+<!doctype html>
+<script>
+addEventListener("message", (event) => {
+  const out = Object.assign(document.createElement("pre"), {textContent: event.data});
+  document.body.replaceChildren(out);
+});
+</script>
+<iframe src="%s" width="%d" height="%d" style="border: 0"></iframe>
 """
 
 
-def click_through(path, script, size=(1200, 900)):
+def click_through(path, script, frame=None):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     looked = path.with_name("looked_" + path.name)
     looked.write_text(path.read_text(encoding="utf-8") + LOOK % script, encoding="utf-8")
+    if frame:
+        inner, looked = looked, path.with_name("frame_" + path.name)
+        looked.write_text(FRAME % (inner.name, *frame), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [f"--window-size={size[0]},{size[1]}"]
+    command += ["--virtual-time-budget=3000"] if frame else []
     profile = f"--user-data-dir={path.parent / 'profile'}"
     done = subprocess.run(
         [*command, profile, looked.as_uri()], capture_output=True, text=True, timeout=60
@@ -428,7 +444,7 @@ press("c");
 const crop = (i) => panes[i].querySelector(".crop");
 log.said = byId("comparesaid").textContent;
 log.pairs = [...document.querySelectorAll("#pairs .caption")].map((n) => n.textContent);
-log.patches = document.querySelectorAll("#pairs .pair:first-child img").length;
+log.patches = document.querySelectorAll("#pairs li:first-child img").length;
 log.heat = panes.map((pane) => pane.querySelector(".heat").src.slice(0, 10));
 byId("zoom").value = "1";
 byId("zoom").dispatchEvent(new Event("input"));
@@ -503,7 +519,7 @@ log.first = [byId("maphint").hidden, document.activeElement.closest(".sheet")?.i
 touch();
 log.second = document.activeElement.closest(".sheet")?.id;
 """,
-        size=(390, 844),
+        frame=(390, 844),
     )
     assert log["width"] == 390
     assert log["page"] == log["opened"] == 390

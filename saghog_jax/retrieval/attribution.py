@@ -128,13 +128,13 @@ def like_patches(
         there, back = cosines.argmax(1), cosines.argmax(0)
         mutual = np.flatnonzero(back[there] == np.arange(len(there)))
         for i in mutual[np.argsort(-cosines[mutual, there[mutual]], kind="stable")]:
+            if len(pairs) >= at_most:
+                break
             pair = rows[0][i], rows[1][there[i]]
             if any(_overlap(a, pair[0], p) or _overlap(b, pair[1], q) for p, q in pairs):
                 continue
             pairs.append(pair)
             values.append(cosines[i, there[i]])
-            if len(pairs) >= at_most:
-                break
     return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float32)
 
 

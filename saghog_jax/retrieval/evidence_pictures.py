@@ -79,7 +79,8 @@ def pictures(
             _density(e, page.shape[:2], evidence.side, evidence.scale)
             for e, page in zip(sides, both, strict=True)
         ]
-        strongest = max(float(np.quantile(np.abs(m[m != 0]), 0.98)) if m.any() else 0 for m in maps)
+        # The strongest ink of both pages takes the full colour; a few outliers do not dim the rest.
+        strongest = max(float(np.quantile(np.abs(at), 0.9)) for _, at in maps)
         pairs = []
         for pair, cosine in zip(evidence.pairs, evidence.cosines, strict=True):
             shown = []
@@ -90,21 +91,24 @@ def pictures(
         made[row, other] = {
             "similarity": round(evidence.similarity, 4),
             "means": [round(e.mean, 4) for e in sides],
-            "heat": [data_uri(_coloured(m, strongest), _CELLS) for m in maps],
+            "heat": [data_uri(_coloured(grid, strongest), _CELLS) for grid, _ in maps],
             "side": evidence.side / evidence.scale,
             "pairs": pairs,
         }
     return made
 
 
-def _density(evidence: PageEvidence, shape: tuple[int, int], side: int, scale: float) -> np.ndarray:
-    """Contributions an area, float64 [cells, cells], spread over about a patch."""
+def _density(
+    evidence: PageEvidence, shape: tuple[int, int], side: int, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Contributions an area, spread over about a patch: float64 [h, w] cells, and [n] at patches."""
     cell = max(shape) / _CELLS
     h, w = (max(1, round(n / cell)) for n in shape)
     x, y = (np.clip(evidence.place / scale / cell, 0, (w - 1, h - 1)).astype(int)).T
     grid = np.zeros((h, w))
     np.add.at(grid, (y, x), evidence.contributions)
-    return cv2.GaussianBlur(grid, (0, 0), side / scale / cell / 3)
+    grid = cv2.GaussianBlur(grid, (0, 0), side / scale / cell / 3)
+    return grid, grid[y, x]
 
 
 def _coloured(density: np.ndarray, strongest: float) -> np.ndarray:
