@@ -101,7 +101,7 @@ def pictures(
 def _density(
     evidence: PageEvidence, shape: tuple[int, int], side: int, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Contributions an area, spread over about a patch: float64 [h, w] cells, and [n] at patches."""
+    """Contributions an area, spread over about a patch: float64 [h, w] cells; and at places [n]."""
     cell = max(shape) / _CELLS
     h, w = (max(1, round(n / cell)) for n in shape)
     x, y = (np.clip(evidence.place / scale / cell, 0, (w - 1, h - 1)).astype(int)).T
