@@ -76,10 +76,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     said = {row: {} for row in range(len(queries))}
     nearest = dict(enumerate(ranking.distances[:, 0].tolist()))
-    order = chosen(nearest, len(queries), config.report.max_queries)
     compared = Compared(queries, gallery, asked, answering, fitted, ranking)
-    hardest = sorted(nearest, key=lambda row: (nearest[row], row))
-    known = evidence.gather(compared, hardest, config.report, workdir)
+    first = sorted(nearest, key=lambda row: (nearest[row], row))
+    known = evidence.gather(compared, first, config.report, workdir)
+    shown = {row for row, _ in known}
+    order = chosen(nearest, len(queries), config.report.max_queries, shown)
     sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)
     head = (
         f"<p>{len(queries)} pages searched for in {len(gallery)} pages of "

@@ -17,6 +17,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
+import pytest
 from absl import flags
 
 # grain reads absl flags when it starts worker processes; nothing here has a command line.
@@ -36,3 +37,10 @@ def pytest_configure(config):
         from golden_rows import Record
 
         config.pluginmanager.register(Record())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many tests were not made for want of a browser."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", ()) if "browser" in r.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} browser tests skipped: no Chromium found")

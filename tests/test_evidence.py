@@ -88,6 +88,9 @@ def test_fields_of_the_config(folder, tmp_path):
     data, arrays = retrieved(folder, tmp_path, **changes)
     assert list(arrays) == ["00004_1", "00004_2"]
     assert [len(e["pairs"]) for e in data["evidence"]["p4"].values()] == [1, 1]
+    # A query that is asked for is in the report, whatever else has room.
+    data, _ = retrieved(folder, tmp_path, **changes, **{"report.max_queries": 1})
+    assert [sheet["q"] for sheet in data["sheets"]] == ["p4"]
     # Nothing of an earlier run stays.
     data, arrays = retrieved(folder, tmp_path, **{"report.evidence.queries": 0})
     assert data["evidence"] == {}

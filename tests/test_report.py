@@ -286,7 +286,7 @@ def click_through(path, script, frame=None):
     command += ["--virtual-time-budget=3000"] if frame else []
     profile = f"--user-data-dir={path.parent / 'profile'}"
     done = subprocess.run(
-        [*command, profile, looked.as_uri()], capture_output=True, text=True, timeout=60
+        [*command, profile, looked.as_uri()], capture_output=True, text=True, timeout=240
     )
     found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.S)
     assert found, done.stderr[-2000:]

@@ -49,7 +49,8 @@ def write(
         else:
             unknown = f"{config.relevance} unknown"
             said[row] = {"why": "no partner in the collection" if row in lonely else unknown}
-    order = chosen(hardness(e), len(pages), config.report.max_queries)
+    known = {row for row, _ in evidence}
+    order = chosen(hardness(e), len(pages), config.report.max_queries, known)
     points = _points(pages, results[-1].descriptors, config.report.map_pages)
     sheets = Sheets(pages, pages, ranking, order, said, points=points, evidence=evidence)
     head = [

@@ -8,7 +8,7 @@ p pages, k ranks.
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -74,11 +74,14 @@ def write_sheets(
     return folder / names[0]
 
 
-def chosen(hardness: Mapping[int, float], rows: int, at_most: int) -> list[int]:
-    """All queries in their order; of more than fit those of the lowest hardness value first."""
+def chosen(
+    hardness: Mapping[int, float], rows: int, at_most: int, also: Collection[int] = ()
+) -> list[int]:
+    """All queries in their order; of more than fit those of `also`, then the least `hardness`."""
     if rows <= at_most:
         return list(range(rows))
-    return sorted(range(rows), key=lambda row: (hardness.get(row, np.inf), row))[:at_most]
+    order = sorted(range(rows), key=lambda row: (hardness.get(row, np.inf), row))
+    return sorted(order, key=lambda row: row not in also)[:at_most]
 
 
 def _data(folder: Path, sheets: Sheets, part: Sequence[int], report: ConfigDict) -> dict:
