@@ -246,6 +246,7 @@ def _write(
             "made_from": made_from,
             "checkpoint": _checkpoint(digests[i], fitted),
             "checkpoint_folder": str(config.checkpoint),
+            "which": config.which,
             "descriptor": model.kind,
             "input": model.input,
             "patch_whitening": white,

@@ -41,7 +41,10 @@ _BATCH = 256
 _AVERAGED = 10_000
 _VALUES = 1 << 24
 # What meta.json must tell so that pages can be described again.
-_NEEDED = ("model", "checkpoint_folder", "input", "precision", "store", "regions_config", "power")
+_NEEDED = (
+    *("model", "checkpoint_folder", "which", "input", "precision"),
+    *("store", "regions_config", "power"),
+)
 # A page whose descriptor comes out less alike than this is not the page that was embedded.
 _SAME_PAGE = 0.99
 
@@ -145,6 +148,7 @@ def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
     config = ConfigDict(
         {
             "checkpoint": folder,
+            "which": meta["which"],
             "compare": compare,
             "input": meta["input"],
             "precision": meta["precision"],
