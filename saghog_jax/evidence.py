@@ -18,8 +18,9 @@ from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.stream import stream_cuts
-from saghog_jax import augment, embed
+from saghog_jax import augment
 from saghog_jax.checkpoint import params_digest
+from saghog_jax.embed_models import COMPARE, Model, load_models
 from saghog_jax.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 from saghog_jax.retrieval.attribution import (
@@ -43,7 +44,7 @@ _VALUES = 1 << 24
 # What meta.json must tell so that pages can be described again.
 _NEEDED = (
     *("model", "checkpoint_folder", "which", "input", "precision"),
-    *("store", "regions_config", "power"),
+    *("store", "regions_config", "pooling", "patch_whitening", "power"),
 )
 # A page whose descriptor comes out less alike than this is not the page that was embedded.
 _SAME_PAGE = 0.99
@@ -99,6 +100,11 @@ def gather(
     if lacking:
         log(f"note: no evidence in the report: meta.json of the embeddings has no {lacking[0]!r}")
         return {}
+    # Of other poolings, and of patches that are whitened, a page is no sum of unit vectors.
+    kinds = {(meta["pooling"], meta["patch_whitening"]) for meta in metas}
+    if not kinds <= {("sum", "none"), ("mean", "none")}:
+        log("note: no evidence in the report: it needs pooling sum or mean, no patch whitening")
+        return {}
     model, why = _model(compared.gallery.meta, config.evidence.checkpoint)
     if model is None:
         log(f"note: no evidence in the report: {why}")
@@ -140,11 +146,11 @@ def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> lis
     return [rows[name] for name in config.of]
 
 
-def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
+def _model(meta: Mapping, checkpoint: str) -> tuple[Model | None, str]:
     """The model that made the embeddings, or why there is none."""
     folder = checkpoint or meta["checkpoint_folder"]
     name = meta["model"]
-    compare = (name,) if name in embed.COMPARE else ()
+    compare = (name,) if name in COMPARE else ()
     config = ConfigDict(
         {
             "checkpoint": folder,
@@ -155,7 +161,7 @@ def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
         }
     )
     try:
-        model = next((m for m in embed.load_models(config) if m.name == name), None)
+        model = next((m for m in load_models(config) if m.name == name), None)
     except UserError as error:
         if checkpoint:
             raise
@@ -171,7 +177,7 @@ def _model(meta: Mapping, checkpoint: str) -> tuple[embed.Model | None, str]:
 class _Pages:
     """The pages of the wanted matches: their patches, descriptors and evidence."""
 
-    def __init__(self, compared: Compared, model: embed.Model, max_pixels: int) -> None:
+    def __init__(self, compared: Compared, model: Model, max_pixels: int) -> None:
         self._compared, self._model, self._max_pixels = compared, model, max_pixels
         self._clusters = Clusters(model.centroids, model.intra_normalize)
         self._describe = jax.jit(self._on_device)

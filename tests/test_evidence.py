@@ -139,6 +139,15 @@ def test_of_pages_cut_within_regions(folder, tmp_path):
     check_sums(arrays)
 
 
+def test_other_poolings_have_no_evidence(folder, tmp_path, capsys):
+    for pooling in ("mean", "max"):
+        run_stage(toy(embed.get_config(), folder, pooling=pooling), tmp_path / pooling)
+        changes = {"embeddings": str(tmp_path / pooling), "report.evidence.queries": 1}
+        _, arrays = retrieved(folder, tmp_path / "out", **changes)
+        assert len(arrays) == {"mean": 3, "max": 0}[pooling]
+    assert "it needs pooling sum or mean" in capsys.readouterr().out
+
+
 def test_embeddings_that_do_not_say_how_they_were_made(tmp_path, capsys):
     planted(tmp_path / "embed", pages_of(3, 2))
     data, arrays = retrieved(tmp_path, tmp_path / "out")
