@@ -10,8 +10,9 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
     python -m saghog_jax.main --config=configs/embed.py --config.data.pages=FOLDER_OR_MANIFEST \
         --config.data.split= --workdir=runs/mine/embed
 
-Variants: `compare` (default; at most 300 patches a page, so that it is quick) and `plain` (the
-given checkpoint only, all patches of a page). `regions` as in configs/pretrain.py.
+Variants: `compare` (default; at most 300 patches a page, so that it is quick), `plain` (the given
+checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: also the patches
+whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("compare", "plain"), regions="none")
+    arg = common.parse_arg(arg, ("compare", "plain", "small"), regions="none")
     config = ConfigDict()
     config.stage = "embed"
     config.data = common.data_config("test")
@@ -29,6 +30,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # As in finetuning; on training pages a little better than ISauvola.
     config.store.binarization = "otsu"
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
+    if arg.variant == "small":
+        config.store.keypoint_on_ink = False
     # Run folder of the model: one that finetune wrote (NetRVLAD) or pretrain (CLS).
     config.checkpoint = "runs/finetune"
     # Which of its checkpoints: `last`, or `best` where it was trained with `validation`.

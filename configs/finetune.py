@@ -8,15 +8,16 @@ runs/finetune. Labels by writer instead of clusters of SIFT descriptors:
 
     python -m saghog_jax.main --config=configs/finetune.py:labels=writer --workdir=runs/by_writer
 
-Variants: `cpu` (default) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
+Variants: `cpu` (default), `small` (for some hundred pages and a laptop, on a model that
+configs/pretrain.py:small has made) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
 `icdar2013` and `hisir19`, each on its data set (days on one GPU, from runs/pretrain made by the
 variant `paper` of configs/pretrain.py). Arguments name the published experiments:
 
     python -m saghog_jax.main --config=configs/finetune.py:hisfrag20,labels=writer,encoder=resnet20
 
-`labels` cluster, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 · `descriptor`
-cls, gmp, foreground · `head` netrvlad, netvlad · `loss` multi_similarity, triplet,
-triplet_semihard · `init` kmeans, random · `regions` as in configs/pretrain.py.
+`labels` cluster, page, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 ·
+`descriptor` cls, gmp, foreground · `head` netrvlad, netvlad · `loss` multi_similarity, contrastive,
+triplet, triplet_semihard · `init` kmeans, random · `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -30,12 +31,12 @@ HEADS = ("netrvlad", "netvlad")
 def get_config(arg: str | None = None) -> ConfigDict:
     arg = common.parse_arg(
         arg,
-        ("cpu", *recipes.RECIPES),
+        ("cpu", "small", *recipes.RECIPES),
         labels="",
         encoder="",
         descriptor="cls",
         head="netrvlad",
-        loss="multi_similarity",
+        loss="",
         init="",
         regions="none",
     )
@@ -49,7 +50,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Its checkpoint: `last` or `best`.
     config.init_checkpoint = "last"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
-    config.model = common.model_config("cpu" if arg.variant == "cpu" else "paper")
+    size = arg.variant if arg.variant in ("cpu", "small") else "paper"
+    config.model = common.model_config(size)
     # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
     config.encoder = "vit"
     # Train the head alone.
@@ -62,11 +64,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # 0: none, as in all published recipes.
     config.embed_dim = 0
     config.embed_dropout = 0.1
-    # `cluster` (pseudo labels, no annotation needed) or `writer`.
+    # `cluster` (pseudo labels) or `page` (two patches are of one class if they are of one page),
+    # which need no annotation, or `writer`.
     config.labels = "cluster"
     config.pseudo_labels = common.pseudo_label_config()
     # Patches of one class in a batch; the batch holds global_batch_size / per_class classes.
     config.per_class = 16
+    # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,
+    # as retrieval will compare pages; a class then has per_class / bag bags in a batch.
+    config.bag = 1
     # What the encoder sees: `page` (the colours of the page) or `binary` (its ink), as published.
     config.input = "binary"
     config.netrvlad = ConfigDict(
@@ -84,13 +90,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The metric loss and its numbers.
     config.loss = ConfigDict(
         {
-            # `multi_similarity`, `triplet` (on similarities), `triplet_semihard` (on distances).
-            "kind": arg.loss,
+            # `multi_similarity`, `contrastive`, `triplet` (on similarities), `triplet_semihard` (on
+            # distances).
+            "kind": "multi_similarity",
             # Multi-similarity; pairs are mined within `epsilon` of the hardest.
             "alpha": 2.0,
             "beta": 40.0,
             "base": 0.2,
             "epsilon": 0.1,
+            # Contrastive loss.
+            "temperature": 0.1,
             # Triplet losses.
             "margin": 0.1,
             # `triplet`: each anchor counts as its own positive, by mistake, as published.
@@ -122,13 +131,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optim.learning_rate = 1e-3
         config.optim.final_learning_rate = 1e-5
         config.optim.warmup_steps = 20
+    elif arg.variant == "small":
+        _set_small(config)
     else:
         recipes.apply(config, arg.variant, arg.encoder)
     config.labels = arg.labels or config.labels
+    config.loss.kind = arg.loss or config.loss.kind
     config.netrvlad.init = arg.init or config.netrvlad.init
     if arg.encoder:
         _set_encoder(config, common.one_of(arg.encoder, ENCODERS, "encoder"))
     return config
+
+
+def _set_small(config: ConfigDict) -> None:
+    """The recipe for some hundred pages (docs/quality.md): bags of patches of one page."""
+    config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
+    config.labels = "page"
+    config.bag = 8
+    config.per_class = 16
+    config.global_batch_size = 512
+    config.total_steps = 2000
+    config.log_every = 100
+    config.checkpoint_every = 500
+    config.loss.kind = "contrastive"
+    config.netrvlad.init_samples = 20_000
+    config.dropout = 0.0
+    config.optim.learning_rate = 1.5e-3
+    config.optim.final_learning_rate = 1e-5
+    config.optim.warmup_steps = 100
+    config.optim.layer_decay = 0.8
+    config.optim.weight_decay = 0.05
 
 
 def _set_encoder(config: ConfigDict, name: str) -> None:

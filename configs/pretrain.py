@@ -8,8 +8,10 @@ is not there yet; writes runs/pretrain. On your own pages:
     python -m saghog_jax.main --config=configs/pretrain.py --config.data.pages=FOLDER_OR_MANIFEST \
         --workdir=runs/mine/pretrain
 
-Variants: `cpu` (default: width 128, depth 4) and `paper` (width 512, depth 8, 28.7 million
-parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the published experiments:
+Variants: `cpu` (default: width 128, depth 4), `small` (for some hundred pages and a laptop: width
+64, tokens of 8 x 8 pixels, then configs/finetune.py:small) and `paper` (width 512, depth 8, 28.7
+million parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the published
+experiments:
 
     python -m saghog_jax.main --config=configs/pretrain.py:paper,mask_ratio=0.9,width=128
 
@@ -29,29 +31,30 @@ SOURCES = ("store", "crops")
 def get_config(arg: str | None = None) -> ConfigDict:
     arg = common.parse_arg(
         arg,
-        ("cpu", "paper"),
+        ("cpu", "small", "paper"),
         mask_ratio=0.75,
         width=0,
         target="hog_binary",
-        binarization="isauvola",
+        binarization="",
         source="",
         regions="",
     )
     config = ConfigDict()
     config.stage = "pretrain"
     config.data = common.data_config("train")
-    config.store = common.store_config("pretrain")
-    config.store.binarization = arg.binarization
+    # `small` reads the patches of finetuning, so that pages are cut once.
+    config.store = common.store_config("offline" if arg.variant == "small" else "pretrain")
+    config.store.binarization = arg.binarization or config.store.binarization
     # In the paper pages are cut within the handwriting found on them, there by Segment Anything,
     # which needs weights that you give (docs/segment_anything.md).
     config.regions = common.regions_config(
-        arg.regions or {"cpu": "none", "paper": "ink"}[arg.variant]
+        arg.regions or ("ink" if arg.variant == "paper" else "none")
     )
     # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
     # the pages, new ones in every step, as published. Best chosen by the argument `source`, which
     # also sets `augment`: patches of a crop become grey and binary together.
     config.source = common.one_of(
-        arg.source or {"cpu": "store", "paper": "crops"}[arg.variant], SOURCES, "source"
+        arg.source or ("crops" if arg.variant == "paper" else "store"), SOURCES, "source"
     )
     # For `crops`: of each page a random crop of `size` pixels, and up to `patches_per_page` patches
     # of it, cut by the fields of `store` (but not its numbers of patches). `gray` and `binarize`
@@ -85,6 +88,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.total_steps = 75_000
         config.optim.warmup_steps = 1875
         config.checkpoint_every = 2500
+    elif arg.variant == "small":
+        config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
+        config.global_batch_size = 256
+        config.total_steps = 3000
+        config.log_every = 100
+        config.checkpoint_every = 1000
+        config.optim.learning_rate = 1.5e-3
+        config.optim.warmup_steps = 100
+        config.optim.clip_norm = 1.0
+        # Finetuning and retrieval see ink alone.
+        config.augment = common.augment_config(binarize=1.0)
     else:
         # The paper's clipping (0.02) and rate are for 75,000 steps; so few learn faster with more.
         config.optim.learning_rate = 1.5e-3

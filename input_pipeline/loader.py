@@ -124,6 +124,70 @@ class MPerClassPlan:
         return self._members[self._starts[classes, None] + positions].reshape(-1)
 
 
+class BagPlan:
+    """Each batch: classes drawn without replacement, then `bags` bags of `bag` patches of each.
+
+    The patches of a bag are of one page and lie in a row. The pages of a class are drawn without
+    replacement, over again where it has fewer than `bags`; bags of one page have no patch in common
+    unless the page has too few.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        pages: np.ndarray,
+        bag: int,
+        bags: int,
+        global_batch_size: int,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        """Use `bag_plan`."""
+        self.global_batch_size = global_batch_size
+        self._bag, self._bags = bag, bags
+        self._total_steps = total_steps
+        self._seed = seed
+        # The patches of a class on a page are members[starts[i] : starts[i] + sizes[i]]; class c
+        # has those of firsts[c] <= i < firsts[c + 1].
+        drawn = np.flatnonzero(labels >= 0)
+        order = np.lexsort((pages[drawn], labels[drawn]))
+        self._members = drawn[order]
+        label, page = labels[self._members], pages[self._members]
+        begins = np.r_[True, (np.diff(label) != 0) | (np.diff(page) != 0)][: len(label)]
+        self._starts = np.flatnonzero(begins)
+        self._sizes = np.diff(np.r_[self._starts, len(label)])
+        begins = np.r_[True, np.diff(label[self._starts]) != 0][: len(self._starts)]
+        self._firsts = np.r_[np.flatnonzero(begins), len(self._starts)]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that have at least one patch."""
+        return len(self._firsts) - 1
+
+    def __len__(self) -> int:
+        return self._total_steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, _checked(step, self)])
+        count = self.global_batch_size // (self._bag * self._bags)
+        classes = rng.choice(self.num_classes, count, replace=False)
+        return np.concatenate([self._of_class(rng, c) for c in classes])
+
+    def _of_class(self, rng: np.random.Generator, c: int) -> np.ndarray:
+        """`bags` times `bag` patches of a class, int64 [bags * bag]."""
+        first, n = self._firsts[c], self._firsts[c + 1] - self._firsts[c]
+        # Whole rounds over its pages, then some of them.
+        rounds, rest = divmod(self._bags, n)
+        times = np.full(n, rounds)
+        times[rng.permutation(n)[:rest]] += 1
+        rows = []
+        for i in np.flatnonzero(times):
+            size, wanted = self._sizes[first + i], self._bag * times[i]
+            positions = rng.choice(size, wanted, replace=bool(size < wanted))
+            rows.append(self._members[self._starts[first + i] + positions])
+        return np.concatenate(rows)
+
+
 def _subsets(rng: np.random.Generator, sizes: np.ndarray, m: int) -> np.ndarray:
     """For each size s, m distinct numbers below s (repeats allowed where s < m), int64 [c, m].
 
@@ -181,6 +245,47 @@ def m_per_class_plan(
             f"a batch of {global_batch_size} with {per_class} patches a class needs {needed} "
             f"classes, the labels have {plan.num_classes}; lower --config.global_batch_size to "
             f"{plan.num_classes * per_class} or less, raise --config.per_class, or give more pages"
+        )
+    return plan
+
+
+def bag_plan(
+    labels: np.ndarray,
+    pages: np.ndarray,
+    bag: int,
+    bags: int,
+    global_batch_size: int,
+    total_steps: int,
+    seed: int,
+) -> BagPlan:
+    """Global batches of `global_batch_size / (bag * bags)` classes with `bags` bags each.
+
+    Args:
+      labels: int [n], class of each patch; patches with a negative label are never drawn.
+      pages: int [n], page of each patch.
+      bag: patches of a bag, all of one page.
+      bags: bags of a class.
+
+    Raises:
+      UserError: the batch is not a whole number of classes, or the labels have too few classes.
+    """
+    _check_sizes(global_batch_size, total_steps)
+    if bag < 1 or bags < 1 or global_batch_size % (bag * bags):
+        raise UserError(
+            f"a batch of {global_batch_size} is not a whole number of classes with {bags} bags of "
+            f"{bag} patches each; change --config.global_batch_size, --config.per_class or "
+            "--config.bag"
+        )
+    plan = BagPlan(
+        np.asarray(labels), np.asarray(pages), bag, bags, global_batch_size, total_steps, seed
+    )
+    needed = global_batch_size // (bag * bags)
+    if plan.num_classes < needed:
+        raise UserError(
+            f"a batch of {global_batch_size} with {bags} bags of {bag} patches a class needs "
+            f"{needed} classes, the labels have {plan.num_classes}; lower "
+            f"--config.global_batch_size to {plan.num_classes * bag * bags} or less, or give more "
+            "pages"
         )
     return plan
 

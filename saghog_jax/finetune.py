@@ -22,16 +22,16 @@ from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
 from saghog_jax.drawing import Picture
 from saghog_jax.evaluation import evenly
 from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
-from saghog_jax.models.netrvlad import cosine_gram, page_sum, with_centroids
+from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
 from saghog_jax.sharding import laid_like, local_batch_size, replicated
 from saghog_jax.train import Run
 from saghog_jax.train_state import split_params
 
 NEXT = "python -m saghog_jax.main --config=configs/embed.py"
-LABELS = ("cluster", "writer")
+LABELS = ("cluster", "page", "writer")
 INPUTS = ("page", "binary")
-LOSSES = ("multi_similarity", "triplet", "triplet_semihard")
+LOSSES = ("multi_similarity", "contrastive", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
 HEAD_INITS = ("kmeans", "random", "checkpoint")
 _FEATURE_BATCH = 1024
@@ -69,6 +69,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         )
     if config.freeze_encoder and not config.init_from:
         raise UserError("config.freeze_encoder needs config.init_from: nothing else was learned")
+    if config.bag < 1 or config.per_class % config.bag:
+        raise UserError(
+            f"config.per_class={config.per_class} is not a whole number of bags of config.bag="
+            f"{config.bag} patches"
+        )
     config = precision.resolve(config)
     if config.init_from:
         run = read_config(Path(config.init_from))
@@ -140,9 +145,12 @@ class Finetuning:
         )
         self._store, self._labels = store, labels
         local_batch_size(config.global_batch_size)
-        self._plan = loader.m_per_class_plan(
-            labels, config.per_class, config.global_batch_size, config.total_steps, config.seed
-        )
+        size = (config.global_batch_size, config.total_steps, config.seed)
+        if config.bag == 1:
+            self._plan = loader.m_per_class_plan(labels, config.per_class, *size)
+        else:
+            bags = config.per_class // config.bag
+            self._plan = loader.bag_plan(labels, store.index["page"], config.bag, bags, *size)
 
     def init(self, rng: jax.Array) -> dict:
         """The model from scratch: {"params": {"encoder": ..., "netrvlad": ...}, ...}."""
@@ -198,12 +206,14 @@ class Finetuning:
         return outputs, dict(collections)
 
     def loss(self, variables: dict, outputs: tuple[jax.Array, jax.Array], rows: dict) -> jax.Array:
-        """The metric loss of all patches; its miner sees every pair of the global batch."""
+        """The metric loss of all patches or bags; its miner sees every pair of the global batch."""
         config = self.config
 
         def of(features: jax.Array, assignment: jax.Array, centroids: jax.Array) -> jax.Array:
-            gram = cosine_gram(assignment, features, centroids, config.netrvlad.normalized)
-            return metric_loss(gram, rows["label"], config.loss)
+            gram = bag_gram(
+                assignment, features, centroids, config.bag, config.netrvlad.normalized
+            )
+            return metric_loss(gram, rows["label"][:: config.bag], config.loss)
 
         of = jax.checkpoint(of) if use_remat(config) else of
         return of(*outputs, variables["params"]["netrvlad"]["centroids"])
@@ -290,6 +300,8 @@ def metric_loss(gram: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Arr
         return losses.triplet(gram, labels, loss.margin, loss.include_self)
     if loss.kind == "triplet_semihard":
         return losses.triplet_semihard(gram, labels, loss.margin)
+    if loss.kind == "contrastive":
+        return losses.contrastive(gram, labels, loss.temperature)
     return losses.multi_similarity(gram, labels, loss.alpha, loss.beta, loss.base, loss.epsilon)
 
 
@@ -303,6 +315,8 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
                 "--config.labels=cluster, which needs none"
             )
         return store.writer_ids
+    if config.labels == "page":
+        return store.index["page"]
     if config.data.cluster_regex:
         return ready_labels(store)
     return ensure_labels(store, config.pseudo_labels)

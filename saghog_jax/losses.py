@@ -85,6 +85,29 @@ def _log_one_plus_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(top > 0, top + jnp.log(jnp.exp(-top) + total), jnp.log1p(total))
 
 
+def contrastive(gram: jax.Array, labels: jax.Array, temperature: float = 0.1) -> jax.Array:
+    """Supervised contrastive loss (Khosla et al. 2020, the sum outside of the logarithm).
+
+    For each anchor the cross-entropy between its positives, equally likely, and the softmax of its
+    similarities to all others; the mean over the anchors that have a positive, 0 without any.
+
+    Args:
+      gram: [b, b] cosine similarities.
+      labels: int [b].
+      temperature: that similarities are divided by.
+
+    Returns:
+      scalar.
+    """
+    positive, _ = pair_masks(labels)
+    logits = gram / temperature
+    others = jnp.where(jnp.eye(len(labels), dtype=bool), -jnp.inf, logits)
+    count = jnp.sum(positive, axis=1).astype(gram.dtype)
+    attracted = jnp.sum(jnp.where(positive, logits, 0), axis=1) / jnp.maximum(count, 1)
+    loss = jnp.where(count > 0, jax.nn.logsumexp(others, axis=1) - attracted, 0)
+    return jnp.sum(loss) / jnp.maximum(jnp.sum(count > 0), 1).astype(gram.dtype)
+
+
 def triplet_semihard(gram: jax.Array, labels: jax.Array, margin: float = 0.1) -> jax.Array:
     """Triplet margin loss over all semi-hard triplets, the mean over those with a loss.
 

@@ -247,6 +247,7 @@ def finetuning(folder):
                {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
                {"dropout": 0.0}, {"loss.base": 0.7}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
                {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
+     {"labels": "page"}, {"bag": 2}, {"loss.kind": "contrastive"},
      {"loss.kind": "triplet"}, {"loss.kind": "triplet_semihard"},
      {"loss.kind": "triplet", "loss.margin": 0.5}, {"netrvlad.normalized": True},
      {"descriptor": "gmp"}, {"descriptor": "foreground"},
@@ -256,6 +257,17 @@ def finetuning(folder):
 def test_every_choice_of_finetuning_matters(finetuning, changes):
     loss, plain = finetuning
     assert loss(**changes) != plain
+
+
+def test_bags_of_pages_and_temperature_matter(finetuning):
+    loss, _ = finetuning
+    page = {"labels": "page", "loss.kind": "contrastive"}
+    found = {
+        loss(**page),
+        loss(**page, bag=2),
+        loss(**page, **{"loss.temperature": 0.5}),
+    }
+    assert len(found) == 3
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +349,8 @@ def test_choices_of_embed_matter(folder, tmp_path):
     ("module", "changes", "message"),
     [
         (finetune, {"init_from": "nowhere"}, "nowhere holds no run .*configs/pretrain.py"),
-        (finetune, {"labels": "colour"}, "unknown config.labels 'colour', known: cluster, writer"),
+        (finetune, {"labels": "colour"}, "unknown config.labels 'colour', known: cluster, page"),
+        (finetune, {"bag": 3}, "config.per_class=4 is not a whole number of bags of config.bag=3"),
         (finetune, {"input": "rgb"}, "unknown config.input 'rgb', known: page, binary"),
         (finetune, {"netrvlad.init": "x"}, "unknown config.netrvlad.init 'x'"),
         (embed, {"checkpoint": "nowhere"}, "no checkpoint in nowhere; .*configs/finetune.py"),

@@ -31,7 +31,7 @@ FINETUNE = [
     "hisfrag20,labels=writer,encoder=resnet20",
     *(f"historical_wi,descriptor={d}" for d in ("gmp", "foreground")),
     *(f"historical_wi,head=netvlad,init={init}" for init in ("kmeans", "random")),
-    *(f"historical_wi,loss={loss}" for loss in ("triplet", "triplet_semihard")),
+    *(f"historical_wi,loss={loss}" for loss in ("triplet", "triplet_semihard", "contrastive")),
 ]  # fmt: skip
 
 

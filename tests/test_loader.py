@@ -16,6 +16,7 @@ from input_pipeline import loader
 from input_pipeline.errors import UserError
 from input_pipeline.loader import (
     SubsetPlan,
+    bag_plan,
     batches,
     local_rows,
     m_per_class_plan,
@@ -147,6 +148,57 @@ class TestMPerClassPlan:
     def test_batch_not_a_whole_number_of_classes(self):
         with pytest.raises(UserError, match="batch of 20 is not a whole number of classes with 3"):
             m_per_class_plan(self.labels, 3, 20, 10, 0)
+
+
+class TestBagPlan:
+    # 19 classes of two pages of 9 to 20 patches, one class of a page of 3, two pages without class.
+    pages = np.repeat(np.arange(40), 9 + np.arange(40) % 12)
+    pages = np.r_[pages, [100] * 3]
+    labels = np.where(pages == 100, 50, np.where(pages < 2, -1, pages // 2))
+    mixed = np.random.default_rng(0).permutation(len(pages))
+    pages, labels = pages[mixed], labels[mixed]
+
+    def plan(self, bag=4, bags=2, batch=40, total_steps=200, seed=1, labels=labels):
+        return bag_plan(labels, self.pages, bag, bags, batch, total_steps, seed)
+
+    def test_bags_are_of_one_page_and_classes_of_several(self):
+        for batch in steps(self.plan()):
+            labels, pages = (a[batch].reshape(5, 2, 4) for a in (self.labels, self.pages))
+            assert (labels == labels[:, :1, :1]).all()
+            assert (labels >= 0).all()
+            assert len(set(labels[:, 0, 0])) == 5
+            assert (pages == pages[:, :, :1]).all()
+            whole = pages[:, 0, 0] != 100
+            assert (pages[whole, 0, 0] != pages[whole, 1, 0]).all()
+            for rows, enough in zip(batch.reshape(5, 8), whole, strict=True):
+                assert len(set(rows)) == 8 or not enough
+
+    def test_bags_of_one_page_have_no_patch_in_common(self):
+        plan = self.plan(labels=self.pages)
+        for batch in steps(plan):
+            for rows in batch.reshape(5, 8):
+                assert len(set(self.pages[rows])) == 1
+                assert len(set(rows)) == 8 or self.pages[rows[0]] == 100
+
+    def test_every_page_of_a_class_has_its_turn(self):
+        # With one bag a class, each page of a pair is drawn half the time: 19 of 20 classes have
+        # two, 8 of 20 are drawn in each of 400 steps.
+        plan = self.plan(bags=1, batch=32, total_steps=400)
+        counts = np.bincount(self.pages[steps(plan)[:, ::4]].reshape(-1), minlength=40)[2:40]
+        assert np.abs(counts - 80).max() < 45
+
+    def test_it_is_a_pure_function_of_its_arguments_and_the_step(self):
+        forward = steps(self.plan(total_steps=30))
+        plan = self.plan(total_steps=30)
+        for step in np.random.default_rng(0).permutation(30):
+            np.testing.assert_array_equal(plan[int(step)], forward[step])
+        assert (steps(self.plan(total_steps=30, seed=2)) != forward).any()
+
+    def test_mistakes(self):
+        with pytest.raises(UserError, match="not a whole number of classes with 2 bags of 3"):
+            self.plan(bag=3)
+        with pytest.raises(UserError, match="needs 40 classes, the labels have 20; lower"):
+            self.plan(batch=320)
 
 
 class TestBatches:

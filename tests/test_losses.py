@@ -132,6 +132,26 @@ def test_triplets_by_loops(margin):
         )
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_contrastive_by_loops(temperature):
+    embeddings, labels = random_case(3)
+    # An anchor without a positive takes part as a negative alone.
+    labels = labels.at[0].set(9)
+    gram = cosines(embeddings)
+    s, y = np.asarray(gram, np.float64) / temperature, np.asarray(labels)
+    rows = []
+    for i in range(len(y)):
+        others = [j for j in range(len(y)) if j != i]
+        positives = [j for j in others if y[j] == y[i]]
+        total = math.log(sum(math.exp(s[i, j]) for j in others))
+        if positives:
+            rows.append(total - sum(s[i, j] for j in positives) / len(positives))
+    assert len(rows) == len(y) - 1
+    ours = jax.jit(losses.contrastive)(gram, labels, temperature)
+    np.testing.assert_allclose(ours, np.mean(rows), rtol=1e-5)
+    assert float(losses.contrastive(gram, jnp.arange(len(y)))) == 0
+
+
 def test_the_corrected_triplet_punishes_negatives_near_a_far_positive():
     gram = jnp.array([[1.0, 0.65, 0.8], [0.65, 1.0, 0.1], [0.8, 0.1, 1.0]])
     labels = jnp.array([0, 0, 1])

@@ -276,6 +276,25 @@ def test_confidence_draws_writers():
     assert metrics.confidence(e, labels, 100, seed=1) != metrics.confidence(e, labels, 100, seed=2)
 
 
+def test_difference_pairs_the_queries_and_draws_writers():
+    # 10 writers; of the odd ones every query gains 0.2, of the even ones nothing, whatever the
+    # level of a query: the interval is that of a mean of ten coins, however far levels are apart.
+    labels = np.repeat(np.arange(10), 20)
+    e = metrics.evaluate(ranking.score_rows(np.ones((200, 2), np.float32)), labels)
+    level = np.random.default_rng(0).uniform(0, 0.8, 200)
+    a = metrics.Evaluation(**{**vars(e), "ap": level + 0.2 * (labels % 2)})
+    b = metrics.Evaluation(**{**vars(e), "ap": level})
+    gain, low, high = metrics.difference(a, b, labels, 4000)
+    assert gain == pytest.approx(0.1)
+    assert (low, high) == pytest.approx((0.04, 0.16), abs=0.021)
+    assert metrics.difference(b, a, labels, 100)[0] == -gain
+    other = metrics.Evaluation(**{**vars(e), "rows": e.rows[:-1]})
+    with pytest.raises(ValueError, match="different queries"):
+        metrics.difference(a, other, labels, 100)
+    with pytest.raises(ValueError, match="1 label asks"):
+        metrics.difference(a, b, np.zeros(200, int), 100)
+
+
 def test_bad_arguments():
     score = ranking.score_rows(np.eye(3, dtype=np.float32))
     with pytest.raises(ValueError, match="labels"):

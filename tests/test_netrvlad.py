@@ -9,6 +9,7 @@ import pytest
 
 from saghog_jax.models.netrvlad import (
     NetRVLAD,
+    bag_gram,
     cosine_gram,
     generalized_max_pool,
     l2_normalize,
@@ -168,6 +169,17 @@ def test_gram_and_page_sum_equal_the_plain_form(dtype, tolerance, descriptors, i
             np.testing.assert_allclose(
                 gradient * factor, reference * factor, atol=tolerance * scale
             )
+
+
+@pytest.mark.parametrize("descriptors", [None, 4])
+@pytest.mark.parametrize("bag", [1, 2, 3])
+def test_bags_are_sums_of_unit_vectors(bag, descriptors):
+    with jax.enable_x64(True):
+        a, x, centroids = random_case("float64", descriptors)
+        sums = unit_vectors(a, x, centroids, False).reshape(6 // bag, bag, -1).sum(1)
+        sums /= jnp.linalg.norm(sums, axis=1, keepdims=True)
+        gram = jax.jit(bag_gram, static_argnums=3)(a, x, centroids, bag)
+        np.testing.assert_allclose(gram, sums @ sums.T, atol=1e-12)
 
 
 def test_the_gram_never_forms_the_vectors():

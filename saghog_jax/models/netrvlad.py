@@ -219,6 +219,32 @@ def _unit_weights(
     return weights, x, centroids, inverse
 
 
+def bag_gram(
+    assignment: jax.Array,
+    x: jax.Array,
+    centroids: jax.Array,
+    bag: int,
+    intra_normalize: bool = False,
+) -> jax.Array:
+    """Cosine similarities [b / bag, b / bag] of the sums over every `bag` patches in a row.
+
+    A sum is of L2-normalised vectors, as `page_sum` makes the descriptor of a page; with a bag of
+    one it is `cosine_gram`.
+
+    Args: as `vlad`; `bag` divides b.
+    """
+    if bag == 1:
+        return cosine_gram(assignment, x, centroids, intra_normalize)
+    whole = jnp.ones((1, bag), x.dtype)
+
+    def of_bag(assignment: jax.Array, x: jax.Array) -> jax.Array:
+        return page_sum(assignment, x, centroids, whole, intra_normalize).reshape(-1)
+
+    bags = (y.reshape(-1, bag, *y.shape[1:]) for y in (assignment, x))
+    y = l2_normalize(jax.vmap(of_bag)(*bags))
+    return jnp.matmul(y, y.T, precision=HIGHEST)
+
+
 def _centred(
     assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

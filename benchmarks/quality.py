@@ -1,0 +1,285 @@
+"""Quality on real handwriting: every row of docs/quality.md, from images to figures.
+
+    python -m benchmarks.quality DATA
+    python -m benchmarks.quality DATA --rows page writer --whitening
+    python -m benchmarks.quality DATA --evaluated validation
+
+DATA holds the sets copiste_fr and hist_mss (benchmarks/quality_data.py says what is read). One
+model is trained on both training halves by the variants `small` of pretrain and finetune; rows that
+differ in finetuning alone share their pretraining. `--evaluated validation` is for choosing: it
+sees training halves alone. What is there is not made again. Writes FOLDER/quality.json and
+FOLDER/quality.md: mAP and Top-1 with 95 % intervals, differences to SIFT-VLAD by a paired bootstrap
+over writers, patches seen; FOLDER/times.json has seconds on the clock and of all cores.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import quality_data, sift_vlad
+from benchmarks.measure import Report
+from configs import embed, finetune, pretrain
+from input_pipeline.manifest import Manifest, read_csv
+from saghog_jax.main import run_stage
+from saghog_jax.retrieval import metrics, whitening
+from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
+from saghog_jax.retrieval.ranking import score_rows
+
+SAMPLES = 10_000
+# Patches of an image at most; a fragment has fewer.
+PATCHES_A_PAGE = 600
+
+
+class Row(NamedTuple):
+    """One row: changes to the two configs; `finetune` None shows the encoder by CLS."""
+
+    name: str
+    says: str
+    pretrain: dict | None
+    finetune: dict | None
+
+
+ROWS = (
+    Row("sift_vlad", "SIFT, RootSIFT, 100 words, VLAD", None, None),
+    Row("random", "random weights, CLS", None, None),
+    Row("pretrained", "pretrained, CLS", {}, None),
+    Row("cluster", "finetuned on SIFT clusters", {}, {"labels": "cluster"}),
+    Row("page", "finetuned on pages", {}, {}),
+    Row("writer", "finetuned on writers", {}, {"labels": "writer"}),
+    Row("scratch", "on pages, from scratch", None, {"optim.layer_decay": 1.0}),
+    Row("foreground", "on pages, foreground tokens", {}, {"descriptor": "foreground"}),
+    Row("pixel", "on pages, pixel target", {"target": "pixel"}, {}),
+    Row("rgb", "on pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
+    Row("fusion", "on pages, beside SIFT-VLAD", {}, {}),
+)
+DEFAULT = ("sift_vlad", "pretrained", "page", "writer", "fusion")
+
+
+class Protocol(NamedTuple):
+    """Which pages are evaluated, and the column whose value a query's gallery must not share."""
+
+    pages: str
+    left_out: str
+
+    @property
+    def name(self) -> str:
+        return self.pages + (f", same {self.left_out} left out" if self.left_out else "")
+
+
+PROTOCOLS = (
+    Protocol("copiste_fr images", ""),
+    Protocol("copiste_fr images", "sheet"),
+    Protocol("copiste_fr fragments", "source"),
+    Protocol("copiste_fr fragments", "sheet"),
+    Protocol("hist_mss images", ""),
+    Protocol("hist_mss fragments", "source"),
+)
+
+
+class Bench:
+    """The folders of a comparison, and what each step took."""
+
+    def __init__(self, data: Path, folder: Path, evaluated: str, changes: dict) -> None:
+        self.folder = folder
+        self.paths = quality_data.write_manifests(data, folder, evaluated)
+        self._changes = changes
+
+    def timed(self, name: str, work: Callable[[], object]) -> None:
+        """Runs `work`; adds its seconds, on the clock and of all cores, to FOLDER/times.json."""
+        path = self.folder / "times.json"
+        times = json.loads(path.read_text()) if path.exists() else {}
+        wall, cpu = time.monotonic(), _cpu_seconds()
+        work()
+        before = times.get(name, [0, 0])
+        spent = (time.monotonic() - wall, _cpu_seconds() - cpu)
+        times[name] = [round(a + b, 1) for a, b in zip(before, spent, strict=True)]
+        path.write_text(json.dumps(times, indent=1) + "\n")
+
+    def model(self, row: Row) -> tuple[Path, int]:
+        """The run folder of a row, trained, and the patches it has seen, pretraining included."""
+        first, seen, folder = "", 0, Path()
+        if row.pretrain is not None:
+            config = self._config(pretrain.get_config("small"), row.pretrain)
+            folder = self.folder / ("pretrain" + _suffix(row.pretrain))
+            self._train(config, folder)
+            first, seen = str(folder), config.total_steps * config.global_batch_size
+        if row.finetune is not None:
+            config = self._config(finetune.get_config("small"), row.finetune)
+            config.init_from = first
+            folder = self.folder / f"finetune{_suffix(row.pretrain)}{_suffix(row.finetune)}"
+            self._train(config, folder)
+            seen += config.total_steps * config.global_batch_size
+        return folder, seen
+
+    def _config(self, config, changes: dict):
+        known = dict(config.iteritems(preserve_field_references=False))
+        fitting = {k: v for k, v in self._changes.items() if k.split(".")[0] in known}
+        config.update_from_flattened_dict(
+            {
+                "data.pages": str(self.paths["train"]),
+                "store.root": str(self.folder / "prepare"),
+                **fitting,
+                **changes,
+            }
+        )
+        return config
+
+    def _train(self, config, folder: Path) -> None:
+        self.timed(folder.name, lambda: run_stage(config, folder))
+
+    def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
+        """Descriptors of `pages` (`evaluated` or `fit`) by the model of a run folder."""
+        config = embed.get_config("small")
+        config.data.pages, config.data.split = str(self.paths[pages]), ""
+        config.store.root = str(self.folder / "prepare")
+        config.store.max_patches_per_page = PATCHES_A_PAGE
+        config.checkpoint, config.compare = str(folder), compare
+        out = self.folder / pages / folder.name
+        self.timed(f"{pages}/{folder.name}", lambda: run_stage(config, out))
+        return load_embeddings(out)
+
+    def sift_vlad(self, pages: str) -> Embeddings:
+        """Descriptors of `pages` by the classical baseline; its words are of training pages."""
+        out = self.folder / pages / "sift_vlad"
+        if not (out / "meta.json").exists():
+            self.timed(
+                f"{pages}/sift_vlad", lambda: self._sift_vlad(read_csv(self.paths[pages]), out)
+            )
+        return load_embeddings(out)
+
+    def _sift_vlad(self, manifest: Manifest, out: Path) -> None:
+        workers = len(os.sched_getaffinity(0))
+        words = self.folder / "words.npy"
+        if not words.exists():
+            training = list(sift_vlad.described(read_csv(self.paths["train"]), workers))
+            np.save(words, sift_vlad.fit_words(training))
+        descriptors = sift_vlad.page_descriptors(manifest, np.load(words), workers)
+        save_embeddings(out, descriptors, manifest.pages, manifest.root, {"model": "sift_vlad"})
+
+    def row(self, row: Row, pages: str) -> tuple[Embeddings, np.ndarray, int]:
+        """Pages of a row, their descriptors, and the patches its model has seen."""
+        if row.name == "sift_vlad":
+            found = self.sift_vlad(pages)
+            return found, np.asarray(found.descriptors), 0
+        if row.name == "random":
+            # Beside the pretrained encoder, which had these weights before its first update.
+            folder, _ = self.model(Row("", "", {}, None))
+            self.embed(folder, pages, ("random",))
+            found = load_embeddings(self.folder / pages / folder.name / "random")
+            return found, np.asarray(found.descriptors), 0
+        folder, seen = self.model(row)
+        compare = ("random",) if row.name == "pretrained" else ()
+        found = self.embed(folder, pages, compare)
+        x = np.asarray(found.descriptors)
+        if row.name == "fusion":
+            x = np.concatenate([x, self.sift_vlad(pages).descriptors], 1) / np.float32(2**0.5)
+        return found, x, seen
+
+
+def _suffix(changes: dict | None) -> str:
+    if changes is None:
+        return "-none"
+    return "".join(f"-{key.split('.')[-1]}={value}" for key, value in changes.items())
+
+
+def _cpu_seconds() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def evaluate(pages: Embeddings, x: np.ndarray, protocol: Protocol) -> tuple:
+    """The evaluation of one protocol and the labels of its pages."""
+    rows = np.flatnonzero(pages.column("protocol") == protocol.pages)
+    labels = metrics.encode_labels(pages.writers[rows])
+    groups = None
+    if protocol.left_out:
+        groups = metrics.encode_labels(pages.column(protocol.left_out)[rows])
+    return metrics.evaluate(score_rows(x[rows]), labels, groups, (1,)), labels
+
+
+def whitened(x: np.ndarray, of: Embeddings, fit: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """x whitened as fitted on `fit`, the descriptors of `of`, on its pages of the protocol."""
+    fit = fit[np.flatnonzero(of.column("protocol") == protocol.pages)]
+    dim, _ = whitening.choose_dim(0, *fit.shape)
+    return whitening.apply(whitening.fit(fit, dim), x)
+
+
+def compare(bench: Bench, names: list[str], report: Report, whiten: bool) -> str:
+    """Figures of the rows by all protocols into the report; returns them as a table in Markdown."""
+    baseline: dict[str, tuple] = {}
+    lines = [
+        "| row | patches | " + " | ".join(p.name for p in PROTOCOLS) + " |",
+        "|---|---|" + "---|" * len(PROTOCOLS),
+    ]
+    for row in (r for r in ROWS if r.name in names):
+        pages, x, seen = bench.row(row, "evaluated")
+        fits: dict[str, tuple | None] = {"": None}
+        if whiten:
+            fits[", transductive whitening"] = (pages, x)
+            fits[", inductive whitening"] = bench.row(row, "fit")[:2]
+        for kind, fit in fits.items():
+            cells = []
+            for protocol in PROTOCOLS:
+                values = whitened(x, *fit, protocol) if fit else x
+                e, labels = evaluate(pages, values, protocol)
+                figures = metrics.summarize(e)
+                found = {
+                    "row": row.name + kind,
+                    "protocol": protocol.name,
+                    "map": figures["map"],
+                    "top1": figures["top1"],
+                    "patches": seen,
+                    "interval": metrics.confidence(e, labels, SAMPLES)["map"],
+                }
+                if row.name == "sift_vlad" and not kind:
+                    baseline[protocol.name] = e
+                elif protocol.name in baseline:
+                    gain = metrics.difference(e, baseline[protocol.name], labels, SAMPLES)
+                    found["minus_sift_vlad"] = gain
+                report.figures.append(found)
+                cells.append(_cell(found))
+            lines.append(f"| {row.says}{kind} | {seen:,} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict) -> str:
+    def short(value: float) -> str:
+        return f"{value:.3f}".replace("0.", ".", 1)
+
+    cell = f"{short(found['map'])} / {short(found['top1'])}"
+    if "minus_sift_vlad" in found:
+        cell += " ({} to {})".format(*(f"{g:+.3f}" for g in found["minus_sift_vlad"]))
+    return cell
+
+
+def main() -> None:
+    """Parses the command line, makes what is missing, writes and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    known = [row.name for row in ROWS]
+    parser.add_argument("--rows", nargs="+", choices=known, default=list(DEFAULT), metavar="ROW")
+    parser.add_argument("--evaluated", choices=("test", "validation"), default="test")
+    parser.add_argument("--whitening", action="store_true", help="inductive and transductive rows")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of both configs"
+    )
+    args = parser.parse_args()
+    changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
+    bench = Bench(args.data, args.folder.resolve(), args.evaluated, changes)
+    report = Report("quality")
+    table = compare(bench, args.rows, report, args.whitening)
+    (bench.folder / "quality.md").write_text(table)
+    report.write(bench.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Manifests of benchmarks/quality.py: what is trained on, evaluated, and fitted on.
+
+The data folder holds sets, each with a manifest.csv (`path,writer,page,split` and further columns)
+and fragments.csv, boxes of its test images (`source`: the image they are from). `validation` takes
+writers out of the training half and evaluates them in place of the test half.
+"""
+
+import csv
+import hashlib
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SETS = ("copiste_fr", "hist_mss")
+# Of the training writers of a set, one in so many validates.
+VALIDATION = 3
+WIDTH, HEIGHT, FRAGMENTS = 320, 160, 3
+_HEADER = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1", "protocol", "source", "sheet")
+
+
+def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]:
+    """Writes train.csv, evaluated.csv and fit.csv into `folder`; returns their paths.
+
+    Args:
+      data: the data folder.
+      folder: where to.
+      evaluated: `test`, or `validation`.
+    """
+    rows = {"train": [], "evaluated": [], "fit": []}
+    for name in SETS:
+        images = _images(data / name, folder)
+        train = [row for row in images if row["split"] == "train"]
+        if evaluated == "test":
+            asked = [row for row in images if row["split"] == "test"]
+            fragments = _given_fragments(data / name, folder)
+        else:
+            chosen = _validation_writers({row["writer"] for row in train})
+            asked = [row for row in train if row["writer"] in chosen]
+            train = [row for row in train if row["writer"] not in chosen]
+            fragments = [f for row in asked for f in cut_fragments(row, folder)]
+        rows["train"] += train
+        rows["evaluated"] += [{**row, "protocol": f"{name} images"} for row in asked]
+        rows["evaluated"] += [{**row, "protocol": f"{name} fragments"} for row in fragments]
+        boxes = [f for row in train for f in cut_fragments(row, folder)]
+        rows["fit"] += [{**row, "protocol": f"{name} images"} for row in train]
+        rows["fit"] += [{**row, "protocol": f"{name} fragments"} for row in boxes]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, table in rows.items():
+        paths[name] = folder / f"{name}.csv"
+        with paths[name].open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _HEADER, restval="")
+            writer.writeheader()
+            writer.writerows({**row, "split": ""} for row in table)
+    return paths
+
+
+def _images(data: Path, folder: Path) -> list[dict[str, str]]:
+    return [
+        _row(row, data, folder, row.get("sheet") or row["path"], row["path"])
+        for row in _read(data / "manifest.csv")
+        if row.get("trust") != "low"
+    ]
+
+
+def _given_fragments(data: Path, folder: Path) -> list[dict[str, str]]:
+    return [
+        _row(row, data, folder, row.get("sheet") or row["source"], row["source"])
+        for row in _read(data / "fragments.csv")
+    ]
+
+
+def _row(row: dict[str, str], data: Path, folder: Path, sheet: str, source: str) -> dict[str, str]:
+    """A row with its path from `folder`, and labels that differ between sets."""
+    named = {
+        "path": Path(os.path.relpath(data / row["path"], folder)).as_posix(),
+        "writer": f"{data.name}/{row['writer']}",
+        "source": f"{data.name}/{source}",
+        "sheet": f"{data.name}/{sheet}",
+    }
+    return {**{key: row[key] for key in _HEADER if key in row}, **named}
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _validation_writers(writers: set[str]) -> set[str]:
+    return {w for w in writers if hashlib.sha256(w.encode()).digest()[0] % VALIDATION == 0}
+
+
+def cut_fragments(row: dict[str, str], folder: Path) -> list[dict[str, str]]:
+    """Up to three separate boxes of an image, drawn as those of fragments.csv were.
+
+    Those with an ink share from .04 to .5 by Otsu's threshold; the draw depends on the path alone.
+    """
+    grey = cv2.imread(str(folder / row["path"]), cv2.IMREAD_GRAYSCALE)
+    h, w = grey.shape
+    if h < HEIGHT or w < WIDTH:
+        return []
+    _, ink = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)
+    total = cv2.integral(ink)
+    seed = hashlib.sha256(row["source"].split("/", 1)[1].encode()).hexdigest()[:8]
+    rng = np.random.default_rng(int(seed, 16))
+    boxes: list[tuple[int, int]] = []
+    for _ in range(200):
+        x, y = int(rng.integers(0, w - WIDTH + 1)), int(rng.integers(0, h - HEIGHT + 1))
+        below, right = y + HEIGHT, x + WIDTH
+        count = total[below, right] - total[y, right] - total[below, x] + total[y, x]
+        apart = all(abs(x - a) >= WIDTH or abs(y - b) >= HEIGHT for a, b in boxes)
+        if len(boxes) < FRAGMENTS and 0.04 < count / (WIDTH * HEIGHT) < 0.5 and apart:
+            boxes.append((x, y))
+    return [
+        {**row, "page": f"{row['page']}_f{i}", "x0": x, "y0": y, "x1": x + WIDTH, "y1": y + HEIGHT}
+        for i, (x, y) in enumerate(boxes)
+    ]

@@ -1,0 +1,135 @@
+"""The comparison on real handwriting, on a toy of its data: splits, fragments, rows."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from toy import SIZES
+
+from benchmarks import quality, quality_data, sift_vlad
+from input_pipeline.datasets.synthetic import Corpus, write_corpus
+from input_pipeline.manifest import BOX, read_csv
+
+TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
+TOY = {**SIZES, "global_batch_size": 16, "bag": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two sets in the layout that is read; fragments.csv lists two boxes of each test page."""
+    data = tmp_path_factory.mktemp("data")
+    for name in quality_data.SETS:
+        (data / name).mkdir()
+        write_corpus(data / name, TINY, workers=1)
+        with (data / name / "manifest.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+        with (data / name / "fragments.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            header = ["path", "writer", "page", "split", "source", "sheet", *BOX]
+            writer.writerow(header)
+            for row in rows:
+                for i, y in enumerate((10, 180)):
+                    box = (40, y, 360, y + 160)
+                    names = (row["path"], row["writer"], f"{row['page']}_f{i}", "test")
+                    writer.writerow([*names, row["path"], f"s{row['page']}", *box])
+    return data
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_test_halves_are_never_trained_on(data, tmp_path):
+    paths = quality_data.write_manifests(data, tmp_path, "test")
+    train, asked = table(paths["train"]), table(paths["evaluated"])
+    assert len(train) == 2 * 16
+    assert len(asked) == 2 * (4 + 8)
+    assert not {row["writer"] for row in train} & {row["writer"] for row in asked}
+    assert {row["protocol"] for row in asked} == {p.pages for p in quality.PROTOCOLS}
+    # Writers of the sets are different people, whatever they are called.
+    assert len({row["writer"] for row in train}) == 16
+    for page in read_csv(paths["evaluated"]).pages:
+        assert (tmp_path / page.path).exists()
+
+
+def test_validation_takes_writers_out_of_the_training_half(data, tmp_path):
+    given = quality_data.write_manifests(data, tmp_path / "a", "test")
+    paths = quality_data.write_manifests(data, tmp_path / "b", "validation")
+    train, asked = ({row["writer"] for row in table(paths[p])} for p in ("train", "evaluated"))
+    assert train
+    assert asked
+    assert not train & asked
+    assert train | asked == {row["writer"] for row in table(given["train"])}
+
+
+def test_fragments_are_separate_boxes_with_ink(data, tmp_path):
+    paths = quality_data.write_manifests(data, tmp_path, "test")
+    boxes = {}
+    for row in table(paths["fit"]):
+        if "fragments" in row["protocol"]:
+            box = [int(row[name]) for name in BOX]
+            boxes.setdefault(row["path"], []).append(box)
+    assert boxes
+    for path, found in boxes.items():
+        grey = cv2.imread(str(tmp_path / path), cv2.IMREAD_GRAYSCALE)
+        _, ink = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)
+        assert len(found) <= 3
+        for i, (x0, y0, x1, y1) in enumerate(found):
+            assert (x1 - x0, y1 - y0) == (320, 160)
+            assert 0.04 < ink[y0:y1, x0:x1].mean() < 0.5
+            for a0, b0, a1, b1 in found[:i]:
+                assert x0 >= a1 or a0 >= x1 or y0 >= b1 or b0 >= y1
+
+
+def test_vlad_by_loops():
+    rng = np.random.default_rng(0)
+    descriptors = rng.integers(0, 255, (20, 128)).astype(np.uint8)
+    x = descriptors / descriptors.sum(1, keepdims=True)
+    x = np.sqrt(x)
+    words = rng.dirichlet(np.ones(128), 5).astype(np.float32) ** 0.5
+    expected = np.zeros((5, 128))
+    for row in x:
+        word = np.linalg.norm(row - words, axis=1).argmin()
+        expected[word] += row - words[word]
+    np.testing.assert_allclose(sift_vlad.vlad(descriptors, words), expected.ravel(), atol=1e-5)
+    assert not sift_vlad.vlad(descriptors[:0], words).any()
+
+
+@pytest.mark.slow
+def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sift_vlad, "WORDS", 8)
+    rows = ["sift_vlad", "random", "pretrained", "cluster", "page", "writer", "scratch",
+            "foreground", "pixel", "rgb", "fusion"]  # fmt: skip
+    changes = [f"{key}={json.dumps(value)}" for key, value in TOY.items()]
+    argv = ["quality", str(data), "--folder", str(tmp_path), "--whitening", "--rows", *rows]
+    monkeypatch.setattr(sys, "argv", [*argv, "--set", *changes])
+    quality.main()
+    capsys.readouterr()
+    found = json.loads((tmp_path / "quality.json").read_text())["figures"]
+    assert len(found) == len(rows) * 3 * len(quality.PROTOCOLS)
+    by = {(f["row"], f["protocol"]): f for f in found}
+    for name in rows[1:]:
+        gain = by[name, "hist_mss fragments, same source left out"]["minus_sift_vlad"]
+        other = by["sift_vlad", "hist_mss fragments, same source left out"]["map"]
+        mine = by[name, "hist_mss fragments, same source left out"]["map"]
+        assert gain[0] == pytest.approx(mine - other)
+    # Each row is a model of its own.
+    whole = {name: by[name, "copiste_fr fragments, same source left out"]["map"] for name in rows}
+    assert len(set(whole.values())) > len(rows) // 2
+    assert by["page", "hist_mss images"]["patches"] == 2 * 4 * 16
+    assert by["scratch", "hist_mss images"]["patches"] == 4 * 16
+    assert len((tmp_path / "quality.md").read_text().splitlines()) == 2 + len(rows) * 3
+    # What is there is not made again.
+    times = Path(tmp_path / "times.json").read_text()
+    assert set(json.loads(times)) >= {"pretrain", "pretrain-target=pixel", "evaluated/sift_vlad"}
+
+
+def test_rows_name_what_they_are():
+    names = [row.name for row in quality.ROWS]
+    assert len(set(names)) == len(names)
+    assert set(quality.DEFAULT) <= set(names)
