@@ -65,21 +65,25 @@ DEFAULT = ("sift_vlad", "pretrained", "page", "writer", "fusion")
 class Protocol(NamedTuple):
     """Which pages are evaluated, and the column whose value a query's gallery must not share."""
 
-    pages: str
+    set: str
+    kind: str
     left_out: str
 
     @property
     def name(self) -> str:
-        return self.pages + (f", same {self.left_out} left out" if self.left_out else "")
+        return f"{self.set} {self.kind}" + (
+            f", same {self.left_out} left out" if self.left_out else ""
+        )
 
 
+KINDS = ("images", "fragments")
 PROTOCOLS = (
-    Protocol("copiste_fr images", ""),
-    Protocol("copiste_fr images", "sheet"),
-    Protocol("copiste_fr fragments", "source"),
-    Protocol("copiste_fr fragments", "sheet"),
-    Protocol("hist_mss images", ""),
-    Protocol("hist_mss fragments", "source"),
+    Protocol("copiste_fr", "images", ""),
+    Protocol("copiste_fr", "images", "sheet"),
+    Protocol("copiste_fr", "fragments", "source"),
+    Protocol("copiste_fr", "fragments", "sheet"),
+    Protocol("hist_mss", "images", ""),
+    Protocol("hist_mss", "fragments", "source"),
 )
 
 
@@ -135,7 +139,7 @@ class Bench:
         self.timed(folder.name, lambda: run_stage(config, folder))
 
     def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
-        """Descriptors of `pages` (`evaluated` or `fit`) by the model of a run folder."""
+        """Descriptors of a table of pages by the model of a run folder."""
         config = embed.get_config("small")
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
@@ -146,7 +150,7 @@ class Bench:
         return load_embeddings(out)
 
     def sift_vlad(self, pages: str) -> Embeddings:
-        """Descriptors of `pages` by the classical baseline; its words are of training pages."""
+        """Descriptors of a table by the classical baseline; its words are of training pages."""
         out = self.folder / pages / "sift_vlad"
         if not (out / "meta.json").exists():
             self.timed(
@@ -164,7 +168,7 @@ class Bench:
         save_embeddings(out, descriptors, manifest.pages, manifest.root, {"model": "sift_vlad"})
 
     def row(self, row: Row, pages: str) -> tuple[Embeddings, np.ndarray, int]:
-        """Pages of a row, their descriptors, and the patches its model has seen."""
+        """A table, its descriptors by a row's model, and the patches that the model has seen."""
         if row.name == "sift_vlad":
             found = self.sift_vlad(pages)
             return found, np.asarray(found.descriptors), 0
@@ -196,7 +200,7 @@ def _cpu_seconds() -> float:
 
 def evaluate(pages: Embeddings, x: np.ndarray, protocol: Protocol) -> tuple:
     """The evaluation of one protocol and the labels of its pages."""
-    rows = np.flatnonzero(pages.column("protocol") == protocol.pages)
+    rows = np.flatnonzero(pages.column("set") == protocol.set)
     labels = metrics.encode_labels(pages.writers[rows])
     groups = None
     if protocol.left_out:
@@ -206,48 +210,55 @@ def evaluate(pages: Embeddings, x: np.ndarray, protocol: Protocol) -> tuple:
 
 def whitened(x: np.ndarray, of: Embeddings, fit: np.ndarray, protocol: Protocol) -> np.ndarray:
     """x whitened as fitted on `fit`, the descriptors of `of`, on its pages of the protocol."""
-    fit = fit[np.flatnonzero(of.column("protocol") == protocol.pages)]
+    fit = fit[np.flatnonzero(of.column("set") == protocol.set)]
     dim, _ = whitening.choose_dim(0, *fit.shape)
     return whitening.apply(whitening.fit(fit, dim), x)
 
 
-def compare(bench: Bench, names: list[str], report: Report, whiten: bool) -> str:
-    """Figures of the rows by all protocols into the report; returns them as a table in Markdown."""
-    baseline: dict[str, tuple] = {}
+def compare(bench: Bench, names: list[str], kinds: list[str], report: Report, whiten: bool) -> str:
+    """Figures of the rows by the protocols into the report; returns them as a Markdown table."""
+    protocols = [p for p in PROTOCOLS if p.kind in kinds]
+    baseline: dict[str, metrics.Evaluation] = {}
     lines = [
-        "| row | patches | " + " | ".join(p.name for p in PROTOCOLS) + " |",
-        "|---|---|" + "---|" * len(PROTOCOLS),
+        "| row | patches | " + " | ".join(p.name for p in protocols) + " |",
+        "|---|---|" + "---|" * len(protocols),
     ]
     for row in (r for r in ROWS if r.name in names):
-        pages, x, seen = bench.row(row, "evaluated")
-        fits: dict[str, tuple | None] = {"": None}
+        found = {kind: bench.row(row, kind) for kind in kinds}
+        fits: dict[str, dict] = {"": {}}
         if whiten:
-            fits[", transductive whitening"] = (pages, x)
-            fits[", inductive whitening"] = bench.row(row, "fit")[:2]
-        for kind, fit in fits.items():
+            fits[", transductive whitening"] = found
+            fits[", inductive whitening"] = {k: bench.row(row, f"fit-{k}") for k in kinds}
+        for done, fit in fits.items():
             cells = []
-            for protocol in PROTOCOLS:
-                values = whitened(x, *fit, protocol) if fit else x
-                e, labels = evaluate(pages, values, protocol)
-                figures = metrics.summarize(e)
-                found = {
-                    "row": row.name + kind,
-                    "protocol": protocol.name,
-                    "map": figures["map"],
-                    "top1": figures["top1"],
-                    "patches": seen,
-                    "interval": metrics.confidence(e, labels, SAMPLES)["map"],
-                }
-                if row.name == "sift_vlad" and not kind:
-                    baseline[protocol.name] = e
-                elif protocol.name in baseline:
-                    gain = metrics.difference(e, baseline[protocol.name], labels, SAMPLES)
-                    found["minus_sift_vlad"] = gain
-                report.figures.append(found)
-                cells.append(_cell(found))
-            lines.append(f"| {row.says}{kind} | {seen:,} | " + " | ".join(cells) + " |")
+            for protocol in protocols:
+                pages, x, seen = found[protocol.kind]
+                if fit:
+                    x = whitened(x, *fit[protocol.kind][:2], protocol)
+                figure = _figure(evaluate(pages, x, protocol), baseline, protocol, row.name + done)
+                report.figures.append({**figure, "patches": seen})
+                cells.append(_cell(figure))
+            lines.append(f"| {row.says}{done} | {seen:,} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
+
+
+def _figure(found: tuple, baseline: dict, protocol: Protocol, name: str) -> dict:
+    """One row by one protocol; that of SIFT-VLAD becomes what later ones are compared with."""
+    e, labels = found
+    figures = metrics.summarize(e)
+    figure = {
+        "row": name,
+        "protocol": protocol.name,
+        "map": figures["map"],
+        "top1": figures["top1"],
+        "interval": metrics.confidence(e, labels, SAMPLES)["map"],
+    }
+    if name == "sift_vlad":
+        baseline[protocol.name] = e
+    elif protocol.name in baseline:
+        figure["minus_sift_vlad"] = metrics.difference(e, baseline[protocol.name], labels, SAMPLES)
+    return figure
 
 
 def _cell(found: dict) -> str:
@@ -267,6 +278,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     known = [row.name for row in ROWS]
     parser.add_argument("--rows", nargs="+", choices=known, default=list(DEFAULT), metavar="ROW")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--evaluated", choices=("test", "validation"), default="test")
     parser.add_argument("--whitening", action="store_true", help="inductive and transductive rows")
     parser.add_argument(
@@ -276,7 +288,7 @@ def main() -> None:
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
     bench = Bench(args.data, args.folder.resolve(), args.evaluated, changes)
     report = Report("quality")
-    table = compare(bench, args.rows, report, args.whitening)
+    table = compare(bench, args.rows, args.kinds, report, args.whitening)
     (bench.folder / "quality.md").write_text(table)
     report.write(bench.folder)
 

@@ -14,21 +14,27 @@ import cv2
 import numpy as np
 
 SETS = ("copiste_fr", "hist_mss")
+TABLES = ("train", "images", "fragments", "fit-images", "fit-fragments")
 # Of the training writers of a set, one in so many validates.
 VALIDATION = 3
 WIDTH, HEIGHT, FRAGMENTS = 320, 160, 3
-_HEADER = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1", "protocol", "source", "sheet")
+_HEADER = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1", "set", "source", "sheet")
 
 
 def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]:
-    """Writes train.csv, evaluated.csv and fit.csv into `folder`; returns their paths.
+    """Writes train, images, fragments, fit-images and fit-fragments (.csv); returns their paths.
+
+    The first is trained on, the next two are evaluated, the last two, of training pages, are what a
+    whitening is fitted on.
 
     Args:
       data: the data folder.
       folder: where to.
       evaluated: `test`, or `validation`.
     """
-    rows = {"train": [], "evaluated": [], "fit": []}
+    # Made first: paths lead out of it.
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict]] = {name: [] for name in TABLES}
     for name in SETS:
         images = _images(data / name, folder)
         train = [row for row in images if row["split"] == "train"]
@@ -40,13 +46,9 @@ def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]
             asked = [row for row in train if row["writer"] in chosen]
             train = [row for row in train if row["writer"] not in chosen]
             fragments = [f for row in asked for f in cut_fragments(row, folder)]
-        rows["train"] += train
-        rows["evaluated"] += [{**row, "protocol": f"{name} images"} for row in asked]
-        rows["evaluated"] += [{**row, "protocol": f"{name} fragments"} for row in fragments]
         boxes = [f for row in train for f in cut_fragments(row, folder)]
-        rows["fit"] += [{**row, "protocol": f"{name} images"} for row in train]
-        rows["fit"] += [{**row, "protocol": f"{name} fragments"} for row in boxes]
-    folder.mkdir(parents=True, exist_ok=True)
+        for table, found in zip(TABLES, (train, asked, fragments, train, boxes), strict=True):
+            rows[table] += [{**row, "set": name} for row in found]
     paths = {}
     for name, table in rows.items():
         paths[name] = folder / f"{name}.csv"

@@ -301,7 +301,7 @@ def model_config(size: str) -> ConfigDict:
     model.token_size = 8 if size == "small" else 4
     model.width, model.depth, model.heads = {
         "cpu": (128, 4, 4),
-        "small": (64, 4, 4),
+        "small": (64, 4, 2),
         "paper": (512, 8, 8),
     }[size]
     # Width of the hidden layer of a block, in widths.

@@ -46,21 +46,22 @@ def table(path):
 
 def test_test_halves_are_never_trained_on(data, tmp_path):
     paths = quality_data.write_manifests(data, tmp_path, "test")
-    train, asked = table(paths["train"]), table(paths["evaluated"])
+    train, images = table(paths["train"]), table(paths["images"])
+    asked = images + table(paths["fragments"])
     assert len(train) == 2 * 16
-    assert len(asked) == 2 * (4 + 8)
+    assert (len(images), len(asked)) == (2 * 4, 2 * (4 + 8))
     assert not {row["writer"] for row in train} & {row["writer"] for row in asked}
-    assert {row["protocol"] for row in asked} == {p.pages for p in quality.PROTOCOLS}
+    assert {row["set"] for row in asked} == {p.set for p in quality.PROTOCOLS}
     # Writers of the sets are different people, whatever they are called.
     assert len({row["writer"] for row in train}) == 16
-    for page in read_csv(paths["evaluated"]).pages:
+    for page in read_csv(paths["fragments"]).pages:
         assert (tmp_path / page.path).exists()
 
 
 def test_validation_takes_writers_out_of_the_training_half(data, tmp_path):
     given = quality_data.write_manifests(data, tmp_path / "a", "test")
     paths = quality_data.write_manifests(data, tmp_path / "b", "validation")
-    train, asked = ({row["writer"] for row in table(paths[p])} for p in ("train", "evaluated"))
+    train, asked = ({row["writer"] for row in table(paths[p])} for p in ("train", "images"))
     assert train
     assert asked
     assert not train & asked
@@ -70,10 +71,8 @@ def test_validation_takes_writers_out_of_the_training_half(data, tmp_path):
 def test_fragments_are_separate_boxes_with_ink(data, tmp_path):
     paths = quality_data.write_manifests(data, tmp_path, "test")
     boxes = {}
-    for row in table(paths["fit"]):
-        if "fragments" in row["protocol"]:
-            box = [int(row[name]) for name in BOX]
-            boxes.setdefault(row["path"], []).append(box)
+    for row in table(paths["fit-fragments"]):
+        boxes.setdefault(row["path"], []).append([int(row[name]) for name in BOX])
     assert boxes
     for path, found in boxes.items():
         grey = cv2.imread(str(tmp_path / path), cv2.IMREAD_GRAYSCALE)
@@ -126,7 +125,7 @@ def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "quality.md").read_text().splitlines()) == 2 + len(rows) * 3
     # What is there is not made again.
     times = Path(tmp_path / "times.json").read_text()
-    assert set(json.loads(times)) >= {"pretrain", "pretrain-target=pixel", "evaluated/sift_vlad"}
+    assert set(json.loads(times)) >= {"pretrain", "pretrain-target=pixel", "images/sift_vlad"}
 
 
 def test_rows_name_what_they_are():
