@@ -210,9 +210,7 @@ class Finetuning:
         config = self.config
 
         def of(features: jax.Array, assignment: jax.Array, centroids: jax.Array) -> jax.Array:
-            gram = bag_gram(
-                assignment, features, centroids, config.bag, config.netrvlad.normalized
-            )
+            gram = bag_gram(assignment, features, centroids, config.bag, config.netrvlad.normalized)
             return metric_loss(gram, rows["label"][:: config.bag], config.loss)
 
         of = jax.checkpoint(of) if use_remat(config) else of
