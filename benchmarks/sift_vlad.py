@@ -3,6 +3,7 @@
 All keypoints count, as OpenCV finds them. Axis letters: n descriptors, v words, p pages.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -35,7 +36,9 @@ def describe(root: Path, page: Page) -> np.ndarray:
 
 def described(manifest: Manifest, workers: int) -> Iterator[np.ndarray]:
     """`describe` of all pages, in order, by several processes."""
-    with ProcessPoolExecutor(workers) as pool:
+    # Not forked: this process may have threads of jax by now.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(partial(describe, manifest.root), manifest.pages, chunksize=8)
 
 

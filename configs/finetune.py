@@ -150,7 +150,7 @@ def _set_small(config: ConfigDict) -> None:
     config.bag = 8
     config.per_class = 16
     config.global_batch_size = 512
-    config.total_steps = 2000
+    config.total_steps = 1500
     config.log_every = 100
     config.checkpoint_every = 500
     config.loss.kind = "contrastive"

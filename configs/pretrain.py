@@ -91,9 +91,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif arg.variant == "small":
         config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
         config.global_batch_size = 256
-        config.total_steps = 3000
+        config.total_steps = 1000
         config.log_every = 100
-        config.checkpoint_every = 1000
+        config.checkpoint_every = 500
         config.optim.learning_rate = 1.5e-3
         config.optim.warmup_steps = 100
         config.optim.clip_norm = 1.0
