@@ -11,13 +11,14 @@ BENCHMARKS = {
     "sam": "benchmarks.sam --rounds 3 --memory",
     "shortcuts": "benchmarks.shortcuts",
     "pretraining": "benchmarks.pretraining",
-    "finetuning": "benchmarks.finetuning",
-    "embedding": "benchmarks.embedding",
-    "hog": "benchmarks.hog",
-    "startup": "benchmarks.startup",
+    "finetuning-time": "benchmarks.finetuning time --rounds 3",
+    "finetuning-memory": "benchmarks.finetuning memory",
+    "embedding": "benchmarks.embedding --rounds 1",
+    "hog": "benchmarks.hog --rounds 3",
+    "startup": "benchmarks.startup --rounds 2",
     "scaling": "benchmarks.scaling --write",
     "loss-curves": "benchmarks.loss_curves",
     **{f"retrieval-{name}": f"benchmarks.retrieval {name}" for name in RETRIEVAL},
 }
 # Those that also run a PyTorch program, and so need the extra `bench`.
-NEEDS_TORCH = ("pretraining", "finetuning", "embedding", "hog")
+NEEDS_TORCH = ("pretraining", "finetuning-time", "finetuning-memory", "embedding", "hog")

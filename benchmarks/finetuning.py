@@ -1,6 +1,7 @@
 """The finetuning step at paper size, batch 256, against an eager PyTorch program of timm blocks.
 
-    python -m benchmarks.finetuning [--rounds 7] [--batch 256] [--folder runs/benchmarks]
+    python -m benchmarks.finetuning time [--rounds 7] [--batch 256] [--folder runs/benchmarks]
+    python -m benchmarks.finetuning memory [--batch 256] [--folder runs/benchmarks]
 
 NetRVLAD with 100 clusters, multi-similarity loss with its miner, AdamW with clipping. Then head and
 loss alone, from features to their gradients. Time in one process, alternately; peak memory of each
@@ -91,8 +92,9 @@ def repeated(call: Callable[[], object]) -> Callable[[], None]:
     return calls
 
 
-def measure_memory(report: Report, b: int) -> None:
+def measure_memory(report: Report, args: argparse.Namespace) -> None:
     """Peak memory of steps and of heads."""
+    b = args.batch
     peaks = {
         "torch float32": peak_memory(torch_step, b),
         "torch bf16 autocast": peak_memory(torch_step, b, True),
@@ -117,18 +119,8 @@ def measure_memory(report: Report, b: int) -> None:
     report.add("memory of head and loss, ours to torch", ratio, "times", "<= 0.2")
 
 
-def main() -> None:
-    """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    args = parser.parse_args()
-    use_huge_pages()
-    report = Report("finetuning")
-    measure_memory(report, args.batch)
+def measure_time(report: Report, args: argparse.Namespace) -> None:
+    """Steps and heads, alternately."""
     times = alternate(
         args.rounds,
         warmup=0,
@@ -160,6 +152,22 @@ def main() -> None:
         milliseconds = [1e3 * seconds / HEAD_CALLS for seconds in taken.wall]
         report.add(f"head and loss, {name}", milliseconds, "ms")
     report.ratio("head and loss, ours to torch", heads["torch"], heads["ours"], ">= 5")
+
+
+def main() -> None:
+    """Prints and writes the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("part", choices=("time", "memory"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    use_huge_pages()
+    report = Report(f"finetuning-{args.part}")
+    measure = {"time": measure_time, "memory": measure_memory}[args.part]
+    measure(report, args)
     report.write(args.folder)
 
 

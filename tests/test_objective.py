@@ -83,21 +83,23 @@ def test_the_metric_loss_of_parts_would_be_another(store, tmp_path):
     assert abs(float(parts[0]) - float(whole[0])) > 1e-3
 
 
-def kept_bytes(stage, store, folder, remat):
-    """Bytes that the backward pass of a deeper model keeps, parameters included."""
+def temporary_bytes(stage, store, folder, remat):
+    """What the compiled gradient of a deeper model takes besides parameters and batch."""
     task, variables, batch = build(stage, store, folder, remat=remat, **{"model.depth": 6})
-    rows = jax.eval_shape(task.prepare, batch, jax.random.key(0))
-    backward = jax.eval_shape(
-        lambda v, rows: jax.vjp(lambda v: task.outputs(v, rows)[0], v)[1], variables, rows
-    )
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward))
+
+    def of(variables, batch):
+        return objective.loss_and_gradients(task, variables, batch, jax.random.key(0))
+
+    return jax.jit(of).lower(variables, batch).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_recomputation_changes_nothing_and_keeps_less(plain, store):
     stage, folder, wanted = plain
     task, variables, batch = build(stage, store, folder, remat="blocks")
     assert_same(gradients(task, variables, batch), wanted)
-    kept = [kept_bytes(stage, store, folder, remat) for remat in ("none", "blocks")]
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(2, 4), sharding.AXES)
+    assert_same(gradients(task, variables, batch, 2, mesh), wanted)
+    kept = [temporary_bytes(stage, store, folder, remat) for remat in ("none", "blocks")]
     assert kept[1] < 0.6 * kept[0], kept
 
 

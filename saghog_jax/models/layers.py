@@ -269,3 +269,42 @@ class Block(nn.Module):
         """The rest of the block for tokens `x` [b, q, d]: attention, MLP, residuals."""
         x = x + self.attention(queries, keys_values)
         return x + self.fc2(gelu(self.fc1(self.norm2(x))))
+
+
+def recomputed(module: nn.Module, method: str, x: jax.Array, *fixed: object) -> jax.Array:
+    """A method of a module of parameters alone, computed again for the gradient.
+
+    What `nn.remat` is for; but on CPUs XLA takes its barriers away and merges both computations,
+    which then save nothing. Here the second one depends on the cotangent, so that it cannot come
+    sooner.
+
+    Args:
+      module: bound, with no other collections and no random streams.
+      x: float32 [b, ...], differentiated with the parameters.
+      fixed: further arguments, without gradient.
+
+    Returns:
+      [b, ...], of rank 3.
+    """
+    if module.is_initializing():
+        return getattr(module, method)(x, *fixed)
+    unbound, variables = module.unbind()
+
+    def plain(variables: dict, x: jax.Array) -> jax.Array:
+        return unbound.apply(variables, x, *fixed, method=method)
+
+    def forward(variables: dict, x: jax.Array) -> tuple[jax.Array, tuple[dict, jax.Array]]:
+        return plain(variables, x), (variables, x)
+
+    def backward(saved: tuple[dict, jax.Array], cotangent: jax.Array) -> tuple[dict, jax.Array]:
+        variables, x = saved
+        # To XLA 0 times a number might be NaN, so that it waits for it. Biases too: it makes arrays
+        # of the size of the result of them, which would be kept from the first computation.
+        zero = 0 * cotangent[0, 0, 0]
+        x = x + zero
+        variables = jax.tree.map(lambda leaf: leaf + zero if leaf.ndim < 2 else leaf, variables)
+        return jax.vjp(plain, variables, x)[1](cotangent)
+
+    call = jax.custom_vjp(plain)
+    call.defvjp(forward, backward)
+    return call(variables, x)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, product
+from saghog_jax.models.layers import Block, Dense, LayerNorm, product, recomputed
 from saghog_jax.models.pos_embed import sincos_2d
 from saghog_jax.models.vit import Encoder
 
@@ -254,9 +254,8 @@ class MaskedAutoencoder(nn.Module):
         """Predicts removed tokens alone: `pred` [b, r, t] and their `ids_removed` int32 [b, r]."""
         masking = random_masking(noise, mask_ratio)
         latent = self.encoder(images, masking.ids_keep)
-
-        def decode(mae: "MaskedAutoencoder", latent: jax.Array) -> jax.Array:
-            return mae.decoder.removed(latent, masking)
-
-        decode = nn.remat(decode) if self.remat else decode
-        return decode(self, latent), masking.ids_removed
+        if self.remat:
+            pred = recomputed(self.decoder, "removed", latent, masking)
+        else:
+            pred = self.decoder.removed(latent, masking)
+        return pred, masking.ids_removed

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm
+from saghog_jax.models.layers import Block, Dense, LayerNorm, recomputed
 from saghog_jax.models.pos_embed import sincos_2d
 
 
@@ -142,7 +142,6 @@ class Encoder(nn.Module):
         return jax.vmap(lambda row, key: self.drop(row, deterministic=False, rng=key))(x, keys)
 
     def _run_block(self, i: int, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
-        def run(encoder: "Encoder", x: jax.Array) -> jax.Array:
-            return encoder.block[i](x, queries)
-
-        return nn.remat(run)(self, x) if self.remat else run(self, x)
+        if self.remat:
+            return recomputed(self.block[i], "__call__", x, queries)
+        return self.block[i](x, queries)
