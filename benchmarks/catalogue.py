@@ -13,7 +13,7 @@ BENCHMARKS = {
     "pretraining": "benchmarks.pretraining",
     "finetuning-time": "benchmarks.finetuning time --rounds 3",
     "finetuning-memory": "benchmarks.finetuning memory",
-    "embedding": "benchmarks.embedding --rounds 1",
+    "embedding": "benchmarks.embedding",
     "hog": "benchmarks.hog --rounds 3",
     "startup": "benchmarks.startup --rounds 2",
     "scaling": "benchmarks.scaling --write",
