@@ -9,6 +9,7 @@ NetRVLAD).
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -234,7 +235,7 @@ def read_meta(run_folder: Path, step: int) -> dict:
 
 
 def read_config(run_folder: Path) -> ConfigDict:
-    """The resolved config a run folder was made with.
+    """The resolved config a run folder was made with; fields that are newer have their defaults.
 
     Raises:
       UserError: no such run; says which command makes one.
@@ -245,7 +246,18 @@ def read_config(run_folder: Path) -> ConfigDict:
             f"{run_folder} holds no run (no config.json); make one with "
             f"`{_MADE_BY['mae']}` or `{_MADE_BY['writer']}`"
         )
-    return ConfigDict(json.loads(path.read_text()))
+    config = ConfigDict(json.loads(path.read_text()))
+    _fill(config, importlib.import_module(f"configs.{config.stage}").get_config())
+    return config
+
+
+def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Adds what only `defaults` has, in place."""
+    for name, default in defaults.items():
+        if name not in config:
+            config[name] = default
+        elif isinstance(default, ConfigDict):
+            _fill(config[name], default)
 
 
 def load_variables(
