@@ -152,6 +152,11 @@ class Finetuning:
             bags = config.per_class // config.bag
             self._plan = loader.bag_plan(labels, store.index["page"], config.bag, bags, *size)
 
+    @property
+    def skipped(self) -> int:
+        """Pages that could not be used so far."""
+        return len(self._store.skipped)
+
     def init(self, rng: jax.Array) -> dict:
         """The model from scratch: {"params": {"encoder": ..., "netrvlad": ...}, ...}."""
         size = self.config.model.patch_size
@@ -320,8 +325,8 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
     return ensure_labels(store, config.pseudo_labels)
 
 
-def open_task(config: ConfigDict, folder: Path) -> tuple[Finetuning, int]:
-    """The task of a resolved config, and how many pages were skipped.
+def open_task(config: ConfigDict, folder: Path) -> Finetuning:
+    """The task of a resolved config.
 
     Args:
       folder: the run folder, which keeps what is held out.
@@ -331,7 +336,7 @@ def open_task(config: ConfigDict, folder: Path) -> tuple[Finetuning, int]:
     )
     labels = distributed.main_first(lambda: make_labels(config, store))
     held_out = evaluation.plan(config, folder, store.manifest.pages)
-    return Finetuning(config, store, labels, held_out), len(store.skipped)
+    return Finetuning(config, store, labels, held_out)
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -342,7 +347,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        task, skipped = open_task(config, workdir)
+        task = open_task(config, workdir)
         run.fit(task)
+        skipped = task.skipped
     print(f"next: {NEXT} --config.checkpoint={workdir}")
     return skipped

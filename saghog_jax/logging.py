@@ -76,10 +76,11 @@ class MetricsLog:
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
+            for sink in self._sinks:
+                sink.add(step, figures)
         except OSError as error:
-            raise RunError(f"{self._path} could not be written: {error.strerror}") from None
-        for sink in self._sinks:
-            sink.add(step, figures)
+            place = error.filename or self._path.parent
+            raise RunError(f"{place} could not be written: {error.strerror}") from None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of update `step`."""

@@ -103,6 +103,11 @@ class Pretraining:
             )
             self._plan = loader.SubsetPlan(plan, chosen) if held_out else plan
 
+    @property
+    def skipped(self) -> int:
+        """Pages that could not be used so far."""
+        return len(self._source.skipped)
+
     def init(self, rng: jax.Array) -> dict:
         """See `init_variables`."""
         return init_variables(self.config, rng)
@@ -207,14 +212,14 @@ class Pretraining:
         return {name: rows[chosen] for name, rows in batch.items()}
 
 
-def open_task(config: ConfigDict, folder: Path) -> tuple[Pretraining, int]:
-    """The task of a resolved config, and how many pages were skipped.
+def open_task(config: ConfigDict, folder: Path) -> Pretraining:
+    """The task of a resolved config.
 
     Args:
       folder: the run folder, which keeps what is held out.
     """
     source, held_out = open_and_plan(config, folder)
-    return Pretraining(config, source, held_out), len(source.skipped)
+    return Pretraining(config, source, held_out)
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -225,7 +230,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if run.finished:
         print(f"{workdir} has all its {run.start_step} steps already")
     else:
-        task, skipped = open_task(config, workdir)
+        task = open_task(config, workdir)
         run.fit(task)
+        skipped = task.skipped
     print(f"next: {NEXT} --config.init_from={workdir}")
     return skipped

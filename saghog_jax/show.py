@@ -40,5 +40,4 @@ def _pictures(
 ) -> list[Picture]:
     if kind not in _STAGES:
         return []
-    task, _ = _STAGES[kind].open_task(config, folder)
-    return task.pictures(variables, rows)
+    return _STAGES[kind].open_task(config, folder).pictures(variables, rows)

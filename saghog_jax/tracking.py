@@ -5,6 +5,7 @@ is named, and offline unless told otherwise.
 """
 
 import json
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,22 +41,37 @@ def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
       UserError: an unknown mode of Weights & Biases, or it is not installed.
     """
     sinks: list[Sink] = []
-    if config.tensorboard:
-        sinks.append(_TensorBoard(folder / TENSORBOARD_FOLDER, start_step))
+    # First what can be refused: nothing is left open then.
     if config.wandb.project:
         sinks.append(_WeightsAndBiases(config, folder))
+    if config.tensorboard:
+        sinks.append(_TensorBoard(folder / TENSORBOARD_FOLDER, start_step))
     return sinks
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, start_step: int) -> None:
-        from tensorboardX import SummaryWriter
+    """Writes events at once: tensorboardX's own writer hands them to a thread, and a run would wait
+    for ever for one that has ended, by a full disk or a clock that jumps."""
 
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{start_step}")
+        if start_step:
+            # TensorBoard then forgets what it has of these steps and later ones.
+            begin = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=start_step + 1, session_log=begin))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            summary = self._scalar(name, value)
+            event = self._event(wall_time=time.time(), step=step, summary=summary)
+            self._writer.write_event(event)
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

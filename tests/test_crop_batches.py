@@ -1,5 +1,6 @@
 """Batches cut on the fly: nothing but config, seed and step decides them; and what cuts them."""
 
+import contextlib
 import functools
 import operator
 import os
@@ -147,7 +148,9 @@ def worker_ids():
     """Processes that this one started, from /proc."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        found += (task / "children").read_text().split()
+        # A thread that ends meanwhile is gone from there.
+        with contextlib.suppress(FileNotFoundError):
+            found += (task / "children").read_text().split()
     names = {i: Path(f"/proc/{i}/cmdline").read_bytes() for i in found}
     return [int(i) for i, name in names.items() if b"spawn_main" in name]
 

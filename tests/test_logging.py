@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from input_pipeline.errors import RunError
 from saghog_jax import logging
 
 
@@ -47,3 +48,38 @@ def test_lines_of_steps_that_happen_again_are_dropped(tmp_path):
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"st')
     logging.MetricsLog(tmp_path, start_step=4, total_steps=10, batch_size=1)
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
+
+
+def test_a_full_disk_below_a_sink_is_one_line(tmp_path):
+    class Full:
+        def add(self, step, values):
+            raise OSError(28, "No space left on device")
+
+    log = logging.MetricsLog(tmp_path, 0, 10, 1, sinks=[Full()])
+    with pytest.raises(RunError, match=f"{tmp_path} could not be written: No space left on device"):
+        log.write(1, {"loss": 0.5})
+
+
+def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    from configs import pretrain
+    from saghog_jax.tracking import open_sinks
+
+    for start in (0, 4):
+        (sink,) = open_sinks(pretrain.get_config(), tmp_path, start)
+        sink.add(start + 1, {"loss": 0.5})
+        sink.close()
+    # Started again within the same second, too.
+    first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
+    found = []
+    for path in (first, second):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                found.append(("forget", event.step))
+            found += [(value.tag, event.step) for value in event.summary.value]
+    assert found == [("loss", 1), ("forget", 5), ("loss", 5)]

@@ -84,12 +84,17 @@ class ResNet(nn.Module):
         return 4
 
     @nn.compact
-    def tokens(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def tokens(
+        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """[b, h, w, c] -> [b, 1 + l, d]: the pooled features, then the last map, row-major.
+
+        Nothing is dropped out.
 
         Raises:
           ValueError: an unknown depth.
         """
+        del dropout_keys
         if self.size not in DEPTHS:
             raise ValueError(f"unknown ResNet {self.size!r}, known: {', '.join(DEPTHS)}")
         x = nn.relu(_ConvNorm(WIDTHS[0], 1, self.dtype, name="stem")(images, train))
@@ -103,9 +108,8 @@ class ResNet(nn.Module):
     def features(
         self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Pooled features: [b, h, w, c] -> [b, d]; nothing is dropped out."""
-        del dropout_keys
-        return self.tokens(images, train)[:, 0]
+        """Pooled features: [b, h, w, c] -> [b, d]."""
+        return self.tokens(images, train, dropout_keys)[:, 0]
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """`tokens` without training."""
