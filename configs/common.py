@@ -329,7 +329,7 @@ def run_config(config: ConfigDict) -> None:
     # sees the whole batch, for which each part is computed twice).
     config.accumulate = 1
     # What is kept for the gradient: `none` (nothing is computed again) or `blocks` (the inputs of
-    # transformer blocks and of the loss; the rest is computed again; of no use on CPUs).
+    # transformer blocks and of the loss; the rest is computed again).
     config.remat = "none"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
