@@ -249,9 +249,8 @@ def finetuning(folder):
                {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
      {"labels": "page"}, {"bag": 2}, {"loss.kind": "contrastive"},
      {"loss.kind": "triplet"}, {"loss.kind": "triplet_semihard"},
-     {"loss.kind": "triplet", "loss.margin": 0.5}, {"netrvlad.normalized": True},
-     {"descriptor": "gmp"}, {"descriptor": "foreground"},
-     {"descriptor": "foreground", "min_token_ink": 0.5},
+     {"netrvlad.normalized": True},
+     {"descriptor": "gmp"}, {"descriptor": "foreground"}, {"embed_dim": 8},
      {"encoder": "resnet20", "init_from": ""}, {"freeze_encoder": True}],
 )  # fmt: skip
 def test_every_choice_of_finetuning_matters(finetuning, changes):
@@ -268,6 +267,20 @@ def test_bags_of_pages_and_temperature_matter(finetuning):
         loss(**page, **{"loss.temperature": 0.5}),
     }
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "further"),
+    [
+        ({"loss.kind": "triplet"}, {"loss.margin": 0.5}),
+        ({"loss.kind": "triplet"}, {"loss.include_self": True}),
+        ({"embed_dim": 8}, {"embed_dropout": 0.5}),
+        ({"descriptor": "foreground"}, {"min_token_ink": 0.5}),
+    ],
+)
+def test_every_further_choice_of_finetuning_matters(finetuning, choice, further):
+    loss, _ = finetuning
+    assert loss(**choice, **further) != loss(**choice)
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,21 @@ def test_dropout_acts_in_training_only(embed_dim):
     np.testing.assert_array_equal(first, encode(keys[0], True))
 
 
+@pytest.mark.parametrize("descriptor", ["cls", "foreground"])
+def test_a_patch_loses_the_same_in_any_batch(descriptor):
+    none = Encoder(token_size=8, width=32, depth=2, heads=4, dropout=0.0)
+    model = WriterModel(none, 3, embed_dim=20, descriptor=descriptor)
+    params = init(model, IMAGES, False, jnp.zeros((*IMAGES.shape[:3], 1)))
+    keys = jax.random.split(jax.random.key(0), len(IMAGES))
+    encode = lambda x, train, keys: run(  # noqa: E731
+        model, params, x, train, method="encode", dropout_keys=keys
+    )
+    whole = encode(IMAGES, True, keys)
+    np.testing.assert_allclose(encode(IMAGES[1:], True, keys[1:]), whole[1:], atol=1e-5)
+    for other in (encode(IMAGES, True, keys[::-1]), encode(IMAGES, False, keys)):
+        assert not np.allclose(other, whole, atol=1e-3)
+
+
 def test_dropout_rate_is_that_of_the_encoder():
     none = Encoder(token_size=8, width=32, depth=2, heads=4, dropout=0.0)
     params = init(none, IMAGES)

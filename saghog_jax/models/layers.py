@@ -185,6 +185,19 @@ class LayerNorm(nn.Module):
         return normalize(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
+def dropped(
+    drop: nn.Dropout, x: jax.Array, train: bool, keys: jax.Array | None = None
+) -> jax.Array:
+    """Dropout of rows [b, ...], while training.
+
+    By the random keys [b], one a row, so that a row loses the same in any batch; without keys by
+    the rng stream `dropout`.
+    """
+    if keys is None or not train:
+        return drop(x, deterministic=not train)
+    return jax.vmap(lambda row, key: drop(row, deterministic=False, rng=key))(x, keys)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (reference: section 3).
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, recomputed
+from saghog_jax.models.layers import Block, Dense, LayerNorm, dropped, recomputed
 from saghog_jax.models.pos_embed import sincos_2d
 
 
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         With `train=True` tokens are dropped out, by the random keys `dropout_keys` [b], so that a
         patch loses the same ones in any batch; without them by the rng stream `dropout`.
         """
-        x = self._dropped(self.embed(images), train, dropout_keys)
+        x = dropped(self.drop, self.embed(images), train, dropout_keys)
         for i in range(self.depth):
             x = self._run_block(i, x)
         return self.norm(x)
@@ -131,15 +131,10 @@ class Encoder(nn.Module):
         The last block is computed for CLS alone (keys and values of all tokens): exact, a tenth
         less work at paper size.
         """
-        x = self._dropped(self.embed(images), train, dropout_keys)
+        x = dropped(self.drop, self.embed(images), train, dropout_keys)
         for i in range(self.depth - 1):
             x = self._run_block(i, x)
         return self.norm(self._run_block(self.depth - 1, x, slice(0, 1)))[:, 0]
-
-    def _dropped(self, x: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
-        if keys is None or not train:
-            return self.drop(x, deterministic=not train)
-        return jax.vmap(lambda row, key: self.drop(row, deterministic=False, rng=key))(x, keys)
 
     def _run_block(self, i: int, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
         if self.remat:

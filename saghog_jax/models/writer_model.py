@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Dense
+from saghog_jax.models.layers import Dense, dropped
 from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
 from saghog_jax.models.vit import patchify
 
@@ -67,7 +67,7 @@ class WriterModel(nn.Module):
           images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
           train: with dropout (rng stream `dropout`), and with batch statistics where the encoder
             has them (collection `batch_stats`, mutable).
-          dropout_keys: random keys [b] in place of the rng stream, one a patch, for a ViT's tokens.
+          dropout_keys: random keys [b] in place of the rng stream, one a patch.
 
         Returns:
           [b, d]; for `foreground` [b, l, d], all tokens but CLS: `token_ink` tells which count.
@@ -79,7 +79,10 @@ class WriterModel(nn.Module):
         else:
             x = self.encoder.tokens(images, train, dropout_keys)[:, 1:]
         if self.embed_dim:
-            x = self.embed(self.drop(x, deterministic=not train))
+            keys = dropout_keys
+            if keys is not None:  # not those that the encoder has used
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            x = self.embed(dropped(self.drop, x, train, keys))
         return x
 
     def __call__(
