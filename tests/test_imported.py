@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import toy
 
+from configs import convert as convert_config
 from configs import embed as embed_config
 from configs import finetune as finetune_config
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = np.load(ROOT / "tests" / "golden" / "mae_small.npz")
 HEADS = np.load(ROOT / "tests" / "golden" / "netrvlad.npz")
 TINY = Corpus(train_writers=4, test_writers=2, pages=2, width=360, height=200, lines=3)
+HEADS_OF = {"writer": "wrap", "embedded": "wrap20"}
 SOBEL = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32)[None, None]
 
 
@@ -32,36 +34,44 @@ def part(file, prefix):
     return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Pages, and run folders `mae`, `encoder`, `writer` and `embedded` made by the command."""
-    folder = tmp_path_factory.mktemp("imported")
-    (folder / "pages").mkdir()
-    write_corpus(folder / "pages", TINY, workers=1)
+def weights(name):
+    """The arrays of a published model, and how many heads it has."""
+    if name in HEADS_OF:
+        return part(HEADS, f"{HEADS_OF[name]}_w/"), 4
     small = part(SMALL, "w/") | {
         "target_generator.weight_x": SOBEL,
         "target_generator.weight_y": SOBEL.swapaxes(2, 3),
     }
-    encoder = {k: v for k, v in small.items() if not k.startswith(("decoder", "mask", "target"))}
-    sources = {"mae": (small, 8), "encoder": (encoder, 8), "writer": (part(HEADS, "wrap_w/"), 4),
-               "embedded": (part(HEADS, "wrap20_w/"), 4)}  # fmt: skip
-    commands = []
-    for name, (weights, heads) in sources.items():
-        np.savez(folder / f"{name}.npz", **weights)
-        commands.append(
-            [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/convert.py",
-             f"--config.source={folder}/{name}.npz", f"--config.heads={heads}",
-             "--config.decoder_heads=4", f"--workdir={folder}/{name}"]
-        )  # fmt: skip
-    for process in [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE) for c in commands]:
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
+    if name == "encoder":
+        small = {k: v for k, v in small.items() if not k.startswith(("decoder", "mask", "target"))}
+    return small, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pages, the run folder `mae` made by the command as users give it, and `encoder`, `writer`
+    and `embedded` made by its stage, without a new interpreter for each.
+    """
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", TINY, workers=1)
+    for name in ("mae", "encoder", *HEADS_OF):
+        arrays, heads = weights(name)
+        np.savez(folder / f"{name}.npz", **arrays)
+        config = convert_config.get_config()
+        config.source, config.heads, config.decoder_heads = str(folder / f"{name}.npz"), heads, 4
+        if name != "mae":
+            assert run_stage(config, folder / name) == 0
+    command = [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/convert.py",
+               f"--config.source={folder}/mae.npz", "--config.heads=8", "--config.decoder_heads=4",
+               f"--workdir={folder}/mae"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return folder
 
 
 def test_the_small_model_gives_its_published_numbers(folder):
     variables, meta = load_variables(folder / "mae", ("mae",))
-    assert meta == {"kind": "mae", "step": 0}
+    assert (meta["kind"], meta["step"]) == ("mae", 0)
     run = read_config(folder / "mae")
     model = make_mae(run.model, target_dim(run.target, 4, run.hog.cell_size, 9), jnp.float32)
     x = jnp.asarray(SMALL["input"].transpose(0, 2, 3, 1))
@@ -77,9 +87,14 @@ def test_the_small_model_gives_its_published_numbers(folder):
         np.testing.assert_allclose(features(params), SMALL["features"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mae", "encoder", "embedded"])
+def slow(*arguments):
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["mae", slow("encoder"), slow("embedded")])
 def test_finetune_starts_from_it(folder, tmp_path, name):
-    config = toy(finetune_config.get_config(), folder, init_from=str(folder / name), total_steps=1)
+    few = {"total_steps": 1, "labels": "writer", "per_class": 8, "netrvlad.init": "random"}
+    config = toy(finetune_config.get_config(), folder, init_from=str(folder / name), **few)
     config.optim.learning_rate = config.optim.start_learning_rate = 0.0
     run_stage(config, tmp_path / "run")
     ours = load_variables(tmp_path / "run", ("writer",))[0]["params"]["encoder"]
@@ -92,9 +107,9 @@ def test_finetune_starts_from_it(folder, tmp_path, name):
     ("name", "width", "models"),
     [
         ("mae", 64, ["pretrained", "random"]),
-        ("encoder", 64, ["pretrained", "random"]),
+        slow("encoder", 64, ["pretrained", "random"]),
         ("writer", 10 * 32, ["finetuned", "random"]),
-        ("embedded", 10 * 20, ["finetuned", "random"]),
+        slow("embedded", 10 * 20, ["finetuned", "random"]),
     ],
 )
 def test_embed_takes_it(folder, tmp_path, name, width, models):
