@@ -25,6 +25,7 @@ class Row(NamedTuple):
     file: str
     patterns: tuple[str, ...]
     text: str
+    keys: str
 
     @property
     def left_out(self) -> bool:
@@ -50,7 +51,7 @@ def read_rows() -> list[Row]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and cells[0] != "file":
             patterns = [p for quoted in re.findall(r"`([^`]+)`", cells[1]) for p in expand(quoted)]
-            rows.append(Row(cells[0], tuple(patterns), cells[2]))
+            rows.append(Row(cells[0], tuple(patterns), cells[2], cells[1]))
     return rows
 
 
@@ -139,9 +140,8 @@ class Record:
             if keys:
                 off = [self.errors[key] for key in keys if key in self.errors]
                 worst = [f"{max(column):.1e}" for column in zip(*off)] or ["inputs only"] * 2
-                quoted = ", ".join(f"`{p}`" for p in compact(row))
                 read = f"{len(self.read & set(keys))} of {len(keys)}"
-                write(f"| {row.file} | {quoted} | {read} | {worst[0]} | {worst[1]} |")
+                write(f"| {row.file} | {row.keys} | {read} | {worst[0]} | {worst[1]} |")
         for file, key in sorted(stored - self.read):
             write(f"never read: {file} {key}")
 
@@ -149,12 +149,3 @@ class Record:
 def plain(x: object) -> object:
     """The array itself, without its origin."""
     return x.view(np.ndarray) if isinstance(x, Golden) else x
-
-
-def compact(row: Row) -> list[str]:
-    """The patterns of a row as the table writes them."""
-    for line in (GOLDEN / "COVERAGE.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] == row.file and cells[-1] == row.text:
-            return re.findall(r"`([^`]+)`", cells[1])
-    return list(row.patterns)

@@ -46,3 +46,19 @@ def test_every_row_has_stored_arrays_and_tests_that_read_the_file():
             file = Path(expand(row.file)[0])
             mentions = file.parent.name if file.parent.name else file.stem
             assert mentions in text, f"{module} does not read {row.file}"
+
+
+def test_the_table_of_differences_names_every_group():
+    """The values are measured on request (`--golden-errors`); here: that none is without a row."""
+    text = (GOLDEN.parents[1] / "docs" / "fidelity.md").read_text()
+    groups = [f"| {row.file} | {row.keys} |" for row in ROWS if row.patterns and not row.left_out]
+    rows = [line for line in text.splitlines() if re.match(r"\| \w+\.npz ", line)]
+    assert len(rows) == len(groups) > 30
+    for group, row in zip(groups, rows, strict=True):
+        assert row.startswith(group)
+        read, absolute, relative = (cell.strip() for cell in row[len(group) :].split("|")[:3])
+        assert re.fullmatch(r"([1-9]\d*) of \1", read), row
+        for off in (absolute, relative):
+            assert off == "inputs only" or float(off) >= 0
+    for row in ROWS:
+        assert row.patterns or row.file in text, row.file

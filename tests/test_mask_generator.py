@@ -74,17 +74,22 @@ def test_page_of_the_models_size_is_as_published(rule):
     assert planted.points[:2] == [[6.0, 8.0], [18.0, 8.0]]
 
 
-def test_larger_page_is_as_published():
+@pytest.mark.parametrize("rule", ["open", "strict"])
+def test_larger_page_is_as_published(rule):
     """Stability is judged in the frame of 36 x 64 pixels, where it is coarser than on the page."""
-    ours, planted = generate((90, 160), min_iou=0.7, min_stability=0.5)
-    masks, iou, stability = published("large_strict")
+    limits = {} if rule == "open" else {"min_iou": 0.7, "min_stability": 0.5}
+    ours, planted = generate((90, 160), **limits)
+    masks, iou, stability = published(f"large_{rule}")
     assert planted.frames[0].shape == (36, 64, 3)
     np.testing.assert_array_equal(ours.iou, iou)
     pages = [to_page(logits, (36, 64), (90, 160)) for logits in ours.logits]
     np.testing.assert_array_equal(pages, masks)
     large = masks.mean((1, 2)) > 0.03
-    assert large.sum() == 5
-    np.testing.assert_allclose(ours.stability[large], stability[large], atol=0.03)
+    assert large.sum() == {"open": 14, "strict": 5}[rule]
+    # The smallest of these has 69 pixels in the frame: two of them, and three of the worse masks
+    # that open limits let in.
+    tolerance = {"open": 0.045, "strict": 0.03}[rule]
+    np.testing.assert_allclose(ours.stability[large], stability[large], atol=tolerance)
 
 
 @pytest.mark.parametrize("points_per_batch", [1, 5, 16, 100])
