@@ -296,9 +296,11 @@ def model_config(size: str) -> ConfigDict:
     """The ViT-MAE: `cpu` (trains in minutes on two cores), `small` (a sixth of its work a patch) or
     `paper` (28.7 million parameters)."""
     model = ConfigDict()
+    # Side of a patch in pixels, as the store cuts them.
     model.patch_size = 32
     # Side of a token, the ViT's unit inside a patch: 64 tokens a patch.
     model.token_size = 8 if size == "small" else 4
+    # The encoder's transformer; the decoder's below.
     model.width, model.depth, model.heads = {
         "cpu": (128, 4, 4),
         "small": (64, 4, 2),

@@ -77,6 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.input = "binary"
     config.netrvlad = ConfigDict(
         {
+            # Clusters that descriptors are softly assigned to.
             "num_clusters": 32,
             # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
             "normalized": common.one_of(arg.head, HEADS, "head") == "netvlad",

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict, config_flags
 
-from configs import common
+from configs import common, fields
 from saghog_jax.main import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common", "recipes")
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in fields.NO_STAGES
 )
 TEXTS = [
     ROOT / "README.md",
