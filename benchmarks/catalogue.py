@@ -1,6 +1,6 @@
 """Every benchmark by name: the module and its arguments, as `python -m` takes them."""
 
-RETRIEVAL = ("metrics", "large", "whitening", "disk", "sgr", "search")
+RETRIEVAL = ("metrics", "large --rounds 1", "whitening --rounds 1", "disk", "sgr", "search")
 BENCHMARKS = {
     "extraction": "benchmarks.extraction",
     "crops": "benchmarks.crops",
@@ -18,7 +18,7 @@ BENCHMARKS = {
     "startup": "benchmarks.startup --rounds 2",
     "scaling": "benchmarks.scaling --write",
     "loss-curves": "benchmarks.loss_curves",
-    **{f"retrieval-{name}": f"benchmarks.retrieval {name}" for name in RETRIEVAL},
+    **{f"retrieval-{part.split()[0]}": f"benchmarks.retrieval {part}" for part in RETRIEVAL},
 }
 # Those that also run a PyTorch program, and so need the extra `bench`.
 NEEDS_TORCH = ("pretraining", "finetuning-time", "finetuning-memory", "embedding", "hog")
