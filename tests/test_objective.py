@@ -144,3 +144,28 @@ def test_batch_statistics_are_not_accumulated(tmp_path):
     config = toy(finetune_config.get_config("encoder=resnet20"), tmp_path, accumulate=2)
     with pytest.raises(UserError, match="accumulate=2 would change the batch statistics"):
         finetune.resolve(config)
+
+
+@pytest.mark.parametrize("samples", [40, 1000])
+def test_first_centres_are_fitted_on_at_most_so_many_features(
+    store, tmp_path, monkeypatch, samples
+):
+    task, variables, _ = build("finetune", store, tmp_path, **{"netrvlad.init_samples": samples})
+    fitted = []
+
+    class Recorded(finetune.MiniBatchKMeans):
+        def fit(self, features):
+            fitted.append(features.shape)
+            return super().fit(features)
+
+    monkeypatch.setattr(finetune, "MiniBatchKMeans", Recorded)
+    started = task.warm_start(variables)
+    # The store has 100 patches.
+    assert fitted == [(min(samples, 100), 16)]
+    centroids = started["params"]["netrvlad"]["centroids"]
+    assert np.abs(centroids - variables["params"]["netrvlad"]["centroids"]).max() > 0.01
+
+
+def test_the_published_recipes_take_200_000_features():
+    assert finetune_config.get_config("historical_wi").netrvlad.init_samples == 200_000
+    assert finetune_config.get_config("hisfrag20").netrvlad.init_samples == 200_000
