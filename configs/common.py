@@ -327,7 +327,7 @@ def run_config(config: ConfigDict) -> None:
     # on accelerators and on CPUs with bfloat16 instructions.
     config.precision = "auto"
     # The batch goes through the model in so many parts, one after the other: the same update in
-    # less memory. Pretraining takes no more time for it, finetuning about a third more (its loss
+    # less memory. Pretraining takes no more time for it, finetuning a forward pass more (its loss
     # sees the whole batch, for which each part is computed twice).
     config.accumulate = 1
     # What is kept for the gradient: `none` (nothing is computed again) or `blocks` (the inputs of

@@ -112,7 +112,7 @@ def report_config() -> ConfigDict:
     # Largest image that is opened for a thumbnail, in pixels.
     report.max_pixels = 200_000_000
     # What makes a match: ink heat maps, and like patches of both pages side by side. The pages of
-    # those matches are cut and described once more, as embedding does it (about a second a page).
+    # those matches are cut and described once more, as embedding does it.
     report.evidence = ConfigDict(
         {
             # Queries that get evidence, the hardest first (in a search: those whose nearest answer
