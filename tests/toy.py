@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.fields import flat as fields
+
 SIZES = {
     "store.workers": 1,
     "regions.workers": 1,
@@ -24,17 +26,6 @@ SIZES = {
     "pseudo_labels.pca_dim": 8,
     "batch_size": 64,
 }
-
-
-def fields(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Every field by its full name, such as `data.pages`."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= fields(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
