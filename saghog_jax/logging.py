@@ -1,5 +1,6 @@
 """What a run tells: a line of metrics a logged step, on the screen, in metrics.jsonl, in sinks."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -52,7 +53,9 @@ class MetricsLog:
     def close(self) -> None:
         """Lets the sinks write what they still hold."""
         for sink in self._sinks:
-            sink.close()
+            # That a disk is full has been said when it was found.
+            with contextlib.suppress(OSError):
+                sink.close()
 
     def waited_for_data(self, seconds: float) -> None:
         self._waited += seconds

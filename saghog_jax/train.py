@@ -9,7 +9,7 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -203,9 +203,9 @@ class Run:
         if distributed.active():
             # Of a state that lies on several hosts none has the whole.
             if distributed.is_main():
-                run_report.write(self.folder, note=run_report.NO_PICTURES)
+                _write_report(self.folder, note=run_report.NO_PICTURES)
             return
-        run_report.write(self.folder, task.pictures(jax.device_get(state.variables)))
+        _write_report(self.folder, task.pictures(jax.device_get(state.variables)))
 
 
 class _Loop:
@@ -341,9 +341,17 @@ class _Loop:
         self._checkpoints.save(done, state, self._progress)
         if distributed.is_main():
             # For who looks at a run that is under way.
-            run_report.write(self._folder, note=run_report.NO_PICTURES)
+            _write_report(self._folder, note=run_report.NO_PICTURES)
         self._log.leave_out(time.monotonic() - began)
         self._saved = done
+
+
+def _write_report(folder: Path, pictures: Sequence[Picture] = (), note: str = "") -> None:
+    try:
+        run_report.write(folder, pictures, note)
+    except OSError as error:
+        # A run is worth more than its report.
+        _say(f"{folder / run_report.REPORT} could not be written: {error.strerror}")
 
 
 def _say(line: str) -> None:
