@@ -257,9 +257,9 @@ class Finetuning:
         indices = np.concatenate([m[evenly(len(m), per_class)] for m in members])
         images, binary = augment.decode(self._store.gather(indices))
         images = np.asarray(self._input(images, binary))
-        what = "writers" if self.config.labels == "writer" else "pseudo labels"
+        what = {"cluster": "pseudo labels", "page": "pages", "writer": "writers"}
         shown = images.reshape(len(chosen), per_class, *images.shape[1:])
-        return [drawing.classes(shown, [str(name) for name in chosen], what)]
+        return [drawing.classes(shown, [str(name) for name in chosen], what[self.config.labels])]
 
     def _input(self, images: jax.Array, binary: jax.Array) -> jax.Array:
         if self.config.input == "binary":

@@ -169,3 +169,12 @@ def test_first_centres_are_fitted_on_at_most_so_many_features(
 def test_the_published_recipes_take_200_000_features():
     assert finetune_config.get_config("historical_wi").netrvlad.init_samples == 200_000
     assert finetune_config.get_config("hisfrag20").netrvlad.init_samples == 200_000
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"), [("cluster", "pseudo labels"), ("page", "pages"), ("writer", "writers")]
+)
+def test_pictures_say_what_a_class_is(store, tmp_path, labels, what):
+    task, variables, _ = build("finetune", store, tmp_path, labels=labels)
+    (picture,) = task.pictures(variables, rows=3)
+    assert f"3 classes ({what}): " in picture.says
