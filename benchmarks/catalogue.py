@@ -3,7 +3,7 @@
 RETRIEVAL = ("metrics", "large --rounds 1", "whitening --rounds 1", "disk", "sgr", "search")
 BENCHMARKS = {
     "extraction": "benchmarks.extraction",
-    "crops": "benchmarks.crops",
+    "crops": "benchmarks.crops --rounds 3",
     "loader": "benchmarks.loader",
     "prepare": "benchmarks.prepare --pages 96",
     "prepare-1000": "benchmarks.prepare --pages 1000 --rounds 1 --processes 2",
