@@ -11,6 +11,7 @@ import errno
 import hashlib
 import importlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -75,6 +76,8 @@ class Checkpoints:
         self._folder, self._kind = run_folder, kind
         self._step = 0
         self._kept = _Kept(keep, keep_every)
+        # What fails in a write is raised here; asyncio would tell it again, a page for each array.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             (run_folder / "checkpoints").resolve(),
             options=ocp.CheckpointManagerOptions(

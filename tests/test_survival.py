@@ -160,12 +160,13 @@ def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path):
     trouble = {"step": 7, "kind": "full", "after": str(tmp_path / "checkpoints" / "5")}
     ((status, out),) = ended(regression(tmp_path, changes, trouble))
     assert status == 1, out
-    # A library's threads complain before, of a loop that is closed.
-    said = out.splitlines()[-1]
-    assert said == (
+    said = (
         f"error: checkpoint 10 could not be written to {tmp_path}: File too large; "
         "the last whole one is 5"
     )
+    # A library's threads may complain before or after, of a loop that is closed.
+    assert said in out
+    assert "never retrieved" not in out
     ((status, out),) = ended(regression(tmp_path, changes))
     assert status == 0, out
     assert "going on from step 5" in out
