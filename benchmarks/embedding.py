@@ -57,7 +57,7 @@ def by_torch(patches: int, batch_size: int, autocast: bool = False) -> Callable[
     """The same by PyTorch."""
     torch.set_num_threads(torch_model.THREADS)
     model = torch_model.WriterModel().eval()
-    binary = torch.from_numpy(binary_of(random_batch(patches)))
+    binary = torch.from_numpy(binary_of(random_batch(patches))).expand(-1, 3, -1, -1)
 
     def descriptor() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
