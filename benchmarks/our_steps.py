@@ -11,7 +11,7 @@ from configs import pretrain as pretrain_config
 from saghog_jax.finetune import Finetuning
 from saghog_jax.precision import resolve
 from saghog_jax.pretrain import Pretraining
-from saghog_jax.train import Task, init_state, make_step
+from saghog_jax.task import Task, init_state, make_step
 
 BATCH = 256
 PER_CLASS = 16

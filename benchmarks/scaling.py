@@ -22,7 +22,7 @@ from benchmarks import hlo
 from benchmarks.flops import pretraining_flops
 from benchmarks.our_steps import finetuning, pretraining, random_batch
 from saghog_jax import sharding
-from saghog_jax.train import Task, init_state, make_step
+from saghog_jax.task import Task, init_state, make_step
 
 DEVICES = 64
 PAGE = Path("docs/scaling.md")

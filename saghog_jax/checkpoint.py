@@ -203,11 +203,12 @@ def _steps(run_folder: Path) -> list[int]:
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
-def newest_undamaged(run_folder: Path, move_away: bool = False) -> int | None:
-    """The newest checkpoint whose files are those that were written; says which ones are not.
+def newest_undamaged(run_folder: Path, say: bool = True, move_away: bool = False) -> int | None:
+    """The newest checkpoint whose files are those that were written.
 
     Args:
       run_folder: one that all processes see; the main one looks.
+      say: damaged ones are said, with the reason.
       move_away: damaged ones are moved to the folder `damaged` beside, to be made again.
     """
     found = -1
@@ -217,7 +218,11 @@ def newest_undamaged(run_folder: Path, move_away: bool = False) -> int | None:
             if not reason:
                 found = step
                 break
-            print(f"checkpoint {step} in {run_folder} is damaged ({reason}): taking the one before")
+            if say:
+                print(
+                    f"checkpoint {step} in {run_folder} is damaged ({reason}): taking the one "
+                    "before"
+                )
             if move_away:
                 _move_away(run_folder, step)
     found = int(distributed.broadcast(np.int64(found)))

@@ -95,6 +95,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main():
+        print(line, flush=True)
+
+
 def barrier(name: str) -> None:
     """Waits until all processes have come here; all must pass the same barriers in order."""
     if jax.process_count() > 1:

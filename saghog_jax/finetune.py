@@ -25,7 +25,7 @@ from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
 from saghog_jax.sharding import laid_like, local_batch_size, replicated
-from saghog_jax.train import Run
+from saghog_jax.train import run_training
 from saghog_jax.train_state import split_params
 
 NEXT = "python -m saghog_jax.main --config=configs/embed.py"
@@ -117,7 +117,7 @@ def decay_rules(config: ConfigDict) -> list[tuple[str, float]] | None:
 
 
 class Finetuning:
-    """The task of train.py: patches of one class nearer to each other than to the rest."""
+    """The task: patches of one class nearer to each other than to the rest."""
 
     kind = "writer"
     mean_of_rows = False
@@ -341,14 +341,5 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Finetunes in the run folder `workdir`; returns the number of pages that were skipped."""
-    config = resolve(config)
-    skipped = 0
-    run = Run(config, workdir, Finetuning.kind)
-    if run.finished:
-        print(f"{workdir} has all its {run.start_step} steps already")
-    else:
-        task = open_task(config, workdir)
-        run.fit(task)
-        skipped = task.skipped
-    print(f"next: {NEXT} --config.checkpoint={workdir}")
-    return skipped
+    following = f"{NEXT} --config.checkpoint={workdir}"
+    return run_training(resolve(config), workdir, Finetuning.kind, open_task, following)

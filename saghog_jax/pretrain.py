@@ -24,7 +24,7 @@ from saghog_jax.precision import operand_dtype, resolve
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.sharding import local_batch_size
 from saghog_jax.targets import make_targets, target_dim
-from saghog_jax.train import Run
+from saghog_jax.train import run_training
 
 NEXT = "python -m saghog_jax.main --config=configs/finetune.py"
 SOURCES = ("store", "crops")
@@ -76,7 +76,7 @@ def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, 
 
 
 class Pretraining:
-    """The task of train.py: predict the targets of the removed tokens."""
+    """The task: predict the targets of the removed tokens."""
 
     kind = "mae"
     mean_of_rows = True
@@ -224,14 +224,5 @@ def open_task(config: ConfigDict, folder: Path) -> Pretraining:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
-    config = resolve(config)
-    skipped = 0
-    run = Run(config, workdir, Pretraining.kind)
-    if run.finished:
-        print(f"{workdir} has all its {run.start_step} steps already")
-    else:
-        task = open_task(config, workdir)
-        run.fit(task)
-        skipped = task.skipped
-    print(f"next: {NEXT} --config.init_from={workdir}")
-    return skipped
+    following = f"{NEXT} --config.init_from={workdir}"
+    return run_training(resolve(config), workdir, Pretraining.kind, open_task, following)

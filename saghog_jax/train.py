@@ -11,12 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import RunError, StoppedError
@@ -30,71 +29,18 @@ from saghog_jax.checkpoint import (
     read_meta,
 )
 from saghog_jax.drawing import Picture
-from saghog_jax.evaluation import Evaluator, HeldOut
+from saghog_jax.evaluation import Evaluator
 from saghog_jax.logging import MetricsLog, duration
-from saghog_jax.objective import Objective, check_accumulation, loss_and_gradients
+from saghog_jax.objective import check_accumulation
 from saghog_jax.optim import learning_rate
 from saghog_jax.profiling import Profiler
 from saghog_jax.run_folder import check_config, locked, write_config
+from saghog_jax.task import Task, init_state, make_step
 from saghog_jax.tracking import open_sinks
-from saghog_jax.train_state import TrainState, split_params
+from saghog_jax.train_state import TrainState
 
 # Updates that may be under way while the host prepares the next one.
 _AHEAD = 2
-
-
-class Task(Objective, Protocol):
-    """What a training stage adds to the loop."""
-
-    kind: str
-    tx: optax.GradientTransformation
-
-    def init(self, rng: jax.Array) -> dict:
-        """New variables (`params` and other collections); compiled, so made where they live."""
-
-    def warm_start(self, variables: dict) -> dict:
-        """Called once before the first update: variables to start from instead, laid out alike."""
-
-    held_out: HeldOut | None
-
-    def validate(
-        self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
-    ) -> dict[str, jax.Array]:
-        """See `evaluation.Validate`; needed where patches are held out."""
-
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The local rows of the global batches `start_step`, `start_step + 1`, ..."""
-
-    def pictures(self, variables: dict) -> list[Picture]:
-        """Of what the model has learned, or is told to; of variables that are whole here."""
-
-
-def make_step(
-    task: Task, seed: int, micro_batches: int = 1
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The update: a pure function of state and batch, for the caller to compile."""
-
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, model_state, grads = loss_and_gradients(
-            task, state.variables, batch, rng, micro_batches
-        )
-        updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
-        new = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            opt_state=opt_state,
-        )
-        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-
-    return step
-
-
-def init_state(task: Task, seed: int) -> TrainState:
-    """The state before the first update."""
-    params, model_state = split_params(task.init(jax.random.key(seed)))
-    return TrainState(jnp.int32(0), params, model_state, task.tx.init(params))
 
 
 class Run:
@@ -108,10 +54,11 @@ class Run:
         self.config, self.folder = config, folder
         check_config(config, folder)
         self._kind = kind
-        self._find_start(move_away=False)
+        # Whoever goes on to `fit` hears of damage there, once.
+        self._find_start(repair=False)
 
-    def _find_start(self, move_away: bool) -> None:
-        self.start_step = newest_undamaged(self.folder, move_away) or 0
+    def _find_start(self, repair: bool) -> None:
+        self.start_step = newest_undamaged(self.folder, say=repair, move_away=repair) or 0
         self.progress = Progress()
         if self.start_step:
             self.progress = Progress(**read_meta(self.folder, self.start_step)["progress"])
@@ -135,7 +82,7 @@ class Run:
                 write_config(config, self.folder)
             distributed.barrier("locked")
             # Another run may have ended here since this one looked.
-            self._find_start(move_away=True)
+            self._find_start(repair=True)
             if self.finished:
                 return
             request = stack.enter_context(stopping.listening())
@@ -159,7 +106,7 @@ class Run:
         abstract = jax.eval_shape(lambda: init_state(task, config.seed))
         shardings = sharding.state_shardings(abstract, mesh)
         if start:
-            _say(f"going on from step {start} in {self.folder}")
+            distributed.say(f"going on from step {start} in {self.folder}")
             like = jax.tree.map(
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
                 abstract,
@@ -206,6 +153,39 @@ class Run:
                 _write_report(self.folder, note=run_report.NO_PICTURES)
             return
         _write_report(self.folder, task.pictures(jax.device_get(state.variables)))
+
+
+def run_training(
+    config: ConfigDict,
+    workdir: Path,
+    kind: str,
+    open_task: Callable[[ConfigDict, Path], Task],
+    following: str,
+) -> int:
+    """Trains in the run folder `workdir`, unless that is done; says which command comes next.
+
+    Args:
+      config: resolved.
+      kind: of the checkpoints, one of `checkpoint.KINDS`.
+      open_task: makes the task of a config and a run folder.
+      following: the next command.
+
+    Returns:
+      pages that could not be used.
+
+    Raises:
+      UserError, RunError, StoppedError: see `Run`.
+    """
+    run = Run(config, workdir, kind)
+    skipped = 0
+    if run.finished:
+        distributed.say(f"{workdir} has all its {run.start_step} steps already")
+    else:
+        task = open_task(config, workdir)
+        run.fit(task)
+        skipped = task.skipped
+    distributed.say(f"next: {following}")
+    return skipped
 
 
 class _Loop:
@@ -279,13 +259,13 @@ class _Loop:
                     self._stop,
                 )
             if self._progress.finished:
-                _say(
+                distributed.say(
                     f"no better {config.validation.monitor} in {config.validation.patience} "
                     f"evaluations: stopped early, best was step {self._progress.best_step}"
                 )
                 break
         took = duration(time.monotonic() - began)
-        _say(f"{done - self._start} steps in {took}; run folder {self._folder}")
+        distributed.say(f"{done - self._start} steps in {took}; run folder {self._folder}")
         return state
 
     def _stop_flags(self) -> jax.Array:
@@ -351,13 +331,7 @@ def _write_report(folder: Path, pictures: Sequence[Picture] = (), note: str = ""
         run_report.write(folder, pictures, note)
     except OSError as error:
         # A run is worth more than its report.
-        _say(f"{folder / run_report.REPORT} could not be written: {error.strerror}")
-
-
-def _say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if distributed.is_main():
-        print(line, flush=True)
+        distributed.say(f"{folder / run_report.REPORT} could not be written: {error.strerror}")
 
 
 def _describe(
@@ -366,11 +340,11 @@ def _describe(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     device = jax.devices()[0]
     if unsplit:
-        _say(
+        distributed.say(
             f"replicated, because {mesh.shape['fsdp']} does not divide an axis of theirs: "
             f"{len(unsplit)} parameters, {', '.join(unsplit)}"
         )
-    _say(
+    distributed.say(
         f"{count:,} parameters, {config.total_steps} steps of {config.global_batch_size} patches, "
         f"mesh {dict(mesh.shape)} of {device.device_kind} ({device.platform})"
     )

@@ -20,6 +20,13 @@ def test_alone_every_helper_is_the_identity():
     assert not distributed.active()
 
 
+@pytest.mark.parametrize(("process", "said"), [(0, "a line\n"), (1, "")])
+def test_lines_are_said_by_the_main_process_alone(process, said, monkeypatch, capsys):
+    monkeypatch.setattr(distributed.jax, "process_index", lambda: process)
+    distributed.say("a line")
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -20,7 +20,7 @@ from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.stores import open_store
 from saghog_jax import finetune, pretrain
 from saghog_jax.main import run_stage
-from saghog_jax.train import init_state, make_step
+from saghog_jax.task import init_state, make_step
 
 TINY = Corpus(train_writers=8, test_writers=0, pages=1, width=360, height=200, lines=3)
 PRETRAIN = [

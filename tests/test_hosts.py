@@ -155,6 +155,8 @@ def test_both_stages_learn_the_same_with_two_processes(tmp_path):
         port = free_port()
         found = ended(*(command([*words, *flags], port, i) for i in range(2)))
         assert all(status == 0 for status, _ in found), found
+        # What is to be said once the main process says.
+        assert [out.count("next: ") for _, out in found] == [1, 0]
         a, b = losses(folder), losses(tmp_path / stage)
         assert list(a) == [1, 2, 3, 4]
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import hlo, scaling
 from benchmarks.flops import pretraining_flops
 from benchmarks.our_steps import pretraining
-from saghog_jax.train import init_state
+from saghog_jax.task import init_state
 
 TINY = {
     "model.width": 32,

@@ -12,7 +12,8 @@ from regression import Batches, Regression, config
 from input_pipeline.errors import RunError, UserError
 from saghog_jax import train
 from saghog_jax.checkpoint import load_variables
-from saghog_jax.train import Run, init_state, make_step
+from saghog_jax.task import init_state, make_step
+from saghog_jax.train import Run
 
 
 def fit(config, folder, **options):
