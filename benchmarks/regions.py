@@ -23,6 +23,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from benchmarks.measure import Report, alternate, peak_memory
 from configs import common
+from configs.regions import regions_config
 from input_pipeline.binarize import ink_mask, to_grey
 from input_pipeline.datasets import synthetic
 from input_pipeline.images import load_page
@@ -49,7 +50,7 @@ def scan(size: str) -> np.ndarray:
 
 def make_find(size: str) -> Callable[[], object]:
     """The backend on a scan that is decoded already, on one thread."""
-    page, parameters = scan(size), common.regions_config("ink").ink.to_dict()
+    page, parameters = scan(size), regions_config("ink").ink.to_dict()
 
     def find() -> None:
         with one_thread():
@@ -62,7 +63,7 @@ def descriptors(manifest: Manifest, regions: bool) -> list[np.ndarray]:
     """RootSIFT of each page, float32 [n, 128]."""
     store = common.store_config("offline")
     store.max_patches_per_page, store.keep, store.min_ink = -1, "ink", 0.0
-    rule, parameters = Rule.from_config(store), common.regions_config("ink").ink.to_dict()
+    rule, parameters = Rule.from_config(store), regions_config("ink").ink.to_dict()
     found = []
     for page in manifest.pages:
         image = load_page(manifest.root / page.path, None, 10**9)
@@ -90,7 +91,7 @@ def vlad(pages: list[np.ndarray], train: np.ndarray) -> np.ndarray:
 
 def kept_in_boxes(manifest: Manifest) -> tuple[list[float], list[float]]:
     """Shares that regions keep on each page: of the ink in its box, of the edges well outside."""
-    parameters = common.regions_config("ink").ink.to_dict()
+    parameters = regions_config("ink").ink.to_dict()
     inside, outside = [], []
     for page in manifest.pages:
         image = load_page(manifest.root / page.path, None, 10**9)

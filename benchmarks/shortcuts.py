@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import FOLDER, Report, alternate
-from configs import common
+from configs import training
 from saghog_jax.models.mae import mask_noise, masked_loss, random_masking, removed_errors
 from saghog_jax.models.make import make_encoder, make_mae
 from saghog_jax.models.netrvlad import cosine_gram, l2_normalize, page_sum
@@ -83,7 +83,7 @@ def pages(report: Report, rounds: int, b: int, s: int = 16) -> None:
 
 def encoder(report: Report, rounds: int, size: str, b: int) -> None:
     """CLS features and their gradients."""
-    module = make_encoder(common.model_config(size), jnp.float32)
+    module = make_encoder(training.model_config(size), jnp.float32)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(b, 32, 32, 3)), jnp.float32)
     params = jax.jit(module.init)(jax.random.key(0), images[:1])
 
@@ -101,7 +101,7 @@ def encoder(report: Report, rounds: int, size: str, b: int) -> None:
 
 def decoder(report: Report, rounds: int, size: str, b: int) -> None:
     """The loss of pretraining and its gradients, whole and of the decoder alone."""
-    module = make_mae(common.model_config(size), 9, jnp.float32)
+    module = make_mae(training.model_config(size), 9, jnp.float32)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(b, 32, 32, 3)), jnp.float32)
     target = jnp.asarray(rng.random((b, 64, 9)), jnp.float32)

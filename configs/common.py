@@ -1,11 +1,9 @@
-"""What the stage configs share: argument strings, and the data, store, model and run sections."""
+"""What stages share: argument strings, and the sections of pages, stores and processes."""
 
 import difflib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
-
-from input_pipeline.regions.backends import BACKENDS
 
 
 def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> ConfigDict:
@@ -167,113 +165,6 @@ def store_config(rule: str) -> ConfigDict:
     return store
 
 
-def regions_config(backend: str = "none") -> ConfigDict:
-    """Where on a page handwriting is looked for; patches are cut there alone (docs/regions.md)."""
-    one_of(backend, BACKENDS, "regions backend")
-    regions = ConfigDict()
-    # `none` (the whole page), `ink` (needs no weights), `masks` and `xml` (files that you have),
-    # `sam` and `sam_onnx` (weights that you give).
-    # Each has a section below, which counts only if it is named.
-    regions.backend = backend
-    # Folder that keeps the masks, in a subfolder named after the digest of what decides them.
-    regions.root = "runs/regions"
-    # Worker processes of backends that need no device; 0 takes one a core.
-    regions.workers = 0
-    # Pages with fewer SIFT keypoints (of Canny edges) in their mask are left out; 0 keeps all.
-    regions.min_keypoints = 0
-    # They are counted on the `page`, or on the page made black outside of the mask (`masked`, whose
-    # border then has keypoints too, as published) ...
-    regions.keypoints_on = "page"
-    # ... shrunk to this longer side in pixels, or as it is with 0.
-    regions.keypoints_side = 1600
-    # Ink by local contrast, cleaned of rules, stamps and scanner beds, joined to blocks of text.
-    regions.ink = ConfigDict(
-        {
-            # Longer side in pixels that larger pages are shrunk to.
-            "side": 1600,
-            # Sauvola's k: higher takes less for ink.
-            "k": 0.15,
-            # Widest gap that is closed between letters, words and lines, in heights of a letter.
-            "gap": 4.0,
-            # Blocks with a smaller share of the page's ink are dropped.
-            "min_share": 0.01,
-        }
-    )
-    # Images in a folder, white where handwriting is: for the page a/b.jpg a/b.png or b.png there,
-    # or of any other kind that pages may be of.
-    regions.masks = ConfigDict({"folder": ""})
-    # PAGE or ALTO files: for a/b.jpg a/b.xml or b.xml in `folder` or, where it is empty, b.xml
-    # beside the page or in the folders `page` and `alto` there. `level` says whose polygons count:
-    # `region` or `line`.
-    regions.xml = ConfigDict({"folder": "", "level": "region"})
-    # Segment Anything, by weights or by ONNX files that you give.
-    regions.sam = sam_config("sam")
-    regions.sam_onnx = sam_config("sam_onnx")
-    return regions
-
-
-def sam_config(backend: str) -> ConfigDict:
-    """The backends `sam` and `sam_onnx`, Segment Anything (docs/segment_anything.md)."""
-    sam = ConfigDict()
-    if backend == "sam":
-        # The file of weights, sam_vit_b_01ec64.pth or another of the published ones (or those of
-        # Hugging Face as .safetensors, which need no PyTorch); the size is read from it.
-        sam.weights = ""
-        # Operands of matrix products: `float32`, `mixed` (bfloat16, sums in float32) or `auto`.
-        sam.precision = "float32"
-    else:
-        # ONNX files of the image encoder, and of the prompt encoder with the mask decoder.
-        sam.encoder = ""
-        sam.decoder = ""
-    # Masks are asked for at the points of a grid of so many rows and columns, ...
-    sam.points_per_side = 8
-    # ... so many points at once: decides memory (about 60 MB a point), not masks.
-    sam.points_per_batch = 16
-    # What SAM is shown: the `edges` of the page, as published, or the `page`.
-    sam.input = "edges"
-    # Of the masks found, the best so many are kept for the rules to choose from.
-    sam.max_masks = 64
-    # Which masks are handwriting: by `published_code`, or as the `paper` says. Each has its section
-    # below, which counts only if it is named.
-    sam.rules = "published_code"
-    sam.published_code = ConfigDict(
-        {
-            # Masks must be predicted an IoU above this and reach this stability; of two whose boxes
-            # overlap by more, the better is kept.
-            "min_iou": 0.88,
-            "min_stability": 0.8,
-            "max_overlap": 0.01,
-            # A mask of more than this share of the page is taken alone, one of less than the second
-            # is dropped.
-            "alone_share": 0.66,
-            "min_share": 0.1,
-            # The two largest are merged where their areas have a ratio between these.
-            "merge_low": 0.85,
-            "merge_high": 1.15,
-            # `area`: a mask along all four sides of the page counts with the area that it leaves
-            # free, while the mask itself stays as it is, the published mistake; `none`: neither.
-            "inversion": "area",
-            # Pixels left out on each side of the page.
-            "border": 250,
-        }
-    )
-    # As the paper says, with SAM's own value where it says nothing.
-    sam.paper = ConfigDict(
-        {
-            # The confidence that masks must have; stability and overlap are not in the paper.
-            "min_iou": 0.8,
-            "min_stability": 0.0,
-            "max_overlap": 0.7,
-            # Masks with a smaller share of the page's edge pixels are dropped.
-            "min_edges": 0.1,
-            # So many are merged, those with most edges.
-            "most_masks": 2,
-            "border": 0,
-        }
-    )
-    return sam
-
-
 def pseudo_label_config() -> ConfigDict:
     """Pseudo labels: clusters of RootSIFT descriptors (CL-S), REFERENCE.md section 10 (d)."""
     labels = ConfigDict()
@@ -285,90 +176,12 @@ def pseudo_label_config() -> ConfigDict:
     labels.fit_samples = 500_000
     # Kept: distance to the nearest centre / to the second nearest <= max_ratio.
     labels.max_ratio = 0.9
+    # Of that sample and of the first centres.
     labels.seed = 0
     # Folder of the labels of another store (its `labels/...`), whose clusters then label these
     # pages; the numbers above but `max_ratio` are not used. Empty: clusters of these pages.
     labels.model = ""
     return labels
-
-
-def model_config(size: str) -> ConfigDict:
-    """The ViT-MAE: `cpu` (trains in minutes on two cores), `small` (a sixth of its work a patch) or
-    `paper` (28.7 million parameters)."""
-    model = ConfigDict()
-    # Side of a patch in pixels, as the store cuts them.
-    model.patch_size = 32
-    # Side of a token, the ViT's unit inside a patch: 64 tokens a patch.
-    model.token_size = 8 if size == "small" else 4
-    # The encoder's transformer; the decoder's below.
-    model.width, model.depth, model.heads = {
-        "cpu": (128, 4, 4),
-        "small": (64, 4, 2),
-        "paper": (512, 8, 8),
-    }[size]
-    # Width of the hidden layer of a block, in widths.
-    model.mlp_ratio = 4
-    model.decoder_width, model.decoder_depth, model.decoder_heads = {
-        "cpu": (64, 1, 4),
-        "small": (64, 1, 4),
-        "paper": (512, 1, 16),
-    }[size]
-    return model
-
-
-def run_config(config: ConfigDict) -> None:
-    """Adds what both training stages share to `config`, in place."""
-    # Root of all randomness: weights, data order, masks, augmentation.
-    config.seed = 0
-    # Patches a step, over all devices and hosts.
-    config.global_batch_size = 512
-    config.total_steps = 1000
-    # Operands of matrix products: `float32`, `mixed` (bfloat16, sums in float32) or `auto`: mixed
-    # on accelerators and on CPUs with bfloat16 instructions.
-    config.precision = "auto"
-    # The batch goes through the model in so many parts, one after the other: the same update in
-    # less memory. Pretraining takes no more time for it, finetuning a forward pass more (its loss
-    # sees the whole batch, for which each part is computed twice).
-    config.accumulate = 1
-    # What is kept for the gradient: `none` (nothing is computed again) or `blocks` (the inputs of
-    # transformer blocks and of the loss; the rest is computed again).
-    config.remat = "none"
-    # Axis sizes of the device mesh; -1 takes what is left of the devices.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    # Several processes, on one machine or on many.
-    config.distributed = distributed_config()
-    # Evaluation while training, on pages of writers that are held out.
-    config.validation = ConfigDict(
-        {
-            # Share of the writers (and of the pages without one) that is not trained on; 0: none,
-            # no evaluation, and no best checkpoint.
-            "share": 0.0,
-            # Evaluated every so many steps and at the end.
-            "every": 500,
-            # Patches of a page, at most.
-            "patches_per_page": 64,
-            # What makes a checkpoint the best: `map` (retrieval among the held-out pages; needs
-            # writers) or `loss` (pretraining: of the held-out patches).
-            "monitor": "map",
-            # Training stops after so many evaluations without a new best; 0: never.
-            "patience": 0,
-        }
-    )
-    # A line of metrics every so many steps.
-    config.log_every = 50
-    # A checkpoint every so many steps and at the end; the newest `keep_checkpoints` stay, the best,
-    # and those of every `keep_every` steps (0: no others).
-    config.checkpoint_every = 500
-    config.keep_checkpoints = 2
-    config.keep_every = 0
-    # Writes the metrics also as TensorBoard events, in the run folder.
-    config.tensorboard = True
-    # Weights & Biases, if a project is named: `offline` (for `wandb sync` to upload) or `online`.
-    config.wandb = ConfigDict({"project": "", "mode": "offline"})
-    # `FIRST,LAST`: a trace of these steps of this call, for TensorBoard or Perfetto; empty: none.
-    config.profile = ""
-    # Threads and batches in advance of the loader.
-    config.loader = ConfigDict({"threads": 2, "prefetch": 4})
 
 
 def distributed_config() -> ConfigDict:
@@ -385,44 +198,3 @@ def distributed_config() -> ConfigDict:
     distributed.start_timeout = 300
     distributed.dead_after = 60
     return distributed
-
-
-def augment_config(**changes: float) -> ConfigDict:
-    """Augmentation of training patches, on the device; off where the probability is 0."""
-    augment = ConfigDict()
-    # Probabilities a patch: grey, replaced by its binary form, ink made thicker, ink made thinner.
-    augment.gray = 0.0
-    augment.binarize = 0.0
-    augment.erode = 0.0
-    augment.dilate = 0.0
-    # Probability that a patch is turned by up to `degrees`, moved by up to the share `translate` of
-    # its side, and enlarged by a factor from `scale_low` to `scale_high`.
-    augment.affine = 0.0
-    augment.degrees = 10.0
-    augment.translate = 0.1
-    augment.scale_low = 0.9
-    augment.scale_high = 1.1
-    # Probability that the colours change: each property by a factor of 1 minus to 1 plus these.
-    augment.jitter = 0.0
-    augment.brightness = 0.4
-    augment.contrast = 0.4
-    augment.saturation = 0.4
-    augment.update(changes)
-    return augment
-
-
-def optim_config() -> ConfigDict:
-    """AdamW with warm-up and cosine decay, a step at a time (REFERENCE.md section 6)."""
-    optim = ConfigDict()
-    # Peak, first and last learning rate.
-    optim.learning_rate = 8e-4
-    optim.start_learning_rate = 8e-5
-    optim.final_learning_rate = 8e-6
-    optim.warmup_steps = 100
-    optim.weight_decay = 0.05
-    optim.b1 = 0.9
-    optim.b2 = 0.999
-    optim.eps = 1e-8
-    # Global norm the gradient is clipped to.
-    optim.clip_norm = 0.02
-    return optim

@@ -18,6 +18,7 @@ whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.regions import regions_config
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -26,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "embed"
     config.data = common.data_config("test")
     config.store = common.store_config("eval")
-    config.regions = common.regions_config(arg.regions)
+    config.regions = regions_config(arg.regions)
     # As in finetuning; on training pages a little better than ISauvola.
     config.store.binarization = "otsu"
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
@@ -44,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Patches a device call, and the most pages that are mixed in one.
     config.batch_size = 1024
     config.pages_per_batch = 16
-    # Operands of matrix products: `float32`, `mixed` or `auto`, see configs/common.py.
+    # Operands of matrix products: `float32`, `mixed` or `auto`, see configs/training.py.
     config.precision = "auto"
     # Axis sizes of the device mesh; -1 takes what is left of the devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})

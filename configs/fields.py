@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "config.md"
-NO_STAGES = ("__init__", "common", "recipes", "fields")
+NO_STAGES = ("__init__", "common", "training", "recipes", "fields")
+# Files with sections that several stages have; a stage may change their defaults.
+SHARED = ("common", "training", "regions")
 # Sections whose functions build them under another name.
-SECTIONS = {"labels": "pseudo_labels"}
+SECTIONS = {"labels": "pseudo_labels", "sam": "regions.sam"}
 # The other store of prepare, and what convert writes into the run folders it makes.
 _REPEATED = ("stores.offline.", "mae.", "writer.", "encoder.")
 INTRODUCTION = """# Stages and the fields of their configs
@@ -92,18 +94,18 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 def explained(stage: str) -> dict[str, tuple[object, str]]:
     """Default and comment of every field of a stage; the comment is empty where none is found."""
-    shared = comments(ROOT / "configs" / "common.py")
-    own = comments(ROOT / "configs" / f"{stage}.py")
-    report = comments(ROOT / "configs" / "retrieve.py")
     config = importlib.import_module(f"configs.{stage}").get_config()
-    texts = {**own, **report, **shared}
+    texts: dict[str, str] = {}
+    # The section `report` of search is that of retrieve.
+    for name in ("retrieve", stage, *SHARED):
+        texts |= comments(ROOT / "configs" / f"{name}.py")
     fields = {}
     for name, default in flat(config).items():
         if name.startswith(_REPEATED):
             continue
         # What other stages call `store` prepare calls `stores.RULE`.
         plain = re.sub(r"^stores\.\w+\.", "store.", name)
-        fields[plain] = (default, _text(texts, plain))
+        fields[plain] = (default, _text(texts, plain.replace("sam_onnx.", "sam.")))
     del fields["stage"]
     return fields
 

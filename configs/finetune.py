@@ -22,7 +22,8 @@ triplet, triplet_semihard · `init` kmeans, random · `regions` as in configs/pr
 
 from ml_collections import ConfigDict
 
-from configs import common, recipes
+from configs import common, recipes, training
+from configs.regions import regions_config
 
 ENCODERS = ("pretrained", "frozen", "scratch", "resnet20", "resnet56")
 HEADS = ("netrvlad", "netvlad")
@@ -44,14 +45,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "finetune"
     config.data = common.data_config("train")
     config.store = common.store_config("offline")
-    config.regions = common.regions_config(arg.regions)
+    config.regions = regions_config(arg.regions)
     # Run folder the encoder starts from; empty: from scratch.
     config.init_from = "runs/pretrain"
     # Its checkpoint: `last` or `best`.
     config.init_checkpoint = "last"
     # The model of an encoder from scratch; with `init_from` that run's model is taken.
     size = arg.variant if arg.variant in ("cpu", "small") else "paper"
-    config.model = common.model_config(size)
+    config.model = training.model_config(size)
     # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
     config.encoder = "vit"
     # Train the head alone.
@@ -109,8 +110,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     # Dropout on the tokens that enter the encoder's blocks.
     config.dropout = 0.1
-    common.run_config(config)
-    config.optim = common.optim_config()
+    training.run_config(config)
+    config.optim = training.optim_config()
     config.optim.clip_norm = 1.0
     config.optim.weight_decay = 0.01
     # The learning rate of block i of n is multiplied by layer_decay^(n - i).
@@ -118,7 +119,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # `layerwise` (the embedding of tokens is the lowest layer, matrices are decayed) or `published`
     # (it learns at the full rate, the CLS token never, and everything is decayed).
     config.optim.rates = "layerwise"
-    config.augment = common.augment_config(erode=0.3, dilate=0.3)
+    config.augment = training.augment_config(erode=0.3, dilate=0.3)
     if arg.variant == "cpu":
         config.global_batch_size = 256
         config.total_steps = 160

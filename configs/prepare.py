@@ -17,6 +17,7 @@ Variants: `cpu` (default: 3,000 clusters) and `paper` (5,000 clusters). `:only=p
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.regions import regions_config
 
 RULES = ("pretrain", "offline")
 
@@ -32,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stores = ConfigDict(
         {rule: common.store_config(rule) for rule in RULES if arg.only in ("", rule)}
     )
-    config.regions = common.regions_config(arg.regions)
+    config.regions = regions_config(arg.regions)
     # Made for the store `offline`.
     config.pseudo_labels = common.pseudo_label_config()
     if arg.variant == "paper":

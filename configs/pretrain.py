@@ -23,7 +23,8 @@ cut there alone.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, training
+from configs.regions import regions_config
 
 SOURCES = ("store", "crops")
 
@@ -47,9 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.store.binarization = arg.binarization or config.store.binarization
     # In the paper pages are cut within the handwriting found on them, there by Segment Anything,
     # which needs weights that you give (docs/segment_anything.md).
-    config.regions = common.regions_config(
-        arg.regions or ("ink" if arg.variant == "paper" else "none")
-    )
+    config.regions = regions_config(arg.regions or ("ink" if arg.variant == "paper" else "none"))
     # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
     # the pages, new ones in every step, as published. Best chosen by the argument `source`, which
     # also sets `augment`: patches of a crop become grey and binary together.
@@ -64,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # scratch. Its checkpoint: `last` or `best`.
     config.init_from = ""
     config.init_checkpoint = "last"
-    config.model = common.model_config(arg.variant)
+    config.model = training.model_config(arg.variant)
     config.model.width = arg.width or config.model.width
     # Share of a patch's tokens that is removed and has to be predicted.
     config.mask_ratio = arg.mask_ratio
@@ -73,16 +72,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Orientation bins, and the side in pixels of the cells they are counted in; `half_precision`
     # rounds as the published code does (docs/quirks.md, Q1).
     config.hog = ConfigDict({"num_bins": 9, "cell_size": 4, "half_precision": False})
-    common.run_config(config)
+    training.run_config(config)
     # Writers are not needed.
     config.validation.monitor = "loss"
     # For `crops`: processes that cut; 0 takes one a core, 1 none, the loader's threads cut.
     config.loader.workers = 0
     # For `crops`: MB of decoded pages kept, so that small collections are decoded once.
     config.loader.cache_mb = 1000
-    config.optim = common.optim_config()
+    config.optim = training.optim_config()
     a_patch = 0.2 if config.source == "store" else 0.0
-    config.augment = common.augment_config(gray=a_patch, binarize=a_patch)
+    config.augment = training.augment_config(gray=a_patch, binarize=a_patch)
     if arg.variant == "paper":
         config.global_batch_size = 2048
         config.total_steps = 75_000
@@ -98,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optim.warmup_steps = 100
         config.optim.clip_norm = 1.0
         # Finetuning and retrieval see ink alone.
-        config.augment = common.augment_config(binarize=1.0)
+        config.augment = training.augment_config(binarize=1.0)
     else:
         # The paper's clipping (0.02) and rate are for 75,000 steps; so few learn faster with more.
         config.optim.learning_rate = 1.5e-3

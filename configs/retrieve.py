@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.convention = "partners"
     # Samples of the bootstrap over writers behind the 95 % intervals; 0: no intervals.
     config.bootstrap = 2000
+    # PCA whitening of the page descriptors.
     config.whitening = ConfigDict(
         {
             # `none`, `transductive` (PCA fitted on the evaluated pages) or `inductive` (on `fit`).

@@ -79,8 +79,8 @@ def ensure_store(
       store: `configs.common.store_config()`.
       log: called with one line at a time.
       beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
-      regions: `configs.common.regions_config()`; None is its backend `none`. Masks that are missing
-        are made first.
+      regions: `configs.regions.regions_config()`; None is its backend `none`. Masks that are
+        missing are made first.
 
     Raises:
       UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.regions import regions_config
 from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
@@ -58,7 +59,7 @@ def next_command(stage: str, data: ConfigDict, store: ConfigDict, regions: Confi
     for name, section, default in (
         ("data", data, common.data_config("train")),
         ("store", store, common.store_config(store.rule)),
-        ("regions", regions, common.regions_config()),
+        ("regions", regions, regions_config()),
     ):
         words += [
             shlex.quote(f"--config.{name}.{key}={value}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.common import augment_config
+from configs.training import augment_config
 from input_pipeline import loader
 from input_pipeline.crop_batches import PageCrops, open_crops
 from input_pipeline.errors import UserError

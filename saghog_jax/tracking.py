@@ -33,7 +33,7 @@ def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
     """The sinks that a training config asks for.
 
     Args:
-      config: `tensorboard` and `wandb` of `configs.common.run_config`.
+      config: `tensorboard` and `wandb` of `configs.training.run_config`.
       folder: the run folder.
       start_step: what was written of later steps does not count any more: they happen again.
 

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import training
 from input_pipeline.loader import local_rows
 from saghog_jax import optim
 from saghog_jax.main import execute
@@ -90,8 +90,8 @@ class Regression:
 
 def config(**changes):
     config = ConfigDict()
-    common.run_config(config)
-    config.optim = common.optim_config()
+    training.run_config(config)
+    config.optim = training.optim_config()
     config.stage = "pretrain"
     config.global_batch_size, config.total_steps = 16, 12
     config.log_every, config.checkpoint_every = 4, 5

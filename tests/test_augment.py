@@ -13,7 +13,7 @@ from toy import toy
 
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
-from configs.common import augment_config as section
+from configs.training import augment_config as section
 from input_pipeline.errors import UserError
 from saghog_jax import augment, finetune, pretrain
 from saghog_jax.objective import batch_loss

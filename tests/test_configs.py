@@ -57,7 +57,7 @@ def test_every_field_is_explained(path):
     seen = set()
     # Below its end are only functions that change fields.
     changes_begin = next((i for i, s in enumerate(lines) if s == "    return config"), len(lines))
-    if path.stem == "common":
+    if path.stem in ("common", "training", "regions", "retrieve"):
         changes_begin = len(lines)
     for node in ast.walk(ast.parse("\n".join(lines))):
         if not isinstance(node, ast.Assign):
@@ -72,7 +72,7 @@ def test_every_field_is_explained(path):
             if not own or name in seen or name.endswith(".stage") or nested:
                 continue
             seen.add(name)
-            if re.match(r"common\.\w+_config", ast.unparse(node.value)):
+            if re.match(r"(\w+\.)?\w+_config\(", ast.unparse(node.value)):
                 continue
             above = lines[node.lineno - 2].strip()
             before = lines[node.lineno - 3].strip()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from region_pages import CLUTTER, make_scan, recall_and_junk
 
-from configs import common
+from configs.regions import regions_config
 from input_pipeline.errors import UserError
 from input_pipeline.regions.backends import Place, make_backend
 from input_pipeline.regions.ink import find_ink
 
 SEEDS = range(4)
-PARAMETERS = common.regions_config().ink.to_dict()
+PARAMETERS = regions_config().ink.to_dict()
 
 scan = functools.cache(make_scan)
 
@@ -135,7 +135,7 @@ def test_the_height_of_letters_is_in_pixels_of_the_page():
     "changes", [{"side": 500}, {"k": 0.6}, {"gap": 1.5}, {"min_share": 0.3}], ids=str
 )
 def test_every_field_matters(changes):
-    regions = common.regions_config("ink")
+    regions = regions_config("ink")
     regions.ink.update(changes)
     image, _ = scan(1)
     found = make_backend(regions).find(image, Place(image.shape[:2], None, None))
@@ -149,7 +149,7 @@ def test_every_field_matters(changes):
      ("min_share", 1.0, r"in \[0, 1\)")],
 )  # fmt: skip
 def test_values_out_of_range(field, value, message):
-    regions = common.regions_config("ink")
+    regions = regions_config("ink")
     regions.ink[field] = value
     with pytest.raises(UserError, match=f"regions.ink.{field}={value} must be.*{message}"):
         make_backend(regions)

@@ -10,6 +10,7 @@ from store_helpers import fingerprint, make_store, write_pages
 from configs import common, finetune, pretrain
 from configs import prepare as prepare_config
 from configs import verify as verify_config
+from configs.regions import regions_config
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels, labels_folder
 from input_pipeline.store import Store
@@ -77,7 +78,7 @@ class TestPrepare:
 
     def test_the_next_command_names_what_differs_from_the_defaults(self):
         data, store = common.data_config("train"), common.store_config("pretrain")
-        regions = common.regions_config()
+        regions = regions_config()
         plain = "python -m saghog_jax.main --config=configs/pretrain.py"
         assert prepare.next_command("pretrain", data, store, regions) == plain
         data.pages, store.min_ink = "my pages", 0.1

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from configs import common
+from configs.regions import regions_config
 from input_pipeline.errors import PageError, UserError
 from input_pipeline.regions.backends import Place, make_backend
 
@@ -46,7 +46,7 @@ LINE = drawn([(30, 35), (80, 35), (60, 60)])
 
 def xml(folder, text, level="region", box=None, shape=SHAPE):
     """What the backend finds with this file for the page a/b.jpg."""
-    regions = common.regions_config("xml")
+    regions = regions_config("xml")
     regions.xml.folder, regions.xml.level = str(folder), level
     (folder / "a").mkdir(exist_ok=True)
     (folder / "a" / "b.xml").write_text(text, encoding="utf-8")
@@ -129,7 +129,7 @@ class TestXml:
 
     @pytest.mark.parametrize("name", ["b.xml", "b.jpg.xml", "page/b.xml", "alto/b.xml"])
     def test_files_beside_the_page(self, tmp_path, name):
-        backend = make_backend(common.regions_config("xml"))
+        backend = make_backend(regions_config("xml"))
         assert backend.source(tmp_path, "a/b.jpg") is None
         file = tmp_path / "a" / name
         file.parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ class TestXml:
         assert backend.source(tmp_path, "a/b.jpg") == file
 
     def test_no_file_and_unknown_fields(self, tmp_path):
-        regions = common.regions_config("xml")
+        regions = regions_config("xml")
         with pytest.raises(PageError, match="there is no PAGE or ALTO file of its name"):
             make_backend(regions).find(IMAGE, Place(SHAPE, None, None))
         regions.xml.level = "word"
@@ -152,7 +152,7 @@ class TestXml:
 
 class TestMasks:
     def find(self, folder, mask, box=None, name="b.png"):
-        regions = common.regions_config("masks")
+        regions = regions_config("masks")
         regions.masks.folder = str(folder)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / name), mask)
@@ -184,7 +184,7 @@ class TestMasks:
             self.find(tmp_path, np.zeros((100, 100), np.uint8))
 
     def test_no_mask_no_image_no_folder(self, tmp_path):
-        regions = common.regions_config("masks")
+        regions = regions_config("masks")
         with pytest.raises(UserError, match="regions.masks.folder='' is not a folder"):
             make_backend(regions)
         regions.masks.folder = str(tmp_path)

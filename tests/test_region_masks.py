@@ -21,7 +21,8 @@ from configs import common
 from configs import finetune as finetune_config
 from configs import prepare as prepare_config
 from configs import pretrain as pretrain_config
-from configs import regions as regions_config
+from configs import regions as regions_stage
+from configs.regions import regions_config
 from input_pipeline.build import ensure_store
 from input_pipeline.crop_batches import open_crops
 from input_pipeline.crops import Cutter, Recipe, cut_crop, framed
@@ -60,7 +61,7 @@ def halves(tmp_path, monkeypatch):
     cv2.imwrite(str(pages.parent / "p02.png"), np.full((50, 70, 3), 240, np.uint8))
     (pages.parent / "p03.png").write_text("no image")
     data, _ = sections(pages, tmp_path / "stores")
-    regions = common.regions_config("ink")
+    regions = regions_config("ink")
     regions.root, regions.workers = str(tmp_path / "regions"), 1
     return data, regions
 
@@ -111,7 +112,7 @@ def test_stores_have_patches_in_the_mask_alone(halves, tmp_path):
     # The pages themselves are never written to.
     assert {p.name: p.read_bytes() for p in (tmp_path / "pages").iterdir()} == before
     # `none` is a store without regions, to the byte of its name.
-    none = common.regions_config()
+    none = regions_config()
     assert ensure_store(data, section, silent, regions=none) == whole.path
 
 
@@ -152,7 +153,7 @@ def test_unknown_backend_and_values(halves):
 
 class TestKeypoints:
     def test_they_are_counted_in_the_mask(self):
-        regions = common.regions_config("ink")
+        regions = regions_config("ink")
         page = draw_page(0)
         everywhere, half = np.ones(page.shape[:2], bool), np.zeros(page.shape[:2], bool)
         half[:, :100] = True
@@ -177,7 +178,7 @@ class TestKeypoints:
         assert keypoint_filter.count(blank, frame, regions) == 0
 
     def test_at_the_stated_resolution(self):
-        regions = common.regions_config("ink")
+        regions = regions_config("ink")
         page = cv2.resize(draw_page(0), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
         mask = np.ones(page.shape[:2], bool)
         regions.keypoints_side = 0
@@ -330,7 +331,7 @@ class TestUsers:
 class TestStage:
     def run(self, halves, tmp_path, **changes):
         data, regions = halves
-        config = regions_config.get_config()
+        config = regions_stage.get_config()
         config.data, config.regions = data, regions
         config.update(changes)
         skipped = stage.run(config, tmp_path / "out")
@@ -414,9 +415,10 @@ def test_a_fault_of_a_backend_is_none_of_the_page(halves, monkeypatch):
 KILLED = """
 import sys
 from configs import common
+from configs.regions import regions_config
 from input_pipeline.manifest import load_manifest
 from input_pipeline.regions.masks import open_masks
-data, regions = common.data_config(""), common.regions_config("ink")
+data, regions = common.data_config(""), regions_config("ink")
 data.pages, regions.root, regions.workers = sys.argv[1], sys.argv[2], 2
 if __name__ == "__main__":
     open_masks(load_manifest(data), 10**8, regions).ensure(lambda line: None)
@@ -429,7 +431,7 @@ def test_killed_and_started_again(tmp_path):
     for i in range(24):
         big = cv2.resize(draw_page(i), (1600, 1280), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(pages.parent / f"q{i:02d}.png"), big)
-    data, regions = common.data_config(""), common.regions_config("ink")
+    data, regions = common.data_config(""), regions_config("ink")
     pages.unlink()
     data.pages, regions.root, regions.workers = str(pages.parent), str(tmp_path / "whole"), 1
     expected = opened(data, regions).ensure(silent)
@@ -462,7 +464,7 @@ def test_killed_and_started_again(tmp_path):
 def test_beam_makes_the_same_masks(tmp_path):
     pages = write_pages(tmp_path / "pages", 4)
     (pages.parent / "p02.png").write_text("no image")
-    data, regions = common.data_config(""), common.regions_config("ink")
+    data, regions = common.data_config(""), regions_config("ink")
     data.pages, regions.root, regions.workers = str(pages), str(tmp_path / "pool"), 1
     pool = opened(data, regions).ensure(silent)
     regions.root = str(tmp_path / "beam")

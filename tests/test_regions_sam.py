@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 from store_helpers import draw_page, write_pages
 
-from configs import common
 from configs import prepare as prepare_config
+from configs.regions import regions_config, sam_config
 from input_pipeline.errors import UserError
 from input_pipeline.regions import sam_rules
 from input_pipeline.regions.backends import make_backend
@@ -41,7 +41,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def regions(weights, tmp_path):
-    section = common.regions_config("sam")
+    section = regions_config("sam")
     section.root = str(tmp_path / "regions")
     section.sam.weights = str(weights)
     section.update_from_flattened_dict(OPEN)
@@ -140,7 +140,7 @@ def planted(*boxes):
 
 def test_masks_are_merged_enlarged_and_lose_their_border():
     """A page of 160 x 200 is 51 x 64 in the frame, which is 13 of 16 rows of the logits."""
-    section = common.sam_config("sam")
+    section = sam_config("sam")
     section.published_code.border = 12
     generator = planted((0, 13, 0, 5), (0, 13, 10, 15), (2, 3, 6, 7))
     result = regions_sam.find(PAGE, generator, section)
@@ -153,13 +153,13 @@ def test_masks_are_merged_enlarged_and_lose_their_border():
 
 
 def test_published_border_leaves_nothing_of_small_pages():
-    result = regions_sam.find(PAGE, planted((0, 13, 0, 8)), common.sam_config("sam"))
+    result = regions_sam.find(PAGE, planted((0, 13, 0, 8)), sam_config("sam"))
     assert not result.mask.any()
     assert len(result.scores) == 1
 
 
 def test_edges_or_the_page_are_shown():
-    section = common.sam_config("sam")
+    section = sam_config("sam")
     generator = planted((0, 13, 0, 8))
     regions_sam.find(PAGE, generator, section)
     edges = sam_rules.edges(PAGE)
@@ -172,7 +172,7 @@ def test_edges_or_the_page_are_shown():
 
 @pytest.mark.parametrize("rules", sam_rules.RULES)
 def test_no_mask_is_an_empty_page(rules):
-    section = common.sam_config("sam")
+    section = sam_config("sam")
     section.rules = rules
     result = regions_sam.find(PAGE, planted(), section)
     assert not result.mask.any()

@@ -178,7 +178,7 @@ class RegionMasks:
 def open_masks(
     manifest: Manifest, max_pixels: int, regions: ConfigDict, cache: Path | None = None
 ) -> RegionMasks | None:
-    """The masks of these pages by `regions` (`configs.common.regions_config`); None for `none`.
+    """The masks of these pages by `regions` (`configs.regions.regions_config`); None for `none`.
 
     Args:
       cache: file of `fingerprint.fingerprints`, by default in `regions.root`.
