@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Report, alternate, rates
-from input_pipeline.loader import batches, m_per_class_plan, uniform_plan
+from input_pipeline.loader import batches
 from input_pipeline.manifest import Manifest, Page
+from input_pipeline.plans import m_per_class_plan, uniform_plan
 from input_pipeline.store import Store
 from input_pipeline.store_writer import PageResult, finish_store, shard_name, write_shard
 

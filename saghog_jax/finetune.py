@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from sklearn.cluster import MiniBatchKMeans
 
-from input_pipeline import loader
+from input_pipeline import loader, plans
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.ready_patches import ready_labels
@@ -147,10 +147,10 @@ class Finetuning:
         local_batch_size(config.global_batch_size)
         size = (config.global_batch_size, config.total_steps, config.seed)
         if config.bag == 1:
-            self._plan = loader.m_per_class_plan(labels, config.per_class, *size)
+            self._plan = plans.m_per_class_plan(labels, config.per_class, *size)
         else:
             bags = config.per_class // config.bag
-            self._plan = loader.bag_plan(labels, store.index["page"], config.bag, bags, *size)
+            self._plan = plans.bag_plan(labels, store.index["page"], config.bag, bags, *size)
 
     @property
     def skipped(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.training import augment_config
-from input_pipeline import loader
+from input_pipeline import loader, plans
 from input_pipeline.crop_batches import PageCrops, open_crops
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
@@ -98,10 +98,10 @@ class Pretraining:
         local_batch_size(config.global_batch_size)
         if isinstance(source, Store):
             chosen = np.flatnonzero(~evaluation.belongs(source, held_out))
-            plan = loader.uniform_plan(
+            plan = plans.uniform_plan(
                 len(chosen), config.global_batch_size, config.total_steps, config.seed
             )
-            self._plan = loader.SubsetPlan(plan, chosen) if held_out else plan
+            self._plan = plans.SubsetPlan(plan, chosen) if held_out else plan
 
     @property
     def skipped(self) -> int:

@@ -10,7 +10,8 @@ from store_helpers import fingerprint
 
 from input_pipeline import ready_patches, store_writer
 from input_pipeline.errors import UserError
-from input_pipeline.loader import batches, m_per_class_plan
+from input_pipeline.loader import batches
+from input_pipeline.plans import m_per_class_plan
 from input_pipeline.ready_patches import ensure_ready_store, ready_labels
 from input_pipeline.store import Store
 from saghog_jax.verify import verify_store

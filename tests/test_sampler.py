@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.loader import m_per_class_plan
+from input_pipeline.plans import m_per_class_plan
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "sampler.npz")
 LABELS, M, BATCH = GOLDEN["labels"], int(GOLDEN["m"]), int(GOLDEN["batch"])
