@@ -1,6 +1,7 @@
 """The whole chain at toy size: pages in, ranked pages out; stopped, resumed, repeated."""
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -127,6 +128,31 @@ def test_embed_is_not_done_twice_but_again_where_a_page_has_changed(folder, tmp_
     run_stage(config, tmp_path / "embed")
     again = load_embeddings(tmp_path / "embed").descriptors
     np.testing.assert_allclose(again[1], first[0], atol=2e-3)
+
+
+def test_sizes_of_device_calls_reach_the_embedder(folder, tmp_path, monkeypatch):
+    from saghog_jax import embed as stage
+
+    def recording(models, pooling, *rest):
+        raise KeyboardInterrupt(*rest)
+
+    monkeypatch.setattr(stage, "Embedder", recording)
+    config = toy(embed.get_config("plain"), folder, batch_size=24, pages_per_batch=3)
+    with pytest.raises(KeyboardInterrupt) as sizes:
+        run_stage(config, tmp_path / "out")
+    assert sizes.value.args == (24, 3, config.mesh)
+
+
+@pytest.mark.parametrize("module", [pretrain, finetune])
+def test_threads_and_prefetch_reach_the_reader(folder, tmp_path, monkeypatch, module):
+    import grain
+
+    stage = importlib.import_module(f"saghog_jax.{module.get_config().stage}")
+    given, options = [], grain.ReadOptions
+    monkeypatch.setattr(grain, "ReadOptions", lambda **k: given.append(k) or options(**k))
+    config = toy(module.get_config(), folder, **{"loader.threads": 3, "loader.prefetch": 5})
+    stage.open_task(config, tmp_path).batches(0).close()
+    assert given == [{"num_threads": 3, "prefetch_buffer_size": 5}]
 
 
 def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
@@ -298,7 +324,8 @@ def pretraining(folder):
 
 @pytest.mark.parametrize(
     "changes", [{"target": "pixel"}, {"target": "hog_rgb"}, {"mask_ratio": 0.5},
-               {"hog.num_bins": 6}, {"hog.half_precision": True}, {"augment.gray": 1.0},
+               {"hog.num_bins": 6}, {"hog.cell_size": 2}, {"hog.half_precision": True},
+               {"augment.gray": 1.0},
                {"store.binarization": "otsu"},
                {"model.depth": 1}, {"model.decoder_width": 32}, {"seed": 1}],
 )  # fmt: skip
@@ -376,6 +403,9 @@ def test_choices_of_embed_matter(folder, tmp_path):
         (embed, {"patch_whitening.mode": "load"}, "needs config.patch_whitening.file"),
         (embed, {"patch_whitening.samples": 1}, "samples=1 must be at least 2"),
         (retrieve, {"embeddings": "nowhere"}, "configs/embed.py"),
+        (embed, {"batch_size": 12}, "batch_size=12 is not divisible by 8"),
+        (embed, {"data.max_pixels": 999}, "none of the 6 pages .* data.max_pixels=999 allows"),
+        (pretrain, {"data.max_pixels": 999}, "data.max_pixels=999 allows"),
         (pretrain, {"global_batch_size": 1 << 20}, "lower --config.global_batch_size"),
         (pretrain, {"global_batch_size": 12}, "global_batch_size=12 is not divisible by 8"),
         (pretrain, {"data.pages": "nowhere"}, "nowhere"),

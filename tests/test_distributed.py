@@ -1,5 +1,8 @@
 """Helpers of several processes, where there is one; tests/test_hosts.py starts several."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -25,6 +28,41 @@ def test_lines_are_said_by_the_main_process_alone(process, said, monkeypatch, ca
     monkeypatch.setattr(distributed.jax, "process_index", lambda: process)
     distributed.say("a line")
     assert capsys.readouterr().out == said
+
+
+class Coordinator:
+    """What a process sees of the others: the second one is silent after a first sign of life."""
+
+    def key_value_set(self, key, value, allow_overwrite):
+        pass
+
+    def key_value_dir_get(self, folder):
+        return [(f"{folder}1", "1")] if folder == "saghog/alive/" else []
+
+
+def test_who_gives_no_sign_for_as_long_as_the_config_says_is_dead(monkeypatch, capsys):
+    given, ended = {}, threading.Event()
+
+    def leave(status):
+        given["status"] = status
+        distributed._watch.stop()
+        ended.set()
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", given.update)
+    monkeypatch.setattr(distributed, "_client", Coordinator)
+    monkeypatch.setattr(distributed, "_watch", None)
+    monkeypatch.setattr(distributed, "_exit", leave)
+    config = common.distributed_config()
+    config.update({"mode": "explicit", "coordinator": "a:1", "num_processes": 2,
+                   "start_timeout": 7, "dead_after": 1})  # fmt: skip
+    began = time.monotonic()
+    distributed.initialize(config)
+    assert ended.wait(20)
+    assert time.monotonic() - began > 1
+    assert given["status"] == distributed.PEER_FAILED
+    assert "process 1 has given no sign for 1 s" in capsys.readouterr().err
+    assert (given["initialization_timeout"], given["heartbeat_timeout_seconds"]) == (7, 31)
+    assert (given["coordinator_address"], given["num_processes"]) == ("a:1", 2)
 
 
 @pytest.mark.parametrize(

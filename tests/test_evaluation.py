@@ -254,6 +254,16 @@ def test_finetuning_evaluates_retrieval_and_starts_from_the_best(finetuned):
     assert all(0 < line["validation_map"] <= 1 for line in found)
 
 
+@pytest.mark.parametrize("module", [pretrain_config, finetune_config])
+def test_training_starts_from_the_checkpoint_that_is_asked_for(folder, module):
+    stage = {pretrain_config: pretrain, finetune_config: finetune}[module]
+    config = toy(module.get_config(), folder, **HELD)
+    config.update({"init_from": str(folder / "pretrain"), "init_checkpoint": "first"})
+    task = stage.open_task(config, folder / "started")
+    with pytest.raises(UserError, match="unknown checkpoint 'first', known: last, best"):
+        task.warm_start({"params": {"encoder": {}}})
+
+
 def test_embedding_takes_the_checkpoint_that_is_asked_for(folder):
     changes = {"checkpoint": str(folder / "pretrain"), "compare": ()}
     for which in ("last", "best"):
