@@ -10,7 +10,7 @@ runs/finetune. Labels by writer instead of clusters of SIFT descriptors:
 
 Variants: `cpu` (default), `small` (for some hundred pages and a laptop, on a model that
 configs/pretrain.py:small has made) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
-`icdar2013` and `hisir19`, each on its data set (days on one GPU, from runs/pretrain made by the
+`icdar2013` and `hisir19`, each on its data set (docs/experiments.md; from runs/pretrain made by the
 variant `paper` of configs/pretrain.py). Arguments name the published experiments:
 
     python -m saghog_jax.main --config=configs/finetune.py:hisfrag20,labels=writer,encoder=resnet20

@@ -10,7 +10,7 @@ is not there yet; writes runs/pretrain. On your own pages:
 
 Variants: `cpu` (default: width 128, depth 4), `small` (for some hundred pages and a laptop: width
 64, tokens of 8 x 8 pixels, then configs/finetune.py:small) and `paper` (width 512, depth 8, 28.7
-million parameters, 200 epochs of 24,000 pages: days on one GPU). Arguments name the published
+million parameters, 200 epochs of 24,000 pages: docs/experiments.md). Arguments name the published
 experiments:
 
     python -m saghog_jax.main --config=configs/pretrain.py:paper,mask_ratio=0.9,width=128

@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The embeddings folder that is evaluated.
     config.embeddings = "runs/embed"
     # Further embeddings folders whose figures stand beside it; `{embeddings}` is the field above.
-    # One that is not there is left out, with a note.
+    # One that is not there is left out, with a note unless it would lie in that folder.
     config.compare = ("{embeddings}/random", "{embeddings}/pretrained")
     # What makes a page relevant: the same `writer`, or the same `page` of the same writer (the page
     # task of HisFrag20, where every fragment is a row and names the page it was cut from).

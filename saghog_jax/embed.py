@@ -31,12 +31,12 @@ from saghog_jax.embed_models import Model, load_models
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.files import replacing
+from saghog_jax.following import next_command
 from saghog_jax.logging import duration
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS, l2_normalize, power_norm
 from saghog_jax.retrieval.embeddings import load_embeddings, save_embeddings
 
-NEXT = "python -m saghog_jax.main --config=configs/retrieve.py"
 # Columns that are added to the manifest.
 COUNTS = ("patch_count", "ink_pixels")
 _LOG_SECONDS = 10.0
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         if distributed.is_main():
             _export(config, [workdir, *(workdir / model.name for model in models[1:])])
             print(f"{workdir} holds these embeddings already")
-            print(f"next: {NEXT} --config.embeddings={workdir}")
+            print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
         return len(skipped)
     found = distributed.main_first(masks.ensure) if masks else None
     folder = workdir / "parts"
@@ -85,8 +85,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     there = parts.read()
     distributed.barrier("read")
     if distributed.is_main():
+        which = _of_split(config, manifest)
         print(
-            f"embedding {len(manifest):,} pages with {', '.join(names)}"
+            f"embedding {len(manifest):,} pages{which} with {', '.join(names)}"
             + (f"; {len(there):,} are there already" if there else ""),
             flush=True,
         )
@@ -281,7 +282,14 @@ def _write(
     if skipped:
         print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "
               f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
-    print(f"next: {NEXT} --config.embeddings={workdir}")
+    print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
+
+
+def _of_split(config: ConfigDict, manifest: Manifest) -> str:
+    """Says that pages of other splits are left out, where the manifest has splits."""
+    if not config.data.split or not any(page.split for page in manifest.pages):
+        return ""
+    return f" of the split {config.data.split!r} (--config.data.split= takes all)"
 
 
 def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:

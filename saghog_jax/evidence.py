@@ -109,6 +109,7 @@ def gather(
     if model is None:
         log(f"note: no evidence in the report: {why}")
         return {}
+    log(f"evidence: describing the pages of {len(wanted)} matches again, patch by patch")
     pages = _Pages(compared, model, config.max_pixels)
     pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted})
     mean = _average(compared.gallery_descriptors)

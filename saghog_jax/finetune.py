@@ -21,6 +21,7 @@ from saghog_jax import augment, distributed, drawing, evaluation, losses, optim,
 from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
 from saghog_jax.drawing import Picture
 from saghog_jax.evaluation import evenly
+from saghog_jax.following import next_command
 from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
@@ -28,7 +29,6 @@ from saghog_jax.sharding import laid_like, local_batch_size, replicated
 from saghog_jax.train import run_training
 from saghog_jax.train_state import split_params
 
-NEXT = "python -m saghog_jax.main --config=configs/embed.py"
 LABELS = ("cluster", "page", "writer")
 INPUTS = ("page", "binary")
 LOSSES = ("multi_similarity", "contrastive", "triplet", "triplet_semihard")
@@ -341,5 +341,8 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Finetunes in the run folder `workdir`; returns the number of pages that were skipped."""
-    following = f"{NEXT} --config.checkpoint={workdir}"
+    # Ready-cut patches are no pages, which embed needs.
+    sections = {} if config.data.cluster_regex else {"data": config.data}
+    sections["regions"] = config.regions
+    following = next_command("embed", workdir=workdir, **sections, checkpoint=workdir)
     return run_training(resolve(config), workdir, Finetuning.kind, open_task, following)

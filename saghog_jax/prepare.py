@@ -1,14 +1,10 @@
 """Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
 
-import shlex
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.regions import regions_config
 from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import load_manifest
@@ -17,6 +13,7 @@ from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.store import Store
 from input_pipeline.survey import describe, survey
+from saghog_jax.following import next_command
 
 # The stage that reads a store, by the store's rule.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
@@ -49,32 +46,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
             )
     for name, section in config.stores.items():
         if name in NEXT:
-            print(f"next: {next_command(NEXT[name], config.data, section, config.regions)}")
+            sections = {"data": config.data, "store": section, "regions": config.regions}
+            print(f"next: {next_command(NEXT[name], **sections)}")
     return len(skipped)
-
-
-def next_command(stage: str, data: ConfigDict, store: ConfigDict, regions: ConfigDict) -> str:
-    """The command that reads a store, with the fields that are not at their defaults."""
-    words = ["python -m saghog_jax.main", f"--config=configs/{stage}.py"]
-    for name, section, default in (
-        ("data", data, common.data_config("train")),
-        ("store", store, common.store_config(store.rule)),
-        ("regions", regions, regions_config()),
-    ):
-        words += [
-            shlex.quote(f"--config.{name}.{key}={value}")
-            for key, value in _changed(section, default)
-        ]
-    return " ".join(words)
-
-
-def _changed(section: ConfigDict, default: ConfigDict) -> Iterator[tuple[str, object]]:
-    """Fields of a section, and of those in it, that are not at their defaults."""
-    for key, value in section.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{key}.{inner}", v) for inner, v in _changed(value, default[key]))
-        elif value != default[key]:
-            yield key, value
 
 
 def _dry_run(config: ConfigDict) -> int:
@@ -95,4 +69,6 @@ def _dry_run(config: ConfigDict) -> int:
     skipped = sum(finding.shape is None for finding in findings)
     if skipped == len(manifest):
         raise UserError(f"none of the {len(manifest)} pages can be read")
+    following = "regions" if masks is None else "pretrain"
+    print(f"next: {next_command(following, data=config.data, regions=config.regions)}")
     return skipped

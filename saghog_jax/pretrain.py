@@ -18,6 +18,7 @@ from input_pipeline.stores import open_store
 from saghog_jax import augment, distributed, drawing, evaluation, optim
 from saghog_jax.checkpoint import KINDS, load_variables, same_shapes, taken
 from saghog_jax.drawing import Picture
+from saghog_jax.following import next_command
 from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
 from saghog_jax.models.make import make_encoder, make_mae, use_remat
 from saghog_jax.precision import operand_dtype, resolve
@@ -26,7 +27,6 @@ from saghog_jax.sharding import local_batch_size
 from saghog_jax.targets import make_targets, target_dim
 from saghog_jax.train import run_training
 
-NEXT = "python -m saghog_jax.main --config=configs/finetune.py"
 SOURCES = ("store", "crops")
 
 
@@ -224,5 +224,6 @@ def open_task(config: ConfigDict, folder: Path) -> Pretraining:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
-    following = f"{NEXT} --config.init_from={workdir}"
+    sections = {"data": config.data, "regions": config.regions}
+    following = next_command("finetune", workdir=workdir, **sections, init_from=workdir)
     return run_training(resolve(config), workdir, Pretraining.kind, open_task, following)

@@ -17,16 +17,20 @@ from input_pipeline.manifest import Manifest, Page, load_manifest
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.regions.page_mask import OK, PageMask, read_mask
 from saghog_jax.files import replacing
+from saghog_jax.following import next_command
 from saghog_jax.retrieval.thumbnails import data_uri
 
 # Where no handwriting is, a page is shown faded in this colour.
 _VEIL = np.array([176, 64, 64], np.float32)
+# Collections of fewer pages are for the recipe `small`.
+_SMALL = 1000
 _HTML = string.Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Regions</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
-main { display: flex; flex-wrap: wrap; gap: 1em }
-figure { margin: 0; width: 15em; padding: .5em; border: 1px solid #ccc; border-radius: 4px }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(14em, 1fr)); gap: 1em }
+figure { margin: 0; padding: .5em; border: 1px solid #ccc; border-radius: 4px }
 figure.failed { border-color: #b33; background: #fff4f2 }
 img { max-width: 100%; max-height: 20em; display: block; margin: auto }
 figcaption { overflow-wrap: anywhere; font-size: 13px; margin-top: .5em }
@@ -61,6 +65,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
         file.write(_HTML.substitute(head=head, figures=figures))
     print(f"masks: {masks.folder}", f"table: {workdir / 'pages.csv'}", sep="\n")
     print(f"contact sheet: {workdir / 'report.html'}")
+    # The recipe for collections of this size (docs/quality.md).
+    small = config.data.pages != "synthetic" and len(manifest) < _SMALL
+    sections = {"data": config.data, "regions": config.regions}
+    print(f"next: {next_command('pretrain', variant='small' if small else '', **sections)}")
     return sum(mask.status != OK for mask in found)
 
 
@@ -93,7 +101,7 @@ def _head(
     shown: int,
 ) -> str:
     counts = Counter(mask.status for mask in found)
-    text = f"{len(manifest)} pages of {config.data.pages} by {config.regions.backend}: "
+    text = f"{len(manifest)} pages of {config.data.pages}, looked at by {config.regions.backend}: "
     text += ", ".join(f"{n} {status}" for status, n in counts.most_common())
     shares = [i["share"] for m, i in zip(found, infos, strict=True) if m.status == OK]
     if shares:
@@ -114,7 +122,7 @@ def _figures(
         if mask.status != OK:
             words.append(html.escape(f"{mask.status}: {mask.reason}"))
         elif infos[row]:
-            words.append(f"{infos[row]['share']:.0%}")
+            words.append(f"handwriting on {infos[row]['share']:.0%}")
         try:
             image = _veiled(config, manifest.root, page, mask)
             picture = f'<img alt="" src="{data_uri(image, config.sheet_side)}">'

@@ -59,7 +59,7 @@ def _compared(config: ConfigDict) -> Iterator[Embeddings]:
         folder = Path(where.replace("{embeddings}", config.embeddings))
         if folder.is_dir():
             yield load_embeddings(folder)
-        else:
+        elif "{embeddings}" not in where:
             print(f"note: no embeddings to compare with at {folder}")
 
 

@@ -68,8 +68,12 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
         run_stage(toy(module.get_config(), folder), folder / name)
         out = capsys.readouterr().out
         assert "has all its 4 steps already" in out
-        assert f"next: python -m saghog_jax.main --config=configs/{following}.py" in out
-        assert str(folder / name) in out.splitlines()[-1]
+        last = out.splitlines()[-1]
+        assert f"next: python -m saghog_jax.main --config=configs/{following}.py" in last
+        assert str(folder / name) in last
+        # Nothing else than these pages, and what is written stays beside.
+        assert f"--config.data.pages={folder / 'pages' / 'manifest.csv'}" in last
+        assert f"--workdir={folder / following}" in last
 
 
 def test_embeddings_are_right_to_the_patch(folder):

@@ -9,9 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 from planted import pages_of, planted
 
+from configs import embed as embed_config
 from input_pipeline.errors import UserError
+from input_pipeline.manifest import Manifest
 from input_pipeline.patches import Cut
-from saghog_jax import embed_parts
+from saghog_jax import embed, embed_parts
 from saghog_jax.embed_models import Model
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
@@ -172,3 +174,13 @@ def test_folders_in_one_file(tmp_path, monkeypatch, values):
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist()), e.descriptors)
     with pytest.raises(UserError, match="known: npz, parquet"):
         exports.write(e, "xlsx")
+
+
+def test_it_is_said_that_pages_of_other_splits_are_left_out(tmp_path):
+    config = embed_config.get_config()
+    pages = Manifest(tmp_path, tuple(pages_of(1, 2)), ())
+    assert embed._of_split(config, pages).startswith(" of the split 'test' (--config.data.split= ")
+    unsplit = Manifest(tmp_path, tuple(page._replace(split="") for page in pages.pages), ())
+    assert embed._of_split(config, unsplit) == ""
+    config.data.split = ""
+    assert embed._of_split(config, pages) == ""

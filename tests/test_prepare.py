@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from store_helpers import fingerprint, make_store, write_pages
 
-from configs import common, finetune, pretrain
+from configs import finetune, pretrain
 from configs import prepare as prepare_config
 from configs import verify as verify_config
-from configs.regions import regions_config
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import ensure_labels, labels_folder
 from input_pipeline.store import Store
@@ -75,18 +74,6 @@ class TestPrepare:
         pages = write_pages(tmp_path / "pages", PAGES)
         (pages.parent / "p01.png").write_bytes(b"")
         assert prepare.run(small(pages, tmp_path / "stores"), tmp_path) == 1
-
-    def test_the_next_command_names_what_differs_from_the_defaults(self):
-        data, store = common.data_config("train"), common.store_config("pretrain")
-        regions = regions_config()
-        plain = "python -m saghog_jax.main --config=configs/pretrain.py"
-        assert prepare.next_command("pretrain", data, store, regions) == plain
-        data.pages, store.min_ink = "my pages", 0.1
-        regions.backend, regions.ink.k = "ink", 0.2
-        assert prepare.next_command("pretrain", data, store, regions) == (
-            f"{plain} '--config.data.pages=my pages' --config.store.min_ink=0.1 "
-            "--config.regions.backend=ink --config.regions.ink.k=0.2"
-        )
 
 
 class TestConfig:

@@ -354,7 +354,12 @@ class TestStage:
         assert "&lt;b&gt;&amp;.png" in sheet
         assert "<b>&.png" not in sheet
         assert "handwriting on 50% of the median page" in sheet
-        assert "contact sheet" in capsys.readouterr().out
+        assert '<meta name="viewport" content="width=device-width' in sheet
+        out = capsys.readouterr().out
+        assert "contact sheet" in out
+        # So few pages are for the recipe of small collections.
+        assert "next: python -m saghog_jax.main --config=configs/pretrain.py:small " in out
+        assert "--config.regions.backend=ink" in out
 
     def test_fields_of_the_sheet(self, halves, tmp_path):
         _, _, sheet = self.run(halves, tmp_path)
@@ -499,11 +504,13 @@ class TestDryRun:
         assert skipped == 2
         assert "p02.png: empty: ink found no handwriting on it" in out
         assert "handwriting on 50% to 50% of the sample pages" in out
+        assert "next: python -m saghog_jax.main --config=configs/pretrain.py" in out
         assert not (tmp_path / "regions").exists()
         halves[1].backend = "none"
         skipped, whole = self.look(halves, tmp_path, capsys)
         assert skipped == 1
         assert "handwriting on" not in whole
+        assert "next: python -m saghog_jax.main --config=configs/regions.py" in whole
 
         def patches(text):
             return int(re.search(r"about ([\d,]+) patches", text).group(1).replace(",", ""))

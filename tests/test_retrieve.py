@@ -87,11 +87,15 @@ def test_all_that_is_written_agrees(tmp_path, folder, capsys):
 
 def test_three_models_side_by_side(tmp_path, folder, capsys):
     planted(folder / "random", pages_of(6, 4), noise=5, model="random")
-    content = run(tmp_path, folder)
+    elsewhere = str(tmp_path / "nowhere")
+    usual = retrieve_config.get_config().compare
+    content = run(tmp_path, folder, compare=(*usual, elsewhere))
     assert [r["name"] for r in content["results"]] == ["random", "finetuned"]
     assert content["results"][0]["map"] < content["results"][1]["map"]
     printed = capsys.readouterr().out
-    assert "no embeddings to compare with at" in printed
+    # What the embedding would have made itself is not missed.
+    assert printed.count("no embeddings to compare with at") == 1
+    assert f"no embeddings to compare with at {elsewhere}" in printed
     table = [line.split() for line in printed.splitlines() if line.startswith(("random", "fine"))]
     assert [(row[0], row[1]) for row in table] == [("random", "none"), ("finetuned", "none")]
     assert table[0][2] == f"{content['results'][0]['map']:.3f}"

@@ -87,7 +87,8 @@ def _facts(
     if lonely:
         facts.append(f"{lonely} of them have no partner: they answer, but are not averaged")
     if not results[-1].figures["queries"]:
-        facts.append("No query has a known partner, so there are no figures")
+        why = "has a partner" if len(known) else f"has a known {config.relevance}"
+        facts.append(f"No page {why}, so there are no figures: the sheets are the result")
     return f"<p>{html.escape('. '.join(facts))}.</p>"
 
 
@@ -138,14 +139,16 @@ def _curve(results: Sequence[Result]) -> str:
             at = left + width * np.log(k) / np.log(ks[-1])
             parts.append(f'<text x="{at:.1f}" y="{top + height + 18}" text-anchor="middle">{k}')
             parts.append("</text>")
-    for i, r in enumerate(results):
+    # Of up to three lines the last, which all below is about, is the full one.
+    first = max(0, 3 - len(results))
+    for i, r in enumerate(results, start=first):
         y = top + height * (1 - (r.evaluation.first[:, None] <= ks).mean(0))
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         parts.append(f'<polyline class="line l{i % 6}" points="{line}"/>')
     keys = "".join(
         f'<li><svg width="34" height="10" aria-hidden="true"><path class="line l{i % 6}" '
         f'd="M0 5h34"/></svg> {html.escape(_short(r))}</li>'
-        for i, r in enumerate(results)
+        for i, r in enumerate(results, start=first)
     )
     return (
         '<figure class="plot"><figcaption>Queries in percent that have a partner among the first '

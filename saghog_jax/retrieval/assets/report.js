@@ -95,8 +95,8 @@ function picture(page, label) {
 }
 
 function named(caption, page) {
-  const writer = page.writer ? "writer " + page.writer : "writer unknown";
-  caption.append(element("span", "writer label", writer));
+  // That it is unknown is said beside: by the mark of a match, by the reason of a query.
+  if (page.writer) caption.append(element("span", "writer label", "writer " + page.writer));
   const name = element("span", "name");
   // The end of a path tells pages apart: it is cut at the left, and isolated from that direction.
   const text = element("bdi", "", page.id);
