@@ -19,6 +19,7 @@ def next_command(
     variant: str = "",
     workdir: Path | None = None,
     data: ConfigDict | None = None,
+    split: str = "train",
     store: ConfigDict | None = None,
     regions: ConfigDict | None = None,
     **fields: object,
@@ -31,12 +32,13 @@ def next_command(
       workdir: of this stage. One named after this stage is followed by one named after the next,
         beside it; the default, runs/STAGE, by the default.
       data, store, regions: sections that the next stage must read alike.
+      split: what `data.split` is by default in this stage; only another one was asked for.
       fields: further fields; folders below the current one are named relative to it.
     """
     variant = variant or _given_variant(stage)
     words = [f"--config=configs/{stage}.py" + (f":{variant}" if variant else "")]
     for name, section, default in (
-        ("data", data, common.data_config("train")),
+        ("data", data, common.data_config(split)),
         ("store", store, None if store is None else common.store_config(store.rule)),
         ("regions", regions, regions_config()),
     ):

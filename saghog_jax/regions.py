@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     print(f"contact sheet: {workdir / 'report.html'}")
     # The recipe for collections of this size (docs/quality.md).
     small = config.data.pages != "synthetic" and len(manifest) < _SMALL
-    sections = {"data": config.data, "regions": config.regions}
+    sections = {"data": config.data, "split": "", "regions": config.regions}
     print(f"next: {next_command('pretrain', variant='small' if small else '', **sections)}")
     return sum(mask.status != OK for mask in found)
 

@@ -65,7 +65,7 @@ def write(folder: Path, pictures: Sequence[Picture] = (), note: str = "") -> Pat
     """
     config = json.loads((folder / "config.json").read_text())
     records = read_metrics(folder / "metrics.jsonl")
-    title = f"{config['stage']}: {folder.name}"
+    title = f"{config['stage']}: {folder.parent.name}/{folder.name}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(_summary(records, config))}</p>",

@@ -51,6 +51,11 @@ def test_pages_and_regions_go_along():
         f"{START}pretrain.py '--config.data.pages=my pages' --config.store.min_ink=0.1 "
         "--config.regions.backend=ink --config.regions.ink.k=0.2"
     )
+    # All pages are looked at by default, not trained on.
+    looked = common.data_config("")
+    assert next_command("pretrain", data=looked, split="") == f"{START}pretrain.py"
+    looked.split = "test"
+    assert next_command("pretrain", data=looked, split="").endswith(" --config.data.split=test")
     config = parse_command(shlex.split(command)[3:])
     assert (config.data.pages, config.regions.ink.k) == ("my pages", 0.2)
 
