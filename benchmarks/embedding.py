@@ -9,9 +9,7 @@ published evaluations do; ours forms sums. Both take batches of `--batch` patche
 (libraries, parameters, patches). Needs the extra `bench`.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,8 +17,8 @@ import torch
 
 from benchmarks import torch_model
 from benchmarks.flops import encoding_flops
-from benchmarks.measure import FOLDER, Report, alternate, peak_memory, rates
-from benchmarks.our_steps import BATCH, binary_of, finetuning, random_batch
+from benchmarks.measure import Report, alternate, peak_memory, rates
+from benchmarks.our_steps import arguments, binary_of, finetuning, random_batch
 from configs.embed import get_config
 from input_pipeline.patches import Cut
 from saghog_jax.embed_models import netrvlad_model
@@ -33,7 +31,7 @@ LARGE = 5000
 
 def ours(patches: int, batch_size: int, precision: str) -> Callable[[], np.ndarray]:
     """The page descriptor of a page of so many patches."""
-    task = finetuning(precision, BATCH)
+    task = finetuning(precision)
     variables = jax.jit(lambda: task.init(jax.random.key(0)))()
     config = get_config()
     model = netrvlad_model("benchmark", task.config, variables, "binary")
@@ -68,13 +66,8 @@ def by_torch(patches: int, batch_size: int, autocast: bool = False) -> Callable[
 
 def main() -> None:
     """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--patches", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args()
     use_huge_pages()
     report = Report("embedding")

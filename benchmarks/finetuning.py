@@ -11,15 +11,20 @@ optimiser). Needs the extra `bench`.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 import torch
 
 from benchmarks import torch_model
-from benchmarks.measure import FOLDER, Report, alternate, peak_memory, rates
-from benchmarks.our_steps import BATCH, binary_of, compiled_step, finetuning, random_batch
+from benchmarks.measure import Report, alternate, peak_memory, rates
+from benchmarks.our_steps import (
+    arguments,
+    binary_of,
+    compiled_step,
+    finetuning,
+    random_batch,
+)
 from saghog_jax.finetune import metric_loss
 from saghog_jax.main import use_huge_pages
 from saghog_jax.models.netrvlad import NetRVLAD, cosine_gram
@@ -156,13 +161,8 @@ def measure_time(report: Report, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("part", choices=("time", "memory"))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args()
     use_huge_pages()
     report = Report(f"finetuning-{args.part}")

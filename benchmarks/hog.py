@@ -6,17 +6,15 @@ The PyTorch form is that of MaskFeat: Sobel by convolution, arc tangent, bins by
 pooling. The step is the whole pretraining step at paper size. Needs the extra `bench`.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 import torch
 
 from benchmarks import torch_model
-from benchmarks.measure import FOLDER, Report, alternate
-from benchmarks.our_steps import BATCH, binary_of, compiled_step, pretraining, random_batch
+from benchmarks.measure import Report, alternate
+from benchmarks.our_steps import arguments, binary_of, compiled_step, pretraining, random_batch
 from saghog_jax.hog import hog
 from saghog_jax.main import use_huge_pages
 
@@ -25,13 +23,7 @@ CALLS = 30
 
 def main() -> None:
     """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=9).parse_args()
     use_huge_pages()
     torch.set_num_threads(torch_model.THREADS)
     binary = binary_of(random_batch(args.batch))

@@ -18,6 +18,7 @@ import multiprocessing
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,24 +145,25 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=50_000)
     parser.add_argument("--folder", default=None, help="for the stores; kept if given")
     args = parser.parse_args()
-    root = Path(args.folder or tempfile.mkdtemp(prefix="loader-benchmark-"))
+    with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as temporary:
+        measure_stores(Path(args.folder or temporary), (args.small, args.patches))
+
+
+def measure_stores(root: Path, sizes: Sequence[int]) -> None:
+    """Makes a store of each size, unless it is there, and writes the figures of all."""
     report = Report("loader")
     wanted = {"uniform, delivered": ">= 100000", "m per class, delivered": ">= 50000"}
-    try:
-        for patches in (args.small, args.patches):
-            folder = root / str(patches)
-            if not (folder / "store.json").exists():
-                make_store(folder, patches)
-            found = in_new_process(folder)
-            size = f"{patches:,} patches"
-            for name, values in found["rates"].items():
-                report.add(f"{size}: {name}", values, "patches/s of a core", wanted.get(name, ""))
-            report.add(f"{size}: RssAnon before", found["before"], "MiB")
-            report.add(f"{size}: RssAnon at most", found["peak"], "MiB", "< 1024")
-        report.write()
-    finally:
-        if args.folder is None:
-            shutil.rmtree(root)
+    for patches in sizes:
+        folder = root / str(patches)
+        if not (folder / "store.json").exists():
+            make_store(folder, patches)
+        found = in_new_process(folder)
+        size = f"{patches:,} patches"
+        for name, values in found["rates"].items():
+            report.add(f"{size}: {name}", values, "patches/s of a core", wanted.get(name, ""))
+        report.add(f"{size}: RssAnon before", found["before"], "MiB")
+        report.add(f"{size}: RssAnon at most", found["peak"], "MiB", "< 1024")
+    report.write()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Whole training steps of this project at paper size, on random patches, for the benchmarks."""
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.measure import FOLDER
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from saghog_jax.finetune import Finetuning
@@ -15,6 +18,15 @@ from saghog_jax.task import Task, init_state, make_step
 
 BATCH = 256
 PER_CLASS = 16
+
+
+def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The command line of a benchmark of steps: rounds, batch, and the folder of the figures."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    return parser
 
 
 def random_batch(batch_size: int) -> dict[str, np.ndarray]:

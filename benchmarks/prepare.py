@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", default=None, help="for the pages; kept if given")
     args = parser.parse_args()
-    root = Path(args.folder or tempfile.mkdtemp(prefix="prepare-benchmark-"))
-    corpus = synthetic.Corpus(
-        train_writers=args.pages, test_writers=0, pages=1, width=2000, height=1500, lines=20
-    )
-    try:
+    with tempfile.TemporaryDirectory(prefix="prepare-benchmark-") as temporary:
+        root = Path(args.folder or temporary)
+        corpus = synthetic.Corpus(
+            train_writers=args.pages, test_writers=0, pages=1, width=2000, height=1500, lines=20
+        )
         data = common.data_config("")
         data.pages = str(synthetic.ensure(root, corpus))
         seconds: dict[int, list[float]] = {number: [] for number in args.processes}
@@ -61,9 +61,6 @@ def main() -> None:
             ratios = [one / two for one, two in zip(seconds[1], seconds[2])]
             report.add("1 process / 2 processes", ratios, "times", ">= 1.7")
         report.write()
-    finally:
-        if args.folder is None:
-            shutil.rmtree(root)
 
 
 if __name__ == "__main__":

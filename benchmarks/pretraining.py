@@ -7,9 +7,7 @@ parameters by AdamW with clipping: float32, mixed precision (PyTorch: bf16 autoc
 rounds, the matrix product (17 b x 512) by (512 x 2048) of both libraries. Needs the extra `bench`.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,8 @@ import torch
 
 from benchmarks import torch_model
 from benchmarks.flops import pretraining_flops
-from benchmarks.measure import FOLDER, Report, alternate, rates
-from benchmarks.our_steps import BATCH, binary_of, compiled_step, pretraining, random_batch
+from benchmarks.measure import Report, alternate, rates
+from benchmarks.our_steps import arguments, binary_of, compiled_step, pretraining, random_batch
 from saghog_jax.main import use_huge_pages
 
 ROWS_A_PATCH, INNER, COLUMNS = 17, 512, 2048
@@ -70,13 +68,7 @@ def products(rows: int) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=7).parse_args()
     use_huge_pages()
     torch.set_num_threads(torch_model.THREADS)
     rows = ROWS_A_PATCH * args.batch

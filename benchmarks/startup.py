@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import FOLDER, Report
-from benchmarks.our_steps import BATCH
+from benchmarks.measure import Report
+from benchmarks.our_steps import arguments
 
 
 def child(batch_size: int, workdir: Path, began: float) -> None:
@@ -81,12 +81,7 @@ def seconds_to_first_step(batch_size: int, workdir: Path, cache: Path) -> float:
 
 def main() -> None:
     """Prints and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

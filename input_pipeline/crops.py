@@ -106,23 +106,18 @@ class Slot(NamedTuple):
     unreadable: list[tuple[int, str]]
 
 
-def random_crop(page: np.ndarray, size: int, fill: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a page [h, w, 3]; a page that is smaller lies somewhere within it.
-
-    As torchvision's RandomCrop with `pad_if_needed`: a side that is too short is padded with `fill`
-    on both ends by what is missing.
-    """
-    return _crop_at(page, _random_corner(page.shape, size, rng), size, fill)
-
-
-def _random_corner(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a random square, in the page with its padding."""
+def random_corner(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a random square of a page [h, w, ...] with its padding, see `crop_at`."""
     top, left = (int(rng.integers(side + 2 * max(size - side, 0) - size + 1)) for side in shape[:2])
     return top, left
 
 
-def _crop_at(array: np.ndarray, corner: tuple[int, int], size: int, fill: int) -> np.ndarray:
-    """The square at a corner that `_random_corner` drew, of an array [h, w, ...]."""
+def crop_at(array: np.ndarray, corner: tuple[int, int], size: int, fill: int) -> np.ndarray:
+    """The square at a corner that `random_corner` drew, of an array [h, w, ...].
+
+    As torchvision's RandomCrop with `pad_if_needed`: a side that is too short is padded with `fill`
+    on both ends by what is missing, so that a smaller page lies somewhere within the square.
+    """
     missing = [max(size - side, 0) for side in array.shape[:2]]
     top, left = corner
     if any(missing):
@@ -159,10 +154,10 @@ def cut_crop(
     """
     rule = replace(recipe.rule, max_patches_per_page=most, pick="random")
     fill = 0 if rule.border == "black" else 255
-    corner = _random_corner(page.shape, recipe.size, rng)
-    crop = _crop_at(page, corner, recipe.size, fill)
+    corner = random_corner(page.shape, recipe.size, rng)
+    crop = crop_at(page, corner, recipe.size, fill)
     if mask is not None:
-        mask = _crop_at(mask, corner, recipe.size, 0)
+        mask = crop_at(mask, corner, recipe.size, 0)
     gray, binary = rng.random(2) < (recipe.gray, recipe.binarize)
     if binary:
         paper = 255 * (1 - ink_mask(to_grey(crop, rule.grey), "su"))

@@ -11,7 +11,7 @@ from PIL import Image
 from store_helpers import draw_page, write_pages
 
 from input_pipeline import crops
-from input_pipeline.crops import Cutter, cut_crop, random_crop
+from input_pipeline.crops import Cutter, crop_at, cut_crop, random_corner
 from input_pipeline.errors import UserError
 from input_pipeline.patches import cut_page
 
@@ -30,6 +30,10 @@ def page_of(h, w):
     """A page whose pixels tell where they are."""
     y, x = np.mgrid[:h, :w]
     return np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8)
+
+
+def random_crop(page, size, fill, rng):
+    return crop_at(page, random_corner(page.shape, size, rng), size, fill)
 
 
 class TestRandomCrop:

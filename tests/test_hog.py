@@ -22,9 +22,6 @@ TAGS = sorted(key[:-4] for key in GOLDEN.files if key.endswith("_out") and key[0
 BINARY = {"a_bin", "a_blob", "b_rgbbin", "c_bin", "d_bin", "d_probe", "e_bin", "f_probe"}
 
 
-SMOOTH = ((-1, 1), (0, 2), (1, 1))
-
-
 def ramps():
     """Planes that rise by 1/64 a pixel in the directions `f_ramp_deg`."""
     y, x = np.mgrid[:32, :32]

@@ -69,14 +69,14 @@ class TestBatches:
 
     def test_closing_early_leaves_no_thread(self, made):
         store, _ = made
-        before = threading.active_count()
+        before = set(threading.enumerate())
         iterator = batches(store, uniform_plan(len(store), 16, 500, seed=5), 0, 0, 1, 4, 8)
         next(iterator)
-        assert threading.active_count() > before
+        assert set(threading.enumerate()) - before
         iterator.close()
         deadline = time.monotonic() + 10
-        while threading.active_count() > before:
-            assert time.monotonic() < deadline
+        while left := set(threading.enumerate()) - before:
+            assert time.monotonic() < deadline, left
             time.sleep(0.01)
 
     def test_uneven_shares_are_refused(self, made):
