@@ -112,13 +112,12 @@ def load_manifest(data: ConfigDict) -> Manifest:
             "patches, which only pretraining (from a store) and finetuning read; pages are needed"
         )
     source = Path(data.pages).expanduser()
-    expressions = bool(data.writer_regex or data.page_regex)
     if data.pages == "synthetic":
         manifest = read_csv(synthetic.ensure(Path(data.cache)))
     elif data.pages.startswith(catalog.PREFIX):
         _no_expressions(data, "a public collection")
         manifest = _read_collection(data.pages, data.split)
-    elif source.is_dir() and (expressions or not (source / "manifest.csv").is_file()):
+    elif _is_scanned(data):
         manifest = scan_folder(source, data.writer_regex, data.page_regex)
     elif iiif.is_manifest(data.pages):
         _no_expressions(data, "a IIIF manifest")
@@ -143,6 +142,24 @@ def load_manifest(data: ConfigDict) -> Manifest:
             f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
     return manifest.select(data.split)
+
+
+def _is_scanned(data: ConfigDict) -> bool:
+    source = Path(data.pages).expanduser()
+    expressions = bool(data.writer_regex or data.page_regex)
+    return source.is_dir() and (expressions or not (source / "manifest.csv").is_file())
+
+
+def other_files(data: ConfigDict) -> list[str]:
+    """Files of a folder of images that are no images by their names, so that they are left out.
+
+    Sorted paths below the folder; none where `data.pages` is something else than a folder that is
+    searched for images.
+    """
+    if not _is_scanned(data):
+        return []
+    names = _file_names(Path(data.pages).expanduser())
+    return sorted(name for name in names if not name.lower().endswith(SUFFIXES))
 
 
 def _no_expressions(data: ConfigDict, kind: str) -> None:
@@ -232,7 +249,15 @@ def search_names(
 
 
 def _image_names(folder: Path) -> Iterator[str]:
-    """Paths of the images below the folder, relative to it, with forward slashes."""
+    for path in _file_names(folder):
+        if path.lower().endswith(SUFFIXES):
+            if not _is_utf8(path):
+                raise UserError(f"{folder}: the file name {path!r} is not UTF-8; rename the file")
+            yield path
+
+
+def _file_names(folder: Path) -> Iterator[str]:
+    """Paths of the files below the folder, relative to it, with forward slashes; no hidden ones."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
@@ -241,12 +266,8 @@ def _image_names(folder: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(folder)
         for name in files:
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-                continue
-            path = (below / name).as_posix()
-            if not _is_utf8(path):
-                raise UserError(f"{folder}: the file name {path!r} is not UTF-8; rename the file")
-            yield path
+            if not name.startswith("."):
+                yield (below / name).as_posix()
 
 
 def _is_utf8(text: str) -> bool:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import load_manifest
+from input_pipeline.manifest import load_manifest, other_files
 from input_pipeline.patches import Rule
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.regions.masks import open_masks
@@ -17,6 +17,8 @@ from saghog_jax.following import next_command
 
 # The stage that reads a store, by the store's rule.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
+# Files that are no images that a dry run names.
+_NAMED = 5
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -66,6 +68,10 @@ def _dry_run(config: ConfigDict) -> int:
         print("where handwriting is has not been looked for yet (configs/regions.py); whole pages:")
     for line in describe(manifest, rules, findings):
         print(line)
+    others = other_files(config.data)
+    if others:
+        named = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+        print(f"{len(others):,} files are no images and left out: {named}")
     skipped = sum(finding.shape is None for finding in findings)
     if skipped == len(manifest):
         raise UserError(f"none of the {len(manifest)} pages can be read")

@@ -127,6 +127,18 @@ class TestDryRun:
         assert "1 pages would be skipped:\n  p04.png: not an image" in out
         assert "1 of the sample pages gave no patch" in out
 
+    def test_it_names_the_files_that_are_no_images(self, tmp_path, capsys):
+        pages = write_pages(tmp_path / "pages", 2)
+        config = small(pages, tmp_path / "stores")
+        assert "no images" not in self.look(config, tmp_path, capsys)[1]
+        (pages.parent / "sub").mkdir()
+        for name in ("letter.pdf", "sub/photo.HEIC", ".hidden"):
+            (pages.parent / name).write_bytes(b"")
+        pages.unlink()
+        config.data.pages = str(pages.parent)
+        _, out = self.look(config, tmp_path, capsys)
+        assert "2 files are no images and left out: 'letter.pdf', 'sub/photo.HEIC'" in out
+
     def test_its_estimate_is_what_the_store_takes(self, tmp_path, capsys, prepared):
         config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)
         _, out = self.look(config, tmp_path, capsys)
