@@ -42,8 +42,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any
     # training) and `pretrained` (the one finetuning started from), both by CLS.
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
-    # Patches a device call, and the most pages that are mixed in one.
-    config.batch_size = 1024
+    # Patches that this process's devices take at a time, and the most pages mixed in them.
+    config.local_batch_size = 1024
     config.pages_per_batch = 16
     # Operands of matrix products: `float32`, `mixed` or `auto`, see configs/training.py.
     config.precision = "auto"

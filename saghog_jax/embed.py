@@ -78,7 +78,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     kept = folder / patch_whitening.FILE
     whitenings = _whitenings(config, models, digests, manifest, rule, found, kept)
     pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)
-    embedder = Embedder(models, pooling, config.batch_size, config.pages_per_batch, config.mesh)
+    embedder = Embedder(
+        models, pooling, config.local_batch_size, config.pages_per_batch, config.mesh
+    )
     names = [model.name for model in models]
     parts = Parts(folder, list(zip(names, embedder.widths)), jax.process_index())
     distributed.barrier("begun")

@@ -40,14 +40,14 @@ class Embedder:
         self,
         models: Sequence[Model],
         pooling: Pooling,
-        batch_size: int,
+        local_batch_size: int,
         pages: int,
         mesh_config: ConfigDict,
     ) -> None:
-        self._models, self._pooling, self._b, self._s = models, pooling, batch_size, pages
+        self._models, self._pooling, self._b, self._s = models, pooling, local_batch_size, pages
         # Each process has pages of its own: nothing is asked of the devices of others.
         self._mesh = sharding.make_mesh(mesh_config, jax.local_devices())
-        sharding.check_divisible("batch_size", batch_size, jax.local_device_count())
+        sharding.check_divisible("local_batch_size", local_batch_size, jax.local_device_count())
         whole = sharding.replicated(self._mesh)
         given = [
             (model.variables, None if w is None else _affine(w))

@@ -25,7 +25,7 @@ from saghog_jax.following import next_command
 from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
-from saghog_jax.sharding import laid_like, local_batch_size, replicated
+from saghog_jax.sharding import check_divisible, laid_like, replicated
 from saghog_jax.train import run_training
 from saghog_jax.train_state import split_params
 
@@ -144,7 +144,7 @@ class Finetuning:
             config.optim, config.total_steps, rate_rules(config), decay_rules(config)
         )
         self._store, self._labels = store, labels
-        local_batch_size(config.global_batch_size)
+        check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
         size = (config.global_batch_size, config.total_steps, config.seed)
         if config.bag == 1:
             self._plan = plans.m_per_class_plan(labels, config.per_class, *size)

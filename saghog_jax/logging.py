@@ -36,11 +36,11 @@ class MetricsLog:
         run_folder: Path,
         start_step: int,
         total_steps: int,
-        batch_size: int,
+        global_batch_size: int,
         sinks: Sequence[Sink] = (),
     ) -> None:
         self._path = run_folder / "metrics.jsonl"
-        self._total, self._batch_size = total_steps, batch_size
+        self._total, self._global_batch_size = total_steps, global_batch_size
         # Of several processes one tells what all have done.
         self._silent = not distributed.is_main()
         if self._path.exists() and not self._silent:
@@ -91,7 +91,7 @@ class MetricsLog:
             return
         elapsed = max(time.monotonic() - self._last_time, 1e-9)
         steps = step - self._last_step
-        rate = steps * self._batch_size / elapsed
+        rate = steps * self._global_batch_size / elapsed
         wait = self._waited / elapsed
         memory = memory_gib()
         told = {"patches_per_second": rate, "data_wait_share": wait, "memory_gib": memory}

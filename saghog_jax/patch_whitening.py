@@ -104,7 +104,7 @@ def fit(
                 yield Cut(*(array[picked] for array in cut[:4]), None)
 
     plain = Pooling("sum", 1.0, [None] * len(models))
-    embedder = Embedder(models, plain, config.batch_size, config.pages_per_batch, config.mesh)
+    embedder = Embedder(models, plain, config.local_batch_size, config.pages_per_batch, config.mesh)
     x = embedder.vectors(cuts(), section.samples)
     if len(x[0]) < 2:
         raise UserError("patch whitening needs at least two patches; the pages give fewer")

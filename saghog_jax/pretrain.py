@@ -23,7 +23,7 @@ from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
 from saghog_jax.models.make import make_encoder, make_mae, use_remat
 from saghog_jax.precision import operand_dtype, resolve
 from saghog_jax.retrieval.aggregate import l2_normalize
-from saghog_jax.sharding import local_batch_size
+from saghog_jax.sharding import check_divisible
 from saghog_jax.targets import make_targets, target_dim
 from saghog_jax.train import run_training
 
@@ -95,7 +95,7 @@ class Pretraining:
         self.model = model_of(config)
         self.tx = optim.make_optimizer(config.optim, config.total_steps)
         self._source = source
-        local_batch_size(config.global_batch_size)
+        check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
         if isinstance(source, Store):
             chosen = np.flatnonzero(~evaluation.belongs(source, held_out))
             plan = plans.uniform_plan(

@@ -112,16 +112,6 @@ def laid_like(new: object, old: object) -> object:
     return jax.tree.map(place, new, old)
 
 
-def local_batch_size(global_batch_size: int) -> int:
-    """Rows of a global batch that this process loads.
-
-    Raises:
-      UserError: a batch that the devices do not divide.
-    """
-    check_divisible("global_batch_size", global_batch_size, jax.device_count())
-    return global_batch_size // jax.process_count()
-
-
 def check_divisible(field: str, size: int, devices: int) -> None:
     """Sees that devices get equal parts of a batch.
 

@@ -141,7 +141,7 @@ def test_sizes_of_device_calls_reach_the_embedder(folder, tmp_path, monkeypatch)
         raise KeyboardInterrupt(*rest)
 
     monkeypatch.setattr(stage, "Embedder", recording)
-    config = toy(embed.get_config("plain"), folder, batch_size=24, pages_per_batch=3)
+    config = toy(embed.get_config("plain"), folder, local_batch_size=24, pages_per_batch=3)
     with pytest.raises(KeyboardInterrupt) as sizes:
         run_stage(config, tmp_path / "out")
     assert sizes.value.args == (24, 3, config.mesh)
@@ -407,7 +407,7 @@ def test_choices_of_embed_matter(folder, tmp_path):
         (embed, {"patch_whitening.mode": "load"}, "needs config.patch_whitening.file"),
         (embed, {"patch_whitening.samples": 1}, "samples=1 must be at least 2"),
         (retrieve, {"embeddings": "nowhere"}, "configs/embed.py"),
-        (embed, {"batch_size": 12}, "batch_size=12 is not divisible by 8"),
+        (embed, {"local_batch_size": 12}, "local_batch_size=12 is not divisible by 8"),
         (embed, {"data.max_pixels": 999}, "none of the 6 pages .* data.max_pixels=999 allows"),
         (pretrain, {"data.max_pixels": 999}, "data.max_pixels=999 allows"),
         (pretrain, {"global_batch_size": 1 << 20}, "lower --config.global_batch_size"),

@@ -97,7 +97,7 @@ def test_patch_descriptors_themselves(model):
 
 
 def test_batch_that_devices_do_not_divide(model):
-    with pytest.raises(UserError, match="batch_size=12 is not divisible by 8"):
+    with pytest.raises(UserError, match="local_batch_size=12 is not divisible by 8"):
         Embedder([model], Pooling("sum", 1.0, [None]), 12, 3, MESH)
 
 

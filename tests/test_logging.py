@@ -20,7 +20,7 @@ def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(logging, "memory_gib", lambda: 1.25)
-    log = logging.MetricsLog(tmp_path, start_step=0, total_steps=100, batch_size=64)
+    log = logging.MetricsLog(tmp_path, start_step=0, total_steps=100, global_batch_size=64)
     log.waited_for_data(1.0)
     now[0] += 4.0
     log.write(20, {"loss": 0.5})
@@ -46,7 +46,7 @@ def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
 def test_lines_of_steps_that_happen_again_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"st')
-    logging.MetricsLog(tmp_path, start_step=4, total_steps=10, batch_size=1)
+    logging.MetricsLog(tmp_path, start_step=4, total_steps=10, global_batch_size=1)
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
 
 

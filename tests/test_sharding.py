@@ -47,9 +47,9 @@ def test_batches_lie_across_all_devices():
 
 
 def test_batch_that_devices_do_not_divide_is_refused():
-    assert sharding.local_batch_size(64) == 64
+    sharding.check_divisible("global_batch_size", 64, 8)
     with pytest.raises(UserError, match="global_batch_size=12 is not divisible by 8 devices"):
-        sharding.local_batch_size(12)
+        sharding.check_divisible("global_batch_size", 12, 8)
 
 
 def test_rules_decide_by_name_and_what_cannot_be_split_is_named():

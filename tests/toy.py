@@ -24,7 +24,7 @@ SIZES = {
     "netrvlad.init_samples": 64,
     "pseudo_labels.num_clusters": 12,
     "pseudo_labels.pca_dim": 8,
-    "batch_size": 64,
+    "local_batch_size": 64,
 }
 
 
