@@ -107,7 +107,7 @@ SMALL_PATCHES_PER_PAGE = 800
 
 
 def store_config(rule: str) -> ConfigDict:
-    """How patches are cut; one store a rule. Thresholds: REFERENCE.md section 10.
+    """How patches are cut; one store a rule. Thresholds are those of the published code.
 
     Args:
       rule: `pretrain` (ink 8 to 80 %), `offline` (Otsu, SIFT descriptors kept for pseudo labels)
@@ -166,7 +166,7 @@ def store_config(rule: str) -> ConfigDict:
 
 
 def pseudo_label_config() -> ConfigDict:
-    """Pseudo labels: clusters of RootSIFT descriptors (CL-S), REFERENCE.md section 10 (d)."""
+    """Pseudo labels: clusters of RootSIFT descriptors (CL-S in the paper)."""
     labels = ConfigDict()
     # Clusters; each is a class of the finetuning.
     labels.num_clusters = 3000

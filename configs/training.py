@@ -111,7 +111,7 @@ def augment_config(**changes: float) -> ConfigDict:
 
 
 def optim_config() -> ConfigDict:
-    """AdamW with warm-up and cosine decay, a step at a time (REFERENCE.md section 6)."""
+    """AdamW with warm-up and cosine decay, a step at a time, as published."""
     optim = ConfigDict()
     # Peak, first and last learning rate.
     optim.learning_rate = 8e-4

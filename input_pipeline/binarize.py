@@ -46,7 +46,7 @@ def to_grey(image: np.ndarray, method: str) -> np.ndarray:
 
 
 def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
-    """Separates ink from paper (reference: section 10).
+    """Separates ink from paper.
 
     A flat area counts as paper under the local methods, a black one too; Otsu's threshold is
     global, pixels above it are paper.

@@ -1,6 +1,6 @@
 """Random crops of pages and the patches in them: what pretraining on the fly is fed with.
 
-As published (reference: section 10 (a)): of a page a random square is cut out, sometimes made grey
+As in the published code: of a page a random square is cut out, sometimes made grey
 or binary as a whole, and cut into patches like a page, of which some are drawn. Patches of a crop
 are those of a slot, a place in the global batch: slot i of a run takes page i of an endless plan
 that goes through all pages in a new random order every epoch. Where a crop gives fewer patches

@@ -1,6 +1,6 @@
 """Cuts patches of handwriting out of a page: which keypoints are kept, and the crops at them.
 
-One function for all published ways of sampling (reference: section 10); they differ in the fields
+One function for all published ways of sampling; they differ in the fields
 of `Rule` alone. Axes: n patches, s side of a patch, h w c page height, width, channels.
 """
 

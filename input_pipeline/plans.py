@@ -222,7 +222,7 @@ def m_per_class_plan(
 ) -> MPerClassPlan:
     """Global batches of `global_batch_size / per_class` classes with `per_class` patches each.
 
-    The reference draws the same way, an epoch at a time (reference: section 9).
+    The published code draws the same way, an epoch at a time (tests/test_sampler.py).
 
     Args:
       labels: int [n], class of each patch; patches with a negative label are never drawn.

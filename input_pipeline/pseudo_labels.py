@@ -1,7 +1,7 @@
 """Pseudo labels: the cluster of each patch's SIFT descriptor, or -1 where two clusters compete.
 
 RootSIFT, PCA whitening and mini-batch k-means, fitted on a sample of the store, then assigned to
-all of it with a ratio test (CL-S in the paper; reference: section 10 (d)). The labels lie inside
+all of it with a ratio test (CL-S in the paper). The labels lie inside
 the store, in labels/DIGEST/{labels.npy, model.npz, labels.json}; with `config.model` such a folder
 labels new pages with the same clusters.
 

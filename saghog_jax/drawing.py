@@ -88,8 +88,8 @@ def hog_glyphs(
     """HOG as strokes: in each cell a line a bin, along the edges it counts, as dark as it is full.
 
     A gradient that points to theta (from +x to +y, which is down) belongs to bin
-    floor((90 - theta) mod 180 / (180 / num_bins)) (reference: section 1); the stroke is drawn
-    across it, at theta + 90 degrees of the middle of the bin.
+    floor((90 - theta) mod 180 / (180 / num_bins)); the stroke is drawn across it, at theta + 90
+    degrees of the middle of the bin.
 
     Args:
       target: float [n, l, t], tokens row by row, each bin-major, as `hog.hog` gives them.

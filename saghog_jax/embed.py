@@ -1,4 +1,4 @@
-"""Stage 3: a checkpoint and pages to page descriptors (paper, section 3; reference: section 7).
+"""Stage 3: a checkpoint and pages to page descriptors (paper, section 3).
 
 Every process embeds its share of the pages on its own devices and keeps each as it is done; the
 main one writes the folders when all are there.

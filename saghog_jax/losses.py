@@ -3,7 +3,7 @@
 Axis letters: b patches (anchors and their partners).
 
 The reference of the multi-similarity and the semi-hard triplet loss is pytorch-metric-learning 2.0
-as the published code uses it (reference: section 5).
+as the published code uses it.
 """
 
 import functools

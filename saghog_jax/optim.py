@@ -17,7 +17,7 @@ def learning_rate(
     total_steps: int,
     xp: ModuleType = jnp,
 ) -> jax.Array | np.ndarray:
-    """The learning rate of update `step`, counted from 0 (reference: section 6).
+    """The learning rate of update `step`, counted from 0, as the published code has it.
 
     Warm-up is a line that holds both its ends: update `warmup_steps - 1` already has the peak, and
     so has the next one, where the cosine begins. The final value is approached, never reached.

@@ -1,12 +1,10 @@
 """Tiny fakes of the unpacked archives of public collections."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from input_pipeline.datasets import catalog
 from input_pipeline.datasets.layout import read_rows
-from input_pipeline.errors import UserError
 
 # Names as in the real archives; of a table its lines.
 FAKES = {
@@ -129,11 +127,3 @@ def touch(root, names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-
-
-def message_of(function, *args, **changes):
-    with pytest.raises(UserError) as caught:
-        function(*args, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message

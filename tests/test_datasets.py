@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from collection_fakes import FAKES, fake, message_of, rows_of, touch
+from collection_fakes import FAKES, fake, rows_of, touch
+from messages import message_of
 
 from configs.common import data_config
 from input_pipeline.datasets import catalog

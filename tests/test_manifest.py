@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import message_of
 from PIL import Image
 
 from configs.common import data_config
 from input_pipeline import manifest as manifest_module
-from input_pipeline.errors import UserError
 from input_pipeline.manifest import Manifest, Page, load_manifest, read_csv, scan_folder
 
 ODD_NAMES = [
@@ -44,14 +44,6 @@ def _load(pages, split="", **changes):
     data.pages = str(pages)
     data.update(changes)
     return load_manifest(data)
-
-
-def _message(function, *args, **changes):
-    with pytest.raises(UserError) as caught:
-        function(*args, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # Folders
@@ -106,7 +98,7 @@ def test_an_optional_group_leaves_the_writer_empty(tmp_path):
 
 def test_an_expression_that_does_not_match_names_the_files(tmp_path):
     _images(tmp_path, "w1.png", "x.png", "y.png")
-    message = _message(scan_folder, tmp_path, r"^w(\d)", "")
+    message = message_of(scan_folder, tmp_path, r"^w(\d)", "")
     assert "data.writer_regex='^w(\\\\d)' does not match 2 of 3 images" in message
     assert "'x.png', 'y.png'" in message
 
@@ -123,17 +115,17 @@ def test_an_expression_that_does_not_match_names_the_files(tmp_path):
 def test_bad_expressions(tmp_path, regex, message):
     _images(tmp_path, "a.png")
     for label in ("writer", "page"):
-        given = _message(_load, tmp_path, **{f"{label}_regex": regex})
+        given = message_of(_load, tmp_path, **{f"{label}_regex": regex})
         assert message in given
         assert f"data.{label}_regex" in given
 
 
 def test_folders_that_hold_nothing(tmp_path):
-    assert "holds no image, known: .avif .bmp" in _message(scan_folder, tmp_path, "", "")
+    assert "holds no image, known: .avif .bmp" in message_of(scan_folder, tmp_path, "", "")
     (tmp_path / "a.txt").touch()
-    assert "holds no image" in _message(_load, tmp_path)
-    assert "no such folder or file" in _message(_load, tmp_path / "gone")
-    assert "no such folder" in _message(scan_folder, tmp_path / "gone", "", "")
+    assert "holds no image" in message_of(_load, tmp_path)
+    assert "no such folder or file" in message_of(_load, tmp_path / "gone")
+    assert "no such folder" in message_of(scan_folder, tmp_path / "gone", "", "")
 
 
 def test_a_folder_below_that_cannot_be_read(tmp_path, monkeypatch):
@@ -146,7 +138,7 @@ def test_a_folder_below_that_cannot_be_read(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert "sub: Permission denied" in _message(scan_folder, tmp_path, "", "")
+    assert "sub: Permission denied" in message_of(scan_folder, tmp_path, "", "")
 
 
 def test_odd_file_names_survive_the_way_through_a_csv(tmp_path):
@@ -160,7 +152,7 @@ def test_odd_file_names_survive_the_way_through_a_csv(tmp_path):
 def test_a_file_name_that_is_not_utf8_is_named(tmp_path):
     _image(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
-    assert r"'\udcff.png' is not UTF-8" in _message(scan_folder, tmp_path, "", "")
+    assert r"'\udcff.png' is not UTF-8" in message_of(scan_folder, tmp_path, "", "")
 
 
 def test_a_folder_with_a_manifest_stands_for_it(tmp_path):
@@ -245,7 +237,7 @@ def test_a_missing_file_among_others_is_left_to_the_reader(tmp_path):
 
 
 def test_a_manifest_of_missing_files_is_a_mistake(tmp_path):
-    message = _message(_load, _csv(tmp_path, "path\na.png\nb.png\n"))
+    message = message_of(_load, _csv(tmp_path, "path\na.png\nb.png\n"))
     assert "none of the 2 files listed exists" in message
     assert str(tmp_path / "a.png") in message
 
@@ -274,7 +266,7 @@ def test_a_manifest_of_missing_files_is_a_mistake(tmp_path):
 )
 def test_bad_manifests(tmp_path, text, message):
     path = _csv(tmp_path, text)
-    given = _message(read_csv, path)
+    given = message_of(read_csv, path)
     assert message in given
     assert str(path) in given
 
@@ -283,24 +275,24 @@ def test_one_image_is_one_page(tmp_path):
     _image(tmp_path / "some page.JPG")
     (page,) = _load(tmp_path / "some page.JPG").pages
     assert (page.path, page.page, page.writer) == ("some page.JPG", "some page", "")
-    message = _message(_load, tmp_path / "some page.JPG", writer_regex="(a)")
+    message = message_of(_load, tmp_path / "some page.JPG", writer_regex="(a)")
     assert "is one image" in message
 
 
 def test_a_file_that_is_no_csv(tmp_path):
     _image(tmp_path / "page.png")
     (tmp_path / "page.png").rename(tmp_path / "page.csv")
-    assert "is no CSV in UTF-8" in _message(_load, tmp_path / "page.csv")
-    assert "is no CSV in UTF-8" in _message(
+    assert "is no CSV in UTF-8" in message_of(_load, tmp_path / "page.csv")
+    assert "is no CSV in UTF-8" in message_of(
         read_csv, _csv(tmp_path, "path,writer\na.png,Müller\n", "latin-1")
     )
-    assert "No such file" in _message(read_csv, tmp_path / "gone.csv")
+    assert "No such file" in message_of(read_csv, tmp_path / "gone.csv")
 
 
 def test_expressions_are_for_folders(tmp_path):
     _image(tmp_path / "a.png")
     path = _csv(tmp_path, "path\na.png\n")
-    assert "are for folders of images" in _message(_load, path, writer_regex="(.)")
+    assert "are for folders of images" in message_of(_load, path, writer_regex="(.)")
 
 
 # Splits
@@ -315,7 +307,7 @@ def test_select():
     some = _with_splits("train", "test", "train", "")
     assert [page.page for page in some.select("train").pages] == ["0", "2"]
     assert some.select("") is some
-    assert "'val', known: test, train" in _message(some.select, "val")
+    assert "'val', known: test, train" in message_of(some.select, "val")
     none = _with_splits("", "")
     assert none.select("train") is none
 
@@ -324,7 +316,7 @@ def test_load_applies_the_split(tmp_path):
     _images(tmp_path, "a.png", "b.png")
     path = _csv(tmp_path, "path,split\na.png,train\nb.png,test\n")
     assert [page.path for page in _load(path, split="test").pages] == ["b.png"]
-    assert "known: test, train" in _message(_load, path, split="tset")
+    assert "known: test, train" in message_of(_load, path, split="tset")
 
 
 def test_the_built_in_corpus(tmp_path, monkeypatch):

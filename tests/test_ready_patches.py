@@ -6,10 +6,10 @@ import re
 import cv2
 import numpy as np
 import pytest
+from messages import message_of
 from store_helpers import fingerprint
 
 from input_pipeline import ready_patches, store_writer
-from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.plans import m_per_class_plan
 from input_pipeline.ready_patches import ensure_ready_store, ready_labels
@@ -48,14 +48,6 @@ def _write(folder, levels=(0, 255)):
 def _store(folder, root, *regexes, **changes):
     settings = {"workers": 1, "log": lambda line: None, **changes}
     return Store.open(ensure_ready_store(folder, *(regexes or REGEXES), root, **settings))
-
-
-def _message(function, *args, **changes):
-    with pytest.raises(UserError) as caught:
-        function(*args, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_names_tell_cluster_writer_and_page(tmp_path):
@@ -124,7 +116,7 @@ def test_without_clusters_and_writers(tmp_path):
     _write(tmp_path / "in")
     store = _store(tmp_path / "in", tmp_path / "out", "", "", r"MAX_(\d+)")
     assert [(p.writer, p.page) for p in store.manifest.pages] == [("", "44"), ("", "1005")]
-    assert "has no labels of its own" in _message(ready_labels, store)
+    assert "has no labels of its own" in message_of(ready_labels, store)
     assert list(verify_store(store.path)) == []
 
 
@@ -165,7 +157,7 @@ def test_another_patch_size(tmp_path):
         cv2.imwrite(str(tmp_path / f"1_{number}.png"), _patch(number)[:16, :16])
     store = _store(tmp_path, tmp_path / "out", "", "", r"(\d)_", patch_size=16)
     assert store.gather(np.arange(2))["ink"].shape == (2, 32)
-    message = _message(_store, tmp_path, tmp_path / "out", "", "", r"(\d)_")
+    message = message_of(_store, tmp_path, tmp_path / "out", "", "", r"(\d)_")
     assert "none of the 1 pages gave a patch" in message
     assert "16 x 16 pixels instead of 32 x 32" in message
     assert len(list((tmp_path / "out").glob("ready-*"))) == 1
@@ -189,7 +181,7 @@ def test_the_bytes_do_not_depend_on_workers_or_interruptions(tmp_path, monkeypat
 
     ready_patches_write = store_writer.write_shard
     monkeypatch.setattr(store_writer, "write_shard", write)
-    message = _message(_store, tmp_path / "in", tmp_path / "c")
+    message = message_of(_store, tmp_path / "in", tmp_path / "c")
     assert "cannot write" in message
     assert "No space left on device" in message
     (folder,) = (tmp_path / "c").glob("ready-*")
@@ -238,10 +230,10 @@ def test_contents_are_read_once(tmp_path, monkeypatch):
 )
 def test_mistakes(tmp_path, regexes, changes, message):
     _write(tmp_path / "in")
-    assert message in _message(_store, tmp_path / "in", tmp_path / "out", *regexes, **changes)
+    assert message in message_of(_store, tmp_path / "in", tmp_path / "out", *regexes, **changes)
     assert not (tmp_path / "out").exists()
 
 
 def test_folders_without_patches(tmp_path):
-    assert "no such folder" in _message(_store, tmp_path / "x", tmp_path / "out")
-    assert "holds no image" in _message(_store, tmp_path, tmp_path / "out")
+    assert "no such folder" in message_of(_store, tmp_path / "x", tmp_path / "out")
+    assert "holds no image" in message_of(_store, tmp_path, tmp_path / "out")

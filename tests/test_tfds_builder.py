@@ -5,7 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-from collection_fakes import fake, message_of, rows_of
+from collection_fakes import fake, rows_of
+from messages import message_of
 from PIL import Image
 
 from input_pipeline.datasets import tfds_builder

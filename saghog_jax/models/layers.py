@@ -199,7 +199,7 @@ def dropped(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (reference: section 3).
+    """Multi-head self-attention.
 
     The kernels of queries, keys and values are one parameter, as in the published code, and one
     product where all are wanted; tokens that are only attended to need no queries.

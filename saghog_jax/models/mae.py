@@ -1,4 +1,4 @@
-"""The masked autoencoder of pretraining (paper, section 3; reference: section 3).
+"""The masked autoencoder of pretraining (paper, section 3).
 
 Axis letters: b patches, l tokens, k kept tokens, r removed tokens, d encoder width, e decoder
 width, t target size; h w c image axes.

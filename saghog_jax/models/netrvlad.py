@@ -25,7 +25,7 @@ HIGHEST = jax.lax.Precision.HIGHEST  # Differences of large numbers: no TF32 or 
 
 
 class NetRVLAD(nn.Module):
-    """The parameters of NetRVLAD or NetVLAD and the assignment (reference: section 4).
+    """The parameters of NetRVLAD or NetVLAD and the assignment.
 
     Attributes:
       num_clusters: v.
@@ -277,7 +277,7 @@ def _square_norms(
 def generalized_max_pool(x: jax.Array, ridge: jax.Array) -> jax.Array:
     """Generalised max pooling: the vector that is equally similar to every descriptor.
 
-    X^T (X X^T + ridge I)^-1 1, not normalised (reference: section 4).
+    X^T (X X^T + ridge I)^-1 1, not normalised.
 
     Args:
       x: [b, l, d].

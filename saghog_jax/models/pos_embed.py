@@ -1,4 +1,4 @@
-"""Fixed two-dimensional sine-cosine position embedding (reference: section 2)."""
+"""Fixed two-dimensional sine-cosine position embedding."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The vision transformer that encodes patches (paper, section 3; reference: section 3).
+"""The vision transformer that encodes patches (paper, section 3).
 
 Axis letters: b patches, l tokens, k kept tokens, d width; h w c image axes.
 """
