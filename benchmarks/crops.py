@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import doxapy
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.measure import Report, alternate
@@ -33,7 +34,9 @@ SIZE, PATCH, MOST = 256, 32, 32
 ALGORITHMS = doxapy.Binarization.Algorithms
 
 
-def binarized(image: Image.Image, algorithm, parameters: dict) -> Image.Image:
+def binarized(
+    image: Image.Image, algorithm: doxapy.Binarization.Algorithms, parameters: dict
+) -> Image.Image:
     """A binary image of mode L by doxapy."""
     grey = np.array(image.convert("L"))
     binarization = doxapy.Binarization(algorithm)
@@ -43,7 +46,7 @@ def binarized(image: Image.Image, algorithm, parameters: dict) -> Image.Image:
     return Image.fromarray(binary)
 
 
-def loop_slot(page: Image.Image, sift, rng: np.random.Generator) -> list:
+def loop_slot(page: Image.Image, sift: cv2.SIFT, rng: np.random.Generator) -> list:
     """The patches and masks of a random crop, one patch after the other."""
     left, top = (int(rng.integers(side - SIZE + 1)) for side in page.size)
     crop = page.crop((left, top, left + SIZE, top + SIZE))
@@ -93,7 +96,7 @@ def main() -> None:
         measure(config, args.slots, args.rounds)
 
 
-def measure(config, slots: int, rounds: int) -> None:
+def measure(config: ConfigDict, slots: int, rounds: int) -> None:
     """Runs both sides alternately in the three cases."""
     manifest = load_manifest(config.data)
     recipe = Recipe.from_config(manifest, config.data, config.store, config.crops, config.seed)

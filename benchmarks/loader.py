@@ -87,7 +87,7 @@ def anonymous_memory() -> int:
     raise RuntimeError("no RssAnon in /proc/self/status")
 
 
-def measure(folder: str, results) -> None:
+def measure(folder: str, results: multiprocessing.Queue) -> None:
     """Measures one store, in a process of its own."""
     store = Store.open(folder)
     n = len(store)

@@ -75,6 +75,7 @@ class Peak(NamedTuple):
 
     @property
     def growth(self) -> float:
+        """What the call took beyond what was there."""
         return self.peak - self.before
 
 

@@ -58,6 +58,7 @@ class MetricsLog:
                 sink.close()
 
     def waited_for_data(self, seconds: float) -> None:
+        """Counts time in which a step had no batch yet."""
         self._waited += seconds
 
     def restart_clock(self, step: int) -> None:

@@ -65,6 +65,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether nothing is left to train: all steps are done, or it has stopped early."""
         return self.progress.finished or self.start_step >= self.config.total_steps
 
     def fit(self, task: Task) -> None:

@@ -68,6 +68,7 @@ class Corpus:
 
     @property
     def writers(self) -> int:
+        """Writers of both parts."""
         return self.train_writers + self.test_writers
 
     @property
