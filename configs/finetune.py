@@ -152,13 +152,18 @@ def _set_small(config: ConfigDict) -> None:
     config.bag = 8
     config.per_class = 16
     config.global_batch_size = 512
-    config.total_steps = 1500
-    config.log_every = 100
-    config.checkpoint_every = 500
+    config.total_steps = 9000
+    config.log_every = 200
+    config.checkpoint_every = 1000
     config.loss.kind = "contrastive"
+    config.netrvlad.num_clusters = 100
     config.netrvlad.init_samples = 20_000
+    config.augment = training.augment_config(
+        erode=0.3, dilate=0.3, affine=0.7,
+        degrees=5.0, translate=0.06, scale_low=0.85, scale_high=1.18,
+    )  # fmt: skip
     config.dropout = 0.0
-    config.optim.learning_rate = 1.5e-3
+    config.optim.learning_rate = 2e-3
     config.optim.final_learning_rate = 1e-5
     config.optim.warmup_steps = 100
     config.optim.layer_decay = 0.8

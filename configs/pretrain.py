@@ -90,12 +90,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif arg.variant == "small":
         config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
         config.global_batch_size = 256
-        config.total_steps = 1000
-        config.log_every = 100
-        config.checkpoint_every = 500
-        config.optim.learning_rate = 1.5e-3
+        config.total_steps = 8000
+        config.log_every = 200
+        config.checkpoint_every = 1000
+        config.optim.learning_rate = 4e-3
         config.optim.warmup_steps = 100
         config.optim.clip_norm = 1.0
+        # The first gradients are a hundred times those to come: a longer memory of their squares
+        # would hold up the run for hundreds of steps (docs/quality.md).
+        config.optim.b2 = 0.95
         # Finetuning and retrieval see ink alone.
         config.augment = training.augment_config(binarize=1.0)
     else:
