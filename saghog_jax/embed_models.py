@@ -119,7 +119,7 @@ def load_models(config: ConfigDict) -> list[Model]:
         begun_from = folder
     begun = _run_config(begun_from, config) if begun_from else run
     if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
-        given, _ = load_variables(begun_from, KINDS)
+        given, _ = load_variables(begun_from, KINDS, run.init_checkpoint)
         models.append(cls_model("pretrained", begun, given, source))
     if "random" in config.compare:
         models.append(cls_model("random", begun, _untrained(begun), source))

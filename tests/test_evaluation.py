@@ -276,6 +276,19 @@ def test_embedding_takes_the_checkpoint_that_is_asked_for(folder):
         embed_models.load_models(config)
 
 
+def test_what_finetuning_started_from_is_compared(folder, finetuned, monkeypatch):
+    loaded, load = [], embed_models.load_variables
+
+    def recording(run_folder, kinds, which):
+        loaded.append((run_folder.name, which))
+        return load(run_folder, kinds, which)
+
+    monkeypatch.setattr(embed_models, "load_variables", recording)
+    changes = {"checkpoint": str(finetuned), "compare": ("pretrained",)}
+    embed_models.load_models(toy(embed_config.get_config(), folder, **changes))
+    assert loaded == [("finetune", "last"), ("pretrain", "best")]
+
+
 def test_monitors_that_cannot_be_are_refused(folder):
     for changes, message in [
         ({"validation.monitor": "loss"}, "is for pretraining"),
