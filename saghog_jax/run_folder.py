@@ -27,11 +27,15 @@ from saghog_jax.files import replacing
 
 # Fields that change neither data nor, but for rounding, mathematics: a run may go on with others.
 _FREE_FIELDS = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader", "dry_run"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader"),
     *("mesh", "distributed", "accumulate", "remat"),
     *("tensorboard", "wandb", "profile"),
 )
-_FREE_SUBFIELDS = {"store": ("root", "workers"), "data": ("cache",)}
+_FREE_SUBFIELDS = {
+    "store": ("root", "workers"),
+    "regions": ("root", "workers"),
+    "data": ("cache",),
+}
 
 
 def check_config(config: ConfigDict, folder: Path) -> None:
