@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from planted import page, pages_of, planted
+from report_helpers import data_of
 
 from configs import retrieve as retrieve_config
 from input_pipeline.errors import UserError
@@ -299,6 +300,20 @@ def test_memory_and_interval_switches(tmp_path, folder):
     assert {"top2", "hard@3"} <= set(result)
     assert "top1" not in result
     assert len(lines(tmp_path / "out" / "ranking.csv")) == 26 * 4
+
+
+def test_pictures_of_the_report_are_as_large_as_it_says(tmp_path):
+    planted(tmp_path / "e", pages_of(2, 2), images=True)
+    sizes = {}
+    for fields in ({}, {"thumbnail": 20}, {"max_pixels": 60 * 40 - 1}):
+        config = config_of(tmp_path / "e").unlock()
+        config.report.update(fields)
+        retrieve.run(config, tmp_path / "out")
+        about = next(iter(data_of(tmp_path / "out" / "report.html")["pages"].values()))
+        sizes[str(fields)] = len(about.get("image", ""))
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert len(set(sizes.values())) == 3
+    assert about["missing"]
 
 
 def test_default_paths_are_those_of_the_chain():
