@@ -11,8 +11,8 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
         --config.data.split= --workdir=runs/mine/embed
 
 Variants: `compare` (default; at most 300 patches a page, so that it is quick), `plain` (the given
-checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: also the patches
-whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
+checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: sums as they
+are, and also the patches whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Ridge of generalised max pooling.
     config.gmp_lambda = 1.0
     # Page descriptors are signed powers of that, made unit vectors; 1: as they are.
-    config.power = 0.4
+    config.power = 1.0 if arg.variant == "small" else 0.4
     config.patch_whitening = ConfigDict(
         {
             # Patch descriptors are PCA-whitened before they are pooled: `none`, `fit` (on patches
