@@ -280,6 +280,29 @@ def test_bad_choices(tmp_path, folder, fields, message):
         run(tmp_path, folder, **fields)
 
 
+def test_ranking_as_annotations(tmp_path):
+    canvas = {f"{writer}{i}.png": f"https://example.org/{i}" for i, writer in enumerate("abab")}
+    e = planted(tmp_path / "e", [page(n, n[0], extra={"canvas": c}) for n, c in canvas.items()])
+    run(tmp_path, e.folder)
+    assert not (tmp_path / "out" / "annotations.json").exists()
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text('query,page,rank,distance,decision\n"b1.png","b3.png",1,0.1,accept\n')
+    run(tmp_path, e.folder, annotations=True, decisions=str(decisions))
+    items = json.loads((tmp_path / "out" / "annotations.json").read_text())["items"]
+    ranking = lines(tmp_path / "out" / "ranking.csv")
+    assert len(items) == len(ranking) == 4 * 3
+    for item, row in zip(items, ranking, strict=True):
+        found, said, *decided = item["body"]
+        assert item["target"] == canvas[row["query"]]
+        assert found["source"] == canvas[row["page"]]
+        distance = f"distance {float(row['distance']):.4f}"
+        assert said["value"] == f"rank {row['rank']}, {distance}, writer {row['writer']}"
+        pair = row["query"], row["page"]
+        assert [d["value"] for d in decided] == (["accept"] if pair == ("b1.png", "b3.png") else [])
+    with pytest.raises(UserError, match="cannot read"):
+        run(tmp_path, e.folder, annotations=True, decisions=str(tmp_path / "none.csv"))
+
+
 def test_missing_embeddings(tmp_path):
     with pytest.raises(UserError, match=r"make it with: .*configs/embed\.py"):
         run(tmp_path, tmp_path / "none")
