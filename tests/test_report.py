@@ -2,9 +2,12 @@
 
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from saghog_jax.retrieval.evidence_pictures import (
     PageEvidence,
     _coloured,
     _density,
+    _levels,
     pictures,
 )
 from saghog_jax.retrieval.projection import project
@@ -80,6 +84,12 @@ def test_without_writers_the_sheets_are_the_result(tmp_path):
     assert "No page has a known writer, so there are no figures: the sheets are the result" in text
     alone = report(tmp_path, [page("a.png", "w", "1"), page("b.png", "", "1")]).read_text()
     assert "No page has a partner, so there are no figures" in alone
+
+
+def test_queries_with_partners_come_first(tmp_path):
+    pages = [page("a.png"), page("b.png", "only"), *pages_of(2, 2), page("z.png")]
+    data = data_of(report(tmp_path, pages, images=False))
+    assert [sheet["row"] for sheet in data["sheets"]] == [2, 3, 4, 5, 0, 1, 6]
 
 
 def test_pictures_and_links_to_originals(small, tmp_path):
@@ -226,6 +236,32 @@ def test_evidence_becomes_pictures(proven):
     assert colours[0].tolist() == [[20, 110, 220], [0, 0, 0], [230, 97, 1]]
     halved, _ = _density(evidence_of_page(), (20, 30), 8, 2.0)
     assert np.unravel_index(halved.argmax(), halved.shape) == (120, 200)
+
+
+PARCHMENT, WHITE, FADED = (205, 180, 140), (255, 255, 255), (150, 140, 120)
+
+
+@pytest.mark.parametrize(
+    ("paper", "ink"), [(PARCHMENT, (95, 65, 40)), (WHITE, (0, 0, 0)), (FADED, (120, 100, 80))]
+)
+def test_paper_becomes_white_and_ink_black_under_the_colours(paper, ink):
+    rng = np.random.default_rng(0)
+    image = np.full((60, 90, 3), paper, np.uint8)
+    image[::5] = ink
+    # What is no page, and is not looked at, far from all patches.
+    image[:, 60:] = 0
+    image = np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+    place = np.array([[10, 10], [30, 20], [40, 45]])
+    brightness, contrast = _levels(image, place, 16)
+
+    def shown(colour):
+        grey = np.dot(colour, [0.2126, 0.7152, 0.0722]) / 255
+        return np.clip((min(1, brightness * grey) - 0.5) * contrast + 0.5, 0, 1)
+
+    assert shown(paper) > 0.98
+    assert shown(ink) < 0.1
+    # Nothing to tell apart: the picture stays as it is.
+    assert _levels(np.full((60, 90, 3), 200, np.uint8), place, 16) == (1, 1)
 
 
 def evidence_of_page():
@@ -454,6 +490,8 @@ log.said = byId("comparesaid").textContent;
 log.pairs = [...document.querySelectorAll("#pairs .caption")].map((n) => n.textContent);
 log.patches = document.querySelectorAll("#pairs li:first-child img").length;
 log.heat = panes.map((pane) => pane.querySelector(".heat").src.slice(0, 10));
+const filter = () => getComputedStyle(crop(0).querySelector(".original")).filter;
+log.bleached = filter();
 byId("zoom").value = "1";
 byId("zoom").dispatchEvent(new Event("input"));
 const box = (node) => [node.style.left, node.style.top, node.style.width];
@@ -469,6 +507,7 @@ const seen = (query) => getComputedStyle(crop(0).querySelector(query)).display !
 byId("heat").click();
 byId("places").click();
 log.seen = [seen(".heat"), seen(".place")];
+log.plainly = filter();
 byId("close").click();
 document.querySelectorAll("#p2 .both")[1].click();
 log.none = byId("pairs").textContent;
@@ -494,6 +533,9 @@ log.went = sheets().includes("p7");
     assert log["on"] == [False, True]
     assert log["zoom"] == 2
     assert log["seen"] == [False, False]
+    # Pages of one grey: there is no ink to tell from paper.
+    assert log["bleached"] == "grayscale(1) brightness(1) contrast(1)"
+    assert log["plainly"] == "none"
     assert log["none"].startswith("no patches of the two")
     assert log["plain"] == [True, False, 1]
     assert log["went"] is True
@@ -509,6 +551,12 @@ log.width = innerWidth;
 log.page = wide();
 document.querySelectorAll("details").forEach((node) => { node.open = true; });
 log.opened = wide();
+Object.assign(data.pages.p0, {id: "long_name/".repeat(12) + "#1,2,3,4", box: [1, 2, 3, 4]});
+data.pages.p1.id = "another_long_name/".repeat(12);
+refresh();
+log.long = wide();
+const shownAt = (at) => document.querySelector("#p0 figcaption " + at).textContent;
+log.named = ["bdi", ".part"].map(shownAt);
 const target = document.querySelector("#p0 .accept").getBoundingClientRect();
 log.target = [target.width, target.height];
 log.hits = getComputedStyle(document.querySelector(".hits")).gridTemplateColumns.split(" ").length;
@@ -533,6 +581,8 @@ log.second = document.activeElement.closest(".sheet")?.id;
     # Nothing is wider than the screen (a scroll bar of the desktop takes some of it).
     assert 360 <= log["page"] <= 390
     assert log["opened"] == log["page"]
+    assert log["long"] == log["page"]
+    assert log["named"] == ["long_name/" * 12, "part 1, 2, 3, 4"]
     assert log["hits"] == 2
     assert min(log["target"]) >= 24
     assert max(log["dialog"]) <= log["page"]
@@ -604,3 +654,22 @@ log.orders = [...byId("order").options].map((o) => o.value);
     assert all(re.fullmatch(r"one writer in [\d.]+ % of such pairs", s) for s in log["shares"])
     assert log["said"] == ""
     assert log["orders"] == ["given", "near"]
+
+
+@pytest.mark.slow
+def test_skipped_browser_tests_are_counted(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [*command, "-k", "evil_names", f"--basetemp={tmp_path / 'inner'}", here / "test_report.py"],
+        # Without `cat` joblib cannot count cores, and warns.
+        env={**os.environ, "PATH": str(tmp_path), "LOKY_MAX_CPU_COUNT": "1"},
+        cwd=here.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    skipped = re.search(r"(\d+) skipped", done.stdout)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert skipped.group(1) == "1"
+    assert f"{skipped.group(1)} browser tests skipped: no Chromium found" in done.stdout

@@ -19,6 +19,10 @@ _AROUND = 3
 _PICTURE = 96
 # What speaks for and against a match, RGB: told apart by all common kinds of colour vision.
 _FOR, _AGAINST = (230, 97, 1), (20, 110, 220)
+# Grey as CSS makes it of RGB, what ink becomes of it where colours lie over it (paper becomes 1),
+# and patches that are looked at for what ink and paper are.
+_GREY = np.array([0.2126, 0.7152, 0.0722]) / 255
+_INK, _LOOKED_AT = 0.05, 400
 
 
 class PageEvidence(NamedTuple):
@@ -55,9 +59,10 @@ def pictures(
     """For each match the data that the report's script shows.
 
     Returns:
-      `similarity`, `means` of both pages, `heat` (data URIs for both), `side` of a patch in pixels
-      of the page, and `pairs`: [cosine, [x, y, data URI] in the query, the same in the match]. A
-      match whose images cannot be read any more is left out.
+      `similarity`, `means` of both pages, `heat` (data URIs for both), `levels` (for both what
+      makes paper white and ink black: CSS `brightness` and `contrast` of the grey page), `side` of
+      a patch in pixels of the page, and `pairs`: [cosine, [x, y, data URI] in the query, the same
+      in the match]. A match whose images cannot be read any more is left out.
     """
 
     # The query of several matches stays, one match after the other.
@@ -92,6 +97,10 @@ def pictures(
             "similarity": round(evidence.similarity, 4),
             "means": [round(e.mean, 4) for e in sides],
             "heat": [data_uri(_coloured(grid, strongest), _CELLS) for grid, _ in maps],
+            "levels": [
+                _levels(page, e.place / evidence.scale, evidence.side / evidence.scale)
+                for e, page in zip(sides, both, strict=True)
+            ],
             "side": evidence.side / evidence.scale,
             "pairs": pairs,
         }
@@ -116,6 +125,31 @@ def _coloured(density: np.ndarray, strongest: float) -> np.ndarray:
     share = np.clip(density / max(strongest, 1e-30), -1, 1)[:, :, None]
     colour = np.where(share > 0, np.array(_FOR), np.array(_AGAINST))
     return (np.abs(share) ** 0.6 * colour).astype(np.uint8)
+
+
+def _levels(page: np.ndarray, place: np.ndarray, side: float) -> tuple[float, float]:
+    """Brightness and contrast after which paper is white and ink black, as CSS applies them.
+
+    Without them the colours would show on parchment, stains and shadows as on ink. What is ink and
+    what is paper is looked up around the patches: other parts of a scan may be no page at all.
+    """
+    half = max(1, round(side / 2))
+    chosen = np.unique(np.linspace(0, len(place) - 1, _LOOKED_AT).astype(int))
+    parts = [
+        page[max(0, y - half) : y + half, max(0, x - half) : x + half].reshape(-1, 3)
+        for x, y in place[chosen].astype(int)
+    ]
+    grey = np.concatenate(parts) @ _GREY
+    split = cv2.threshold((grey * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0]
+    dark, light = grey[grey * 255 < split + 1], grey[grey * 255 >= split + 1]
+    if not len(dark) or not len(light):
+        return 1.0, 1.0
+    ink, paper = float(np.median(dark)), float(np.quantile(light, 0.25))
+    # contrast * (brightness * grey - 1/2) + 1/2 leads from ink to _INK (or below) and from paper to
+    # 1. Brightness alone must not reach 1, where it would be cut off.
+    slope = max((1 - _INK) / max(paper - ink, 0.05), 1 / paper)
+    contrast = 2 * slope * paper - 1
+    return round(slope / contrast, 3), round(contrast, 3)
 
 
 def _crop(image: np.ndarray, x: int, y: int, side: float) -> str:

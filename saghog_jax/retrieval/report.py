@@ -77,9 +77,10 @@ def write_sheets(
 def chosen(
     hardness: Mapping[int, float], rows: int, at_most: int, also: Collection[int] = ()
 ) -> list[int]:
-    """All queries in their order; of more than fit those of `also`, then the least `hardness`."""
+    """All queries in their order, those without figures last; of more than fit those of `also`,
+    then those of the least `hardness`."""
     if rows <= at_most:
-        return list(range(rows))
+        return sorted(range(rows), key=lambda row: row not in hardness)
     order = sorted(range(rows), key=lambda row: (hardness.get(row, np.inf), row))
     return sorted(order, key=lambda row: row not in also)[:at_most]
 

@@ -39,6 +39,9 @@ function fillPane(pane, i) {
   image.src = page.small ? page.image : page.href;
   crop.append(image);
   if (proof) {
+    const [brightness, contrast] = proof.levels[i];
+    image.style.setProperty(
+      "--levels", `grayscale(1) brightness(${brightness}) contrast(${contrast})`);
     const heat = element("img", "heat");
     heat.alt = "";
     heat.src = proof.heat[i];

@@ -99,11 +99,13 @@ function named(caption, page) {
   if (page.writer) caption.append(element("span", "writer label", "writer " + page.writer));
   const name = element("span", "name");
   // The end of a path tells pages apart: it is cut at the left, and isolated from that direction.
-  const text = element("bdi", "", page.id);
+  const box = page.box ? "#" + page.box : "";
+  const text = element("bdi", "", page.id.slice(0, page.id.length - box.length));
   text.dir = "ltr";
   name.append(text);
   name.title = page.id;
   caption.append(name);
+  if (box) caption.append(element("span", "part", "part " + page.box.join(", ")));
 }
 
 function querySheet(sheet) {
