@@ -64,9 +64,15 @@ def sort_from(request, monkeypatch):
     monkeypatch.setattr(metrics, "_SORT_FROM", request.param)
 
 
+@pytest.fixture(params=[1, 10_000], ids=["near", "all"])
+def sparse(request, monkeypatch):
+    """Scores as near as the last partner are taken out of their rows, or rows are as they are."""
+    monkeypatch.setattr(metrics, "_SPARSE", request.param)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_figure_equals_plain_loops(seed, grouped, sort_from):
+def test_every_figure_equals_plain_loops(seed, grouped, sort_from, sparse):
     x, labels, groups = gallery(seed)
     score, _ = exact_scores(x)
     ks = (1, 2, 5, 10)
@@ -87,7 +93,7 @@ def test_every_figure_equals_plain_loops(seed, grouped, sort_from):
 
 
 @pytest.mark.parametrize("tag", ["even", "single", "single_cos", "pairs", "many"])
-def test_published_figures(tag, sort_from):
+def test_published_figures(tag, sort_from, sparse):
     distances = GOLDEN[f"f64_ret_{tag}_distances"]
     labels = GOLDEN[f"ret_{tag}_labels"].astype(np.int64)
     e = metrics.evaluate(lambda rows: -distances[rows], labels, ks=range(1, 10))
@@ -251,13 +257,17 @@ def test_labels_by_several_columns():
 
 def test_per_label_means():
     x, labels, _ = gallery(6)
-    e = metrics.evaluate(ranking.score_rows(x), labels)
+    e = metrics.evaluate(ranking.score_rows(x), labels, ks=(2, 5))
     found = metrics.per_label(e, labels)
+    assert set(found) == set(labels[e.rows].tolist())
     for code, figures in found.items():
         mine = labels[e.rows] == code
-        assert figures["map"] == pytest.approx(e.ap[mine].mean())
-        assert figures["top1"] == pytest.approx((e.first[mine] == 1).mean())
-        assert figures["queries"] == mine.sum()
+        alone = {name: getattr(e, name)[mine] for name in ("rows", "ap", "ndcg", "first", "hits")}
+        alone = metrics.Evaluation(**{**vars(e), **alone})
+        expected = metrics.summarize(alone)
+        assert figures.pop("top1") == pytest.approx((e.first[mine] == 1).mean())
+        assert figures == pytest.approx({name: expected[name] for name in figures})
+        assert figures.keys() == expected.keys() - {"queries_without_partner", "distractors"}
 
 
 def test_confidence_draws_writers():

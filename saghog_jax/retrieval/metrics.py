@@ -15,11 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, in_threads, without_own
+from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, in_tiles, without_own
 
 CONVENTIONS = ("partners", "published", "hisir19")
 # Rows that are counted together: their scores should stay in a core's cache.
 _TILE_VALUES = 1 << 17
+# Where at most one of so many pages is as near as the last partner, others are not counted; one of
+# so many queries is asked whether that is so.
+_SPARSE = 8
 # From so many pages with one label on, sorting a row once is cheaper than counting for each page.
 _SORT_FROM = 24
 
@@ -193,13 +196,17 @@ def difference(
 
 
 def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str, float | int]]:
-    """mAP, Top-1 and number of queries of each label that has a query."""
-    codes, inverse = np.unique(labels[evaluation.rows], return_inverse=True)
+    """Figures of each label that has a query, over its queries: those of `summarize`, and Top-1."""
+    e = evaluation
+    columns = {"map": e.ap, "ndcg": e.ndcg, "top1": e.first == 1}
+    for hits, k in zip(e.hits.T, e.ks, strict=True):
+        columns |= {f"top{k}": hits > 0, f"soft@{k}": hits > 0}
+        columns |= {f"hard@{k}": hits == k, f"precision@{k}": hits / k}
+    codes, inverse = np.unique(labels[e.rows], return_inverse=True)
     count = np.bincount(inverse, minlength=len(codes))
-    ap = np.bincount(inverse, evaluation.ap, len(codes)) / count
-    top = np.bincount(inverse, evaluation.first == 1, len(codes)) / count
+    means = {name: np.bincount(inverse, x, len(codes)) / count for name, x in columns.items()}
     return {
-        int(code): {"map": float(ap[i]), "top1": float(top[i]), "queries": int(count[i])}
+        int(code): {name: float(x[i]) for name, x in means.items()} | {"queries": int(count[i])}
         for i, code in enumerate(codes)
     }
 
@@ -273,44 +280,59 @@ def _ranks(block: np.ndarray, mates: np.ndarray, real: np.ndarray) -> np.ndarray
     """Rank of each mate among the scores of its row: one more than the pages before it."""
     ranks = np.empty(mates.shape, np.int64)
 
-    def rank(part: slice) -> None:
-        ranks[part] = _ranks_of(block[part], mates[part], real[part])
+    def rank(tile: slice) -> None:
+        ranks[tile] = _ranks_of(block[tile], mates[tile], real[tile])
 
-    in_threads(rank, len(block))
+    in_tiles(rank, len(block), _TILE_VALUES // max(1, block.shape[1]))
     return ranks
 
 
 def _ranks_of(block: np.ndarray, mates: np.ndarray, real: np.ndarray) -> np.ndarray:
     p = block.shape[1]
     threshold = np.take_along_axis(block, mates, 1)
+    kept, columns = _at_least(block, np.where(real, threshold, np.inf).min(1, initial=np.inf))
     by = _by_sorting if mates.shape[1] >= _SORT_FROM else _by_counting
-    nearer, as_near = by(block, threshold)
+    nearer, as_near = by(kept, threshold)
     # A page ties with itself; only where another one does too must the row indices be looked at.
     tied = np.argwhere(real & (as_near > nearer + 1))
     step = max(1, CHUNK_VALUES // max(1, p))
     for start in range(0, len(tied), step):
         i, j = tied[start : start + step].T
-        equal = block[i] == threshold[i, j, None]
-        before = np.arange(p) < mates[i, j, None]
-        nearer[i, j] += (equal & before).sum(1)
+        equal = kept[i] == threshold[i, j, None]
+        nearer[i, j] += (equal & (columns[i] < mates[i, j, None])).sum(1)
     return nearer + 1
+
+
+def _at_least(block: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of each row that are not below its least [q], and their columns: both [q, w].
+
+    What is farther than a query's farthest partner comes before none, and where that is nearly the
+    whole gallery, one look at it is enough. Rows are filled up with -inf. Where it is not (by some
+    of the rows), the block is returned as it is.
+    """
+    q, p = block.shape
+    some = slice(None, None, _SPARSE)
+    if np.count_nonzero(block[some] >= least[some, None]) * _SPARSE > block[some].size:
+        return block, np.broadcast_to(np.arange(p), block.shape)
+    row, column = np.divmod(np.flatnonzero(block >= least[:, None]), p)
+    count = np.bincount(row, minlength=q)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    kept = np.full((q, count.max(initial=0)), -np.inf, block.dtype)
+    columns = np.zeros(kept.shape, np.int64)
+    kept[row, place], columns[row, place] = block[row, column], column
+    return kept, columns
 
 
 def _by_counting(block: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores of each row above its thresholds [q, m], and not below them."""
-    q, p = block.shape
+    q, w = block.shape
     nearer, as_near = np.empty(threshold.shape, np.int64), np.empty(threshold.shape, np.int64)
-    step = max(1, _TILE_VALUES // max(1, p))
-    flags = np.zeros((min(step, q), -(-p // 8) * 8), bool)
-    for start in range(0, q, step):
-        part = block[start : start + step]
-        tile, seen = slice(start, start + len(part)), flags[: len(part), :p]
-        for j in range(threshold.shape[1]):
-            limit = threshold[tile, j, None]
-            np.greater(part, limit, out=seen)
-            nearer[tile, j] = _count_true(flags[: len(part)])
-            np.greater_equal(part, limit, out=seen)
-            as_near[tile, j] = _count_true(flags[: len(part)])
+    flags = np.zeros((q, -(-w // 8) * 8), bool)
+    for j in range(threshold.shape[1]):
+        np.greater(block, threshold[:, j, None], out=flags[:, :w])
+        nearer[:, j] = _count_true(flags)
+        np.greater_equal(block, threshold[:, j, None], out=flags[:, :w])
+        as_near[:, j] = _count_true(flags)
     return nearer, as_near
 
 

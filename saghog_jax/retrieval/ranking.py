@@ -72,11 +72,17 @@ def _products(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return x[rows] @ x.T
 
 
-def gram(x: np.ndarray) -> np.ndarray:
-    """x x^T of x [p, d], symmetric to the bit: the upper half is multiplied, the lower copied."""
+def gram(x: np.ndarray, each: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
+    """x x^T of x [p, d], symmetric to the bit: the upper half is multiplied, the lower copied.
+
+    Args:
+      each: what is done, in place, to the values of the upper half before they are copied (and to
+        some beside it, which are overwritten).
+    """
     p = len(x)
     out = np.empty((p, p), x.dtype)
-    step = max(1, -(-p // _PANELS))
+    # Whole tiles, so that all of a row behind the start of its tile is multiplied.
+    step = max(1, -(-p // (_PANELS * _TILE))) * _TILE
     for start in range(0, p, step):
         np.matmul(x[start : start + step], x[start:].T, out=out[start : start + step, start:])
     tiles = [slice(start, min(p, start + _TILE)) for start in range(0, p, _TILE)]
@@ -85,9 +91,12 @@ def gram(x: np.ndarray) -> np.ndarray:
 
     def mirror(part: slice) -> None:
         for i in order[part]:
-            for columns in tiles[:i]:
-                out[tiles[i], columns] = out[columns, tiles[i]].T
-            square = out[tiles[i], tiles[i]]
+            rows = tiles[i]
+            if each is not None:
+                each(out[rows, rows.start :])
+            for columns in tiles[i + 1 :]:
+                out[columns, rows] = out[rows, columns].T
+            square = out[rows, rows]
             lower = np.tril_indices(len(square), -1)
             square[lower] = square.T[lower]
 
@@ -106,6 +115,17 @@ def in_threads(work: Callable[[slice], None], rows: int) -> None:
     with ThreadPoolExecutor(cores) as pool:
         # A list, so that what a thread raised is raised here.
         list(pool.map(work, parts))
+
+
+def in_tiles(work: Callable[[slice], None], rows: int, step: int) -> None:
+    """Does work(tile) for tiles of `step` rows (at least one), on all cores."""
+    step = max(1, step)
+
+    def part(rows: slice) -> None:
+        for start in range(rows.start, rows.stop, step):
+            work(slice(start, min(rows.stop, start + step)))
+
+    in_threads(part, rows)
 
 
 def nearest(
@@ -137,7 +157,7 @@ def nearest(
 
 
 def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's k largest values, largest first, equals by column.
+    """Each row's k largest values, largest first, equals by column. Overwrites `block`.
 
     Returns:
       columns int64 [q, k] and values [q, k]; a value of -inf belongs to no column in particular.
@@ -148,12 +168,12 @@ def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             keys.partition(k, axis=1)
         columns = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
         return columns, np.take_along_axis(block, columns, 1)
-    left, every = block.copy(), np.arange(len(block))
+    every = np.arange(len(block))
     columns, values = np.empty((len(block), k), np.int64), np.empty((len(block), k), block.dtype)
     for j in range(k):
-        columns[:, j] = left.argmax(axis=1)
-        values[:, j] = left[every, columns[:, j]]
-        left[every, columns[:, j]] = -np.inf
+        columns[:, j] = block.argmax(axis=1)
+        values[:, j] = block[every, columns[:, j]]
+        block[every, columns[:, j]] = -np.inf
     return columns, values
 
 

@@ -5,7 +5,7 @@ letters: p pages, d width of a descriptor, k neighbours.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import sparse
@@ -16,7 +16,7 @@ from saghog_jax.retrieval.ranking import (
     ScoreRows,
     chunks,
     gram,
-    in_threads,
+    in_tiles,
     nearest,
     score_rows,
     top_columns,
@@ -112,30 +112,28 @@ def sgr(
     result hangs on the order of the pages, and leaks labels where they are sorted by writer; there
     the first of k + 1 neighbours is taken for the page itself. Only for comparison.
 
-    Takes three float32 arrays [p, p].
+    Takes two float32 arrays [p, p].
     """
-    # Symmetric to the bit, and so is the first A.
-    similarity = gram(x)
-    a = np.empty_like(similarity)
 
-    def kernel(tile: slice) -> None:
-        part = np.subtract(1, similarity[tile], out=a[tile])
+    def kernel(part: np.ndarray) -> None:
+        np.subtract(1, part, out=part)
         np.square(part, out=part)
         part *= np.float32(-1 / gamma)
         np.exp(part, out=part)
 
-    _in_tiles(kernel, a)
+    # The similarities that are needed later are few: they are multiplied again, not kept.
+    a = gram(x, kernel)
     for layer in range(layers):
         a = _symmetric(a) if layer else a
         if sequential:
-            found = top_columns(a, k + 1)[0][:, 1:]
-            _update_in_place(a, found, np.take_along_axis(similarity, found, 1))
+            found = top_columns(a.copy(), k + 1)[0][:, 1:]
+            _update_in_place(a, found, _similarity(x, np.arange(len(x)), found))
         else:
-            a = _spread(a, similarity, k, groups)
+            a = _spread(a, x, k, groups)
     return a
 
 
-def _spread(a: np.ndarray, similarity: np.ndarray, k: int, groups: np.ndarray | None) -> np.ndarray:
+def _spread(a: np.ndarray, x: np.ndarray, k: int, groups: np.ndarray | None) -> np.ndarray:
     """Every row plus those of its k nearest by their similarity, all at once; unit rows [p, p]."""
     out = np.empty_like(a)
     k = min(k, len(a) - 1)
@@ -145,7 +143,7 @@ def _spread(a: np.ndarray, similarity: np.ndarray, k: int, groups: np.ndarray | 
         block = out[tile]
         block[:] = a[tile]
         found, value = top_columns(_blocked(block, rows, groups, own=-np.inf), k)
-        weight = np.take_along_axis(similarity[tile], found, 1)
+        weight = _similarity(x, rows, found)
         weight[np.isneginf(value)] = 0
         block[:] = a[tile]
         near = np.empty_like(block)
@@ -155,19 +153,14 @@ def _spread(a: np.ndarray, similarity: np.ndarray, k: int, groups: np.ndarray | 
             block += near
         _l2_in_place(block)
 
-    _in_tiles(spread, a)
+    in_tiles(spread, len(a), _TILE_VALUES // len(a))
     return out
 
 
-def _in_tiles(work: Callable[[slice], None], a: np.ndarray) -> None:
-    """work(rows of a tile), on all cores; a tile of [p, p] floats stays in a core's cache."""
-    step = max(1, _TILE_VALUES // max(1, a.shape[1]))
-
-    def part(rows: slice) -> None:
-        for start in range(rows.start, rows.stop, step):
-            work(slice(start, min(rows.stop, start + step)))
-
-    in_threads(part, len(a))
+def _similarity(x: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Inner products of each row [q] with its k pages found [q, k], float32 [q, k]."""
+    each = [np.einsum("qd,qd->q", x[rows], x[column]) for column in found.T]
+    return np.stack(each, 1) if each else np.zeros(found.shape, np.float32)
 
 
 def gnn(
@@ -272,7 +265,7 @@ def _symmetric(a: np.ndarray) -> np.ndarray:
         np.add(a[tile], a.T[tile], out=out[tile])
         out[tile] *= 0.5
 
-    _in_tiles(half, a)
+    in_tiles(half, len(a), _TILE_VALUES // len(a))
     return out
 
 
