@@ -7,8 +7,8 @@ import pytest
 from benchmarks import catalogue, tables
 from benchmarks.measure import Report, Times, alternate, rates
 
-# `quality` reads sets of real pages, which only their owner has, and has its own page of figures.
-APART = ("run", "quality")
+# Two read sets of real pages, which only their owner has; their figures are in docs/.
+APART = ("run", "quality", "few_patches")
 SCRIPTS = {
     path.stem
     for path in tables.FOLDER.glob("*.py")
