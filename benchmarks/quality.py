@@ -270,7 +270,8 @@ def _cell(found: dict) -> str:
 
     cell = f"{short(found['map'])} / {short(found['top1'])}"
     if "minus_sift_vlad" in found:
-        cell += " ({} to {})".format(*(f"{g:+.3f}" for g in found["minus_sift_vlad"]))
+        low, high = (f"{end:+.3f}" for end in found["minus_sift_vlad"][1:])
+        cell += f" ({low} to {high})"
     return cell
 
 

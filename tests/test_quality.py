@@ -132,3 +132,8 @@ def test_rows_name_what_they_are():
     names = [row.name for row in quality.ROWS]
     assert len(set(names)) == len(names)
     assert set(quality.DEFAULT) <= set(names)
+
+
+def test_a_cell_shows_the_interval_of_the_difference():
+    found = {"map": 0.5, "top1": 0.25, "minus_sift_vlad": (0.1, -0.02, 0.2)}
+    assert quality._cell(found) == ".500 / .250 (-0.020 to +0.200)"
