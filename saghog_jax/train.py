@@ -278,7 +278,8 @@ class _Loop:
         while len(self._running) > ahead:
             step, metrics = self._running.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            self._stop = self._stop or int(values.pop("stop"))
+            stop = int(values.pop("stop"))
+            self._stop = self._stop or stop
             values = {"loss": values.pop("loss"), **values}
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(values[name]):
