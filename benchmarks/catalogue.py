@@ -13,7 +13,7 @@ BENCHMARKS = {
     "pretraining": "benchmarks.pretraining",
     "finetuning-time": "benchmarks.finetuning time --rounds 3",
     "finetuning-memory": "benchmarks.finetuning memory",
-    "embedding": "benchmarks.embedding",
+    "embedding": "benchmarks.embedding --rounds 3",
     "hog": "benchmarks.hog --rounds 3",
     "startup": "benchmarks.startup --rounds 2",
     "scaling": "benchmarks.scaling --write",

@@ -59,6 +59,8 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, undisturbed, number):
     # Asked for at step 7; a few updates later at most, not at the next multiple of five.
     assert newest_step(tmp_path) in (7, 8, 9)
     assert_same_bits(fit(tmp_path), undisturbed)
+    # The signal travels with the metrics of a step, but is none.
+    assert '"stop"' not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, undisturbed, capsys):
