@@ -10,50 +10,23 @@ those nearest to one of them (`together`, as on a fragment). Prints mAP / Top-1 
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import quality_data
 from configs import embed
 from input_pipeline.manifest import read_csv
-from input_pipeline.patches import Cut, Rule
+from input_pipeline.patches import Rule
 from input_pipeline.stream import stream_cuts
-from saghog_jax import augment
-from saghog_jax.embed_models import Model, load_models
+from saghog_jax.describer import Describer
+from saghog_jax.embed_models import load_models
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 from saghog_jax.retrieval.attribution import Clusters, PagePatches, page_total
 
 COUNTS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 WAYS = ("spread", "together")
-# Patches a device call.
-_BATCH = 1024
-
-
-def described(cuts: Iterator[Cut], model: Model, side: int) -> Iterator[PagePatches]:
-    """What the model makes of the patches of each page."""
-
-    @jax.jit
-    def describe(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        images, binary = augment.decode(batch)
-        if model.input == "binary":
-            images = jnp.broadcast_to(binary, images.shape)
-        return model.describe(variables, augment.normalize(images), binary)
-
-    for cut in cuts:
-        found = []
-        for first in range(0, len(cut.patches), _BATCH):
-            batch = {"patches": cut.patches[first:][:_BATCH], "ink": cut.ink[first:][:_BATCH]}
-            n = len(batch["ink"])
-            batch = {key: np.resize(a, (_BATCH, *a.shape[1:])) for key, a in batch.items()}
-            made = describe(model.variables, batch)
-            found.append([np.asarray(array, np.float32)[:n] for array in made])
-        x, assignment = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        yield PagePatches(x, assignment, np.stack([cut.x, cut.y], 1), side)
 
 
 def some(page: PagePatches, count: int, way: str, rng: np.random.Generator) -> PagePatches:
@@ -84,7 +57,8 @@ def main() -> None:
         cuts = stream_cuts(
             manifest.root, manifest.pages, rule, config.data.max_pixels, config.store.workers, None
         )
-        pages = list(described(cuts, model, rule.patch_size))
+        describer = Describer(model)
+        pages = [describer.page(cut, rule.patch_size) for cut in cuts]
     clusters = Clusters(model.centroids, model.intra_normalize)
 
     def vector(page: PagePatches) -> np.ndarray:

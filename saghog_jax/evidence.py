@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,8 +16,8 @@ from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.stream import stream_cuts
-from saghog_jax import augment
 from saghog_jax.checkpoint import params_digest
+from saghog_jax.describer import Describer
 from saghog_jax.embed_models import COMPARE, Model, load_models
 from saghog_jax.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
@@ -36,8 +34,6 @@ from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.whitening import Whitening
 
 FOLDER = "evidence"
-# Patches a device call.
-_BATCH = 256
 # Pages of the gallery that the average page is made of, at most, and values held for it at a time.
 _AVERAGED = 10_000
 _VALUES = 1 << 24
@@ -179,9 +175,9 @@ class _Pages:
     """The pages of the wanted matches: their patches, descriptors and evidence."""
 
     def __init__(self, compared: Compared, model: Model, max_pixels: int) -> None:
-        self._compared, self._model, self._max_pixels = compared, model, max_pixels
+        self._compared, self._max_pixels = compared, max_pixels
         self._clusters = Clusters(model.centroids, model.intra_normalize)
-        self._describe = jax.jit(self._on_device)
+        self._describer = Describer(model)
         self._known: dict[tuple[bool, int], tuple[PagePatches, np.ndarray]] = {}
         self.failed: dict[str, str] = {}
 
@@ -216,34 +212,13 @@ class _Pages:
         if isinstance(cut, str):
             self.failed[name] = cut
             return
-        x, assignment = self._features(cut)
-        place = np.stack([cut.x, cut.y], axis=1)
-        page = PagePatches(x, assignment, place, rule.patch_size)
+        page = self._describer.page(cut, rule.patch_size)
         total = page_total(page, self._clusters)
         mine = l2_normalize(power_norm(total, source.meta["power"]))
         if mine @ np.asarray(source.descriptors[row]) < _SAME_PAGE:
             self.failed[name] = "the image has changed since it was embedded"
             return
         self._known[of_query, row] = page, total
-
-    def _features(self, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for first in range(0, len(cut.patches), _BATCH):
-            batch = {"patches": cut.patches[first:][:_BATCH], "ink": cut.ink[first:][:_BATCH]}
-            n = len(batch["ink"])
-            blank = {k: np.zeros((_BATCH, *v.shape[1:]), v.dtype) for k, v in batch.items()}
-            for name, array in batch.items():
-                blank[name][:n] = array
-            made = self._describe(self._model.variables, blank)
-            parts.append([np.asarray(array)[:n] for array in made])
-        x, assignment = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return x.astype(np.float32), assignment.astype(np.float32)
-
-    def _on_device(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        images, binary = augment.decode(batch)
-        if self._model.input == "binary":
-            images = jnp.broadcast_to(binary, images.shape)
-        return self._model.describe(variables, augment.normalize(images), binary)
 
     def evidence(self, row: int, other: int, mean: np.ndarray, at_most: int) -> Evidence | None:
         """The evidence of one match; None where a page of it could not be read."""
