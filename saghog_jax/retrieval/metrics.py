@@ -131,13 +131,19 @@ def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str,
     over = len(e.rows) if convention == "partners" else everyone
     over_top = everyone if convention == "hisir19" else len(e.rows)
     figures = {"map": float(e.ap.mean()), "ndcg": float(e.ndcg.mean())}
-    for j, k in enumerate(e.ks):
-        hits = e.hits[:, j]
-        figures[f"top{k}"] = float((hits > 0).sum() / over_top)
-        figures[f"soft@{k}"] = float((hits > 0).sum() / over)
-        figures[f"hard@{k}"] = float((hits == k).sum() / over)
-        figures[f"precision@{k}"] = float(hits.sum() / (k * over))
+    for name, (hits, most) in _of_queries(e).items():
+        queries = over_top if name.startswith("top") else over
+        figures[name] = float(hits.sum() / (most * queries))
     return {**figures, **counts}
+
+
+def _of_queries(e: Evaluation) -> dict[str, tuple[np.ndarray, int]]:
+    """What each query [q] adds to the figures at k, and the most it could add to them."""
+    found = {}
+    for hits, k in zip(e.hits.T, e.ks, strict=True):
+        found |= {f"top{k}": (hits > 0, 1), f"soft@{k}": (hits > 0, 1)}
+        found |= {f"hard@{k}": (hits == k, 1), f"precision@{k}": (hits, k)}
+    return found
 
 
 def confidence(
@@ -198,13 +204,13 @@ def difference(
 def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str, float | int]]:
     """Figures of each label that has a query, over its queries: those of `summarize`, and Top-1."""
     e = evaluation
-    columns = {"map": e.ap, "ndcg": e.ndcg, "top1": e.first == 1}
-    for hits, k in zip(e.hits.T, e.ks, strict=True):
-        columns |= {f"top{k}": hits > 0, f"soft@{k}": hits > 0}
-        columns |= {f"hard@{k}": hits == k, f"precision@{k}": hits / k}
+    columns = {"map": (e.ap, 1), "ndcg": (e.ndcg, 1), "top1": (e.first == 1, 1), **_of_queries(e)}
     codes, inverse = np.unique(labels[e.rows], return_inverse=True)
     count = np.bincount(inverse, minlength=len(codes))
-    means = {name: np.bincount(inverse, x, len(codes)) / count for name, x in columns.items()}
+    means = {
+        name: np.bincount(inverse, x, len(codes)) / (most * count)
+        for name, (x, most) in columns.items()
+    }
     return {
         int(code): {name: float(x[i]) for name, x in means.items()} | {"queries": int(count[i])}
         for i, code in enumerate(codes)
