@@ -4,7 +4,7 @@ All keypoints count, as OpenCV finds them. Axis letters: n descriptors, v words,
 """
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ def describe(root: Path, page: Page) -> np.ndarray:
     return keypoints.describe(image, found, np.arange(len(found.positions)), _SIGMA)
 
 
-def described(manifest: Manifest, workers: int) -> Iterator[np.ndarray]:
-    """`describe` of all pages, in order, by several processes."""
+def described(
+    manifest: Manifest, workers: int, by: Callable[[Path, Page], np.ndarray] = describe
+) -> Iterator[np.ndarray]:
+    """Descriptors of all pages, in order, by several processes."""
     # Not forked: this process may have threads of jax by now.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(partial(describe, manifest.root), manifest.pages, chunksize=8)
+        yield from pool.map(partial(by, manifest.root), manifest.pages, chunksize=8)
 
 
 def fit_words(descriptors: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
@@ -60,6 +62,10 @@ def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def page_descriptors(manifest: Manifest, words: np.ndarray, workers: int) -> np.ndarray:
-    """Signed square roots of VLAD with unit length, float32 [p, v * 128]."""
-    rows = [vlad(descriptors, words) for descriptors in described(manifest, workers)]
-    return l2_normalize(power_norm(np.stack(rows), 0.5))
+    """`page_vectors` of a table of pages."""
+    return page_vectors(described(manifest, workers), words)
+
+
+def page_vectors(descriptors: Iterable[np.ndarray], words: np.ndarray) -> np.ndarray:
+    """Signed square roots of VLAD, unit rows, float32 [p, v * 128], of the [n, 128] of pages."""
+    return l2_normalize(power_norm(np.stack([vlad(d, words) for d in descriptors]), 0.5))
