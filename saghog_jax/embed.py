@@ -93,8 +93,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             + (f"; {len(there):,} are there already" if there else ""),
             flush=True,
         )
-    todo = [i for i in range(len(manifest)) if i not in there]
-    _embed(config, manifest, rule, embedder, parts, found, todo)
+    _embed(config, manifest, rule, embedder, parts, found, there)
     distributed.barrier("embedded")
     results = parts.read()
     skipped = [
@@ -171,41 +170,51 @@ def _embed(
     embedder: Embedder,
     parts: Parts,
     masks: Sequence[PageMask] | None,
-    todo: Sequence[int],
+    there: dict[int, PageResult],
 ) -> None:
-    """Cuts and embeds this process's share of the pages that are not there yet."""
-    todo = todo[jax.process_index() :: jax.process_count()]
-    results: list[PageResult] = []
+    """Cuts and embeds this process's share of the pages, but for those that are there.
 
-    def cuts() -> Iterator[Cut]:
+    They keep their places in the batches, so that an embedding that was stopped ends in the same
+    bits as one that was not.
+    """
+    share = range(jax.process_index(), len(manifest), jax.process_count())
+    todo = [i for i in share if i not in there]
+    results: dict[int, PageResult] = {}
+
+    def cuts() -> Iterator[Cut | int]:
         pages = [manifest.pages[i] for i in todo]
         found = None if masks is None else [masks[i] for i in todo]
-        empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
-        for cut in stream_cuts(
+        stream = stream_cuts(
             manifest.root, pages, rule, config.data.max_pixels, config.store.workers, found, todo
-        ):
+        )
+        empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
+        for i in share:
+            if i in there:
+                yield there[i].patches
+                continue
+            cut = next(stream)
             unreadable = isinstance(cut, str)
             cut, reason = (empty, cut) if unreadable else (cut, "")
             count, ink = len(cut.patches), int(np.bitwise_count(cut.ink).sum(dtype=np.int64))
             if not count and not reason:
                 reason = "no patch passed the rule (a blank page?)"
-            results.append(PageResult(count, ink, reason))
+            results[i] = PageResult(count, ink, reason)
             yield cut
 
     began = last = time.monotonic()
-    patches = 0
+    done = patches = 0
     with contextlib.closing(parts):
-        for i, descriptors in enumerate(embedder.pages(cuts())):
-            parts.append(todo[i], descriptors, results[i])
-            patches += results[i].patches
+        for i, descriptors in zip(share, embedder.pages(cuts()), strict=True):
+            if i in there:
+                continue
+            parts.append(i, descriptors, results[i])
+            done, patches = done + 1, patches + results[i].patches
             now = time.monotonic()
             if now - last > _LOG_SECONDS:
                 last = now
-                eta = duration((now - began) / (i + 1) * (len(todo) - i - 1))
+                eta = duration((now - began) / done * (len(todo) - done))
                 rate = patches / (now - began)
-                print(
-                    f"{i + 1:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True
-                )
+                print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
 
 
 def _write(

@@ -74,16 +74,19 @@ class Embedder:
             for model, w in zip(self._models, self._pooling.whitenings, strict=True)
         ]
 
-    def pages(self, cuts: Iterator[Cut]) -> Iterator[list[np.ndarray]]:
+    def pages(self, cuts: Iterator[Cut | int]) -> Iterator[list[np.ndarray]]:
         """For each page's patches, in order, the pooled descriptors of each model: arrays [d].
 
-        A page of no patches gives zeros.
+        A number of patches stands for a page whose descriptors are not wanted: it takes up its
+        place in the batches, so that those of the others come out the same to the bit. Such a page
+        and one of no patches give zeros.
         """
         pools: dict[int, list[PagePool]] = {}
         begun, given = 0, 0
         pending = None
         for rows, ended in self._batches(cuts):
-            result = self._start(rows) if rows else None
+            wanted = any(isinstance(cut, Cut) for _, cut, *_ in rows)
+            result = self._start(rows) if wanted else None
             self._collect(pending, pools)
             pending = (rows, result)
             # Pages whose last patches are in a batch that has been collected are whole.
@@ -116,11 +119,11 @@ class Embedder:
         mode, gmp_lambda, _ = self._pooling
         return [PagePool(mode, width, gmp_lambda) for width in self.widths]
 
-    def _batches(self, cuts: Iterator[Cut]) -> Iterator[tuple[list, int]]:
+    def _batches(self, cuts: Iterator[Cut | int]) -> Iterator[tuple[list, int]]:
         """Pieces (page, cut, first, last) that fill a batch, and how many pages end in it."""
         rows, filled, ended = [], 0, 0
         for page, cut in enumerate(cuts):
-            first, n = 0, len(cut.patches)
+            first, n = 0, cut if isinstance(cut, int) else len(cut.patches)
             while first < n:
                 if filled == self._b or len(rows) == self._s:
                     yield rows, ended
@@ -132,17 +135,20 @@ class Embedder:
             ended = page + 1
         yield rows, ended
 
-    def _start(self, rows: list[tuple[int, Cut, int, int]], mode: str = "") -> list[jax.Array]:
+    def _start(
+        self, rows: list[tuple[int, Cut | int, int, int]], mode: str = ""
+    ) -> list[jax.Array]:
         """Sends a batch to the device, filled up with blank patches of weight zero."""
-        cut = rows[0][1]
+        cut = next(cut for _, cut, *_ in rows if isinstance(cut, Cut))
         patches = np.zeros((self._b, *cut.patches.shape[1:]), np.uint8)
         ink = np.zeros((self._b, *cut.ink.shape[1:]), np.uint8)
         segments = np.zeros((self._b, self._s), np.float32)
         at = 0
         for s, (_, cut, first, last) in enumerate(rows):
             end = at + last - first
-            patches[at:end], ink[at:end] = cut.patches[first:last], cut.ink[first:last]
-            segments[at:end, s] = 1.0
+            if isinstance(cut, Cut):
+                patches[at:end], ink[at:end] = cut.patches[first:last], cut.ink[first:last]
+                segments[at:end, s] = 1.0
             at = end
         batch = {"patches": patches, "ink": ink, "segments": segments}
         batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
@@ -154,9 +160,10 @@ class Embedder:
         rows, result = pending
         arrays = [np.asarray(array) for array in result]
         at = 0
-        for s, (page, _, first, last) in enumerate(rows):
+        for s, (page, cut, first, last) in enumerate(rows):
             count = last - first
-            for pool, array in zip(pools.setdefault(page, self._new_pools()), arrays):
+            wanted = pools.setdefault(page, self._new_pools()) if isinstance(cut, Cut) else []
+            for pool, array in zip(wanted, arrays):
                 if self._pooling.mode == "gmp":
                     pool.add(array[at : at + count], count)
                 else:

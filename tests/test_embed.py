@@ -88,6 +88,17 @@ def test_pages_in_mixed_batches_are_pooled_as_alone(model, white, mode, whitened
         np.testing.assert_allclose(ours, plain, atol=2e-5 if mode != "gmp" else 1e-4)
 
 
+@pytest.mark.parametrize("mode", aggregate.POOLINGS)
+def test_pages_that_are_there_keep_their_places(model, mode):
+    """Whatever is left out, the others come out the same to the bit."""
+    embedder = Embedder([model], Pooling(mode, 0.5, [None]), 16, 3, MESH)
+    every = [found for (found,) in embedder.pages(iter(cuts()))]
+    for there in ({0}, {1, 2}, {0, 1, 3}, set(range(5))):
+        given = [len(c.patches) if i in there else c for i, c in enumerate(cuts())]
+        for i, (found,) in enumerate(embedder.pages(iter(given))):
+            np.testing.assert_array_equal(found, np.zeros_like(found) if i in there else every[i])
+
+
 def test_patch_descriptors_themselves(model):
     embedder = Embedder([model], Pooling("sum", 1.0, [None]), 16, 3, MESH)
     every = np.concatenate([plain_vectors(model, cut) for cut in cuts() if len(cut.patches)])
