@@ -218,8 +218,10 @@ def test_shards_cut_by_other_libraries_are_cut_again(built, tmp_path, monkeypatc
     assert fingerprint(again) == fingerprint(folder)
 
 
+# Started in the background of a shell, tests have Ctrl+C ignored, and so would what they start.
 BUILDER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [{project!r}, {tests!r}]
 from store_helpers import sections
 from input_pipeline.build import ensure_store
@@ -227,10 +229,6 @@ data, store = sections({pages!r}, {root!r})
 store.workers, store.pages_per_shard = {workers}, 1
 ensure_store(data, store)
 """
-
-
-# Pages of a build that is to be caught at work, also by a test that has to wait for a processor.
-MANY = 120
 
 
 def start_builder(pages, root, workers):
@@ -261,7 +259,7 @@ def whole_shards(root):
 
 
 def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
-    pages = write_pages(tmp_path / "pages", MANY)
+    pages = write_pages(tmp_path / "pages", 40)
     data, section = sections(pages, tmp_path / "straight")
     section.pages_per_shard = 1
     straight = quiet(data, section)
@@ -270,12 +268,12 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
     for kill in range(2):
         builder = start_builder(pages, root, workers=2)
         before = whole_shards(root)
-        while whole_shards(root) < min(before + 3, MANY - 1) and builder.poll() is None:
+        while whole_shards(root) < min(before + 3, 39) and builder.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.02))
         os.killpg(builder.pid, signal.SIGKILL)
         builder.communicate()
-        assert 0 < whole_shards(root) < MANY, f"kill {kill} came too late to be a test"
+        assert 0 < whole_shards(root) < 40, f"kill {kill} came too late to be a test"
         assert not list(root.glob("pretrain-*/store.json"))
     section.root = str(root)
     lines = []
@@ -300,7 +298,7 @@ def test_two_builders_at_once_make_one_store(tmp_path):
 
 @pytest.mark.slow
 def test_workers_die_with_their_parent(tmp_path):
-    pages = write_pages(tmp_path / "pages", MANY)
+    pages = write_pages(tmp_path / "pages", 40)
     builder = start_builder(pages, tmp_path, workers=2)
     while whole_shards(tmp_path) < 2:
         assert builder.poll() is None
@@ -317,7 +315,7 @@ def test_workers_die_with_their_parent(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_a_readable_error(tmp_path):
-    pages = write_pages(tmp_path / "pages", MANY)
+    pages = write_pages(tmp_path / "pages", 40)
     builder = start_builder(pages, tmp_path, workers=2)
     while whole_shards(tmp_path) < 2:
         time.sleep(0.01)
@@ -327,7 +325,7 @@ def test_a_killed_worker_is_a_readable_error(tmp_path):
             break
     output, _ = builder.communicate(timeout=60)
     assert "UserError: a worker process was killed" in output
-    assert f"of {MANY} pages are kept, the same command goes on" in output
+    assert "of 40 pages are kept, the same command goes on" in output
 
 
 def modules_after(imports: str) -> set[str]:
@@ -367,7 +365,7 @@ def test_a_root_that_is_a_file(built, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_everything_at_once(tmp_path):
-    pages = write_pages(tmp_path / "pages", MANY)
+    pages = write_pages(tmp_path / "pages", 40)
     builder = start_builder(pages, tmp_path, workers=2)
     while whole_shards(tmp_path) < 2:
         time.sleep(0.01)
