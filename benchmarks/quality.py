@@ -125,17 +125,20 @@ class Bench:
         return folder, seen
 
     def _config(self, config, changes: dict):
-        known = dict(config.iteritems(preserve_field_references=False))
-        fitting = {k: v for k, v in self._changes.items() if k.split(".")[0] in known}
         config.update_from_flattened_dict(
             {
                 "data.pages": str(self.paths["train"]),
                 "store.root": str(self.folder / "prepare"),
-                **fitting,
+                **self._asked(config),
                 **changes,
             }
         )
         return config
+
+    def _asked(self, config) -> dict:
+        """The changes of the command line to sections and fields that a config has."""
+        known = dict(config.iteritems(preserve_field_references=False))
+        return {k: v for k, v in self._changes.items() if k.split(".")[0] in known}
 
     def _train(self, config, folder: Path) -> None:
         self.timed(folder.name, lambda: run_stage(config, folder))
@@ -143,6 +146,7 @@ class Bench:
     def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
         """Descriptors of a table of pages by the model of a run folder."""
         config = embed.get_config("small")
+        config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = PATCHES_A_PAGE
@@ -286,7 +290,7 @@ def main() -> None:
     parser.add_argument("--evaluated", choices=("test", "validation"), default="test")
     parser.add_argument("--whitening", action="store_true", help="inductive and transductive rows")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of both configs"
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of all three configs"
     )
     args = parser.parse_args()
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
