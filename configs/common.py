@@ -121,7 +121,8 @@ def store_config(rule: str) -> ConfigDict:
     store.rule = rule
     # Side of a patch in pixels of the (scaled) page.
     store.patch_size = 32
-    # The page is resized by this factor (cubic) before anything else.
+    # The page is resized by this factor (cubic) before anything else, times the `scale` that a
+    # manifest may give it. `prepare` with `dry_run` says how wide strokes are.
     store.scale = 1.0
     # Grey conversion: `pillow`, or `opencv` as the published extraction scripts (0.1 % of pixels
     # differ by one).
@@ -182,6 +183,17 @@ def pseudo_label_config() -> ConfigDict:
     # pages; the numbers above but `max_ratio` are not used. Empty: clusters of these pages.
     labels.model = ""
     return labels
+
+
+def page_links_config() -> ConfigDict:
+    """Classes of pages that SIFT finds alike, in place of writers that nobody knows."""
+    links = ConfigDict()
+    # A page is linked with at most so many others: those before the largest drop in similarity of
+    # its nearest, where they have it among theirs.
+    links.neighbours = 3
+    # Words of the SIFT-VLAD that compares pages.
+    links.words = 100
+    return links
 
 
 def distributed_config() -> ConfigDict:

@@ -15,7 +15,7 @@ variant `paper` of configs/pretrain.py). Arguments name the published experiment
 
     python -m saghog_jax.main --config=configs/finetune.py:hisfrag20,labels=writer,encoder=resnet20
 
-`labels` cluster, page, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 ·
+`labels` cluster, page, linked, writer · `encoder` pretrained, frozen, scratch, resnet20, resnet56 ·
 `descriptor` cls, gmp, foreground · `head` netrvlad, netvlad · `loss` multi_similarity, contrastive,
 triplet, triplet_semihard · `init` kmeans, random · `regions` as in configs/pretrain.py.
 """
@@ -65,10 +65,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # 0: none, as in all published recipes.
     config.embed_dim = 0
     config.embed_dropout = 0.1
-    # `cluster` (pseudo labels) or `page` (two patches are of one class if they are of one page),
-    # which need no annotation, or `writer`.
+    # What is of one class: patches whose SIFT descriptors are of one `cluster` (pseudo labels), of
+    # one `page`, of pages that are `linked` because SIFT finds them alike, none of which needs
+    # annotation, or of one `writer`.
     config.labels = "cluster"
     config.pseudo_labels = common.pseudo_label_config()
+    config.links = common.page_links_config()
     # Patches of one class in a batch; the batch holds global_batch_size / per_class classes.
     config.per_class = 16
     # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,

@@ -141,7 +141,8 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
     if found and found.status != "ok":
         return PageResult(0, found.status, found.reason), _no_patches(job.rule)
     try:
-        image = load_page(job.root / page.path, page.box, job.max_pixels, job.rule.scale)
+        scale = job.rule.scale * page.scale
+        image = load_page(job.root / page.path, page.box, job.max_pixels, scale)
         mask = found.read(image.shape[:2]) if found else None
         cut = cut_page(image, job.rule, page_seed=row, mask=mask)
     except PageError as error:

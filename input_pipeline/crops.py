@@ -191,7 +191,7 @@ def _decode(recipe: Recipe, row: int) -> _Decoded:
     if found and found.status != "ok":
         raise PageError(f"{found.status}: {found.reason}")
     path = recipe.manifest.root / page.path
-    image = load_page(path, page.box, recipe.max_pixels, recipe.rule.scale)
+    image = load_page(path, page.box, recipe.max_pixels, recipe.rule.scale * page.scale)
     if found is None:
         return _Decoded(image, None)
     part, mask = framed(image, found.read(image.shape[:2]), recipe.size)

@@ -2,12 +2,13 @@
 
 A CSV has a header with at least `path` (relative to the CSV's folder; the published code's name
 `imgs` is understood too). `writer`, `page` and `split` are labels, `x0,y0,x1,y1` a box in pixels
-that makes a page of a part of the image; all other columns are carried along. It is UTF-8, its
-cells separated by comma, semicolon or tab. Public collections are named by `tfds:NAME`, see
-`datasets.catalog`.
+that makes a page of a part of the image, `scale` a factor that it is resized by; all other columns
+are carried along. It is UTF-8, its cells separated by comma, semicolon or tab. Public collections
+are named by `tfds:NAME`, see `datasets.catalog`.
 """
 
 import csv
+import math
 import os
 import posixpath
 import re
@@ -36,7 +37,7 @@ class Page(NamedTuple):
     path: relative to the manifest's root, with forward slashes.
     writer, page, split: labels, empty where unknown.
     box: x0, y0, x1, y1 in pixels, the last two exclusive; None for the whole image.
-    extra: further columns.
+    extra: further columns, as text; `scale` among them is read by `scale`.
     """
 
     path: str
@@ -45,6 +46,11 @@ class Page(NamedTuple):
     split: str
     box: tuple[int, int, int, int] | None
     extra: dict[str, str]
+
+    @property
+    def scale(self) -> float:
+        """Factor the page is resized by, besides the store's; 1 where the table gives none."""
+        return float(self.extra.get("scale") or 1)
 
     @property
     def page_id(self) -> str:
@@ -370,7 +376,21 @@ def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -
         path = Path(os.path.relpath(path, root)).as_posix()
     path = posixpath.normpath(path)
     extra = {name: row[name] for name in columns}
-    return Page(path, **_labels(path, row), box=_box(row, where), extra=extra)
+    page = Page(path, **_labels(path, row), box=_box(row, where), extra=extra)
+    _check_scale(page, where)
+    return page
+
+
+def _check_scale(page: Page, where: str) -> None:
+    try:
+        good = 0 < page.scale < math.inf
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(
+            f"{where}: the scale {page.extra['scale']!r} is no positive number; the column `scale` "
+            "holds factors that pages are resized by, rename it if it means something else"
+        )
 
 
 def _labels(path: str, values: dict[str, str]) -> dict[str, str]:

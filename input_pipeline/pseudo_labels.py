@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -142,9 +143,18 @@ def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
       UserError: the store keeps no descriptors, or has fewer patches than clusters or dimensions.
     """
     folder = labels_folder(store, config)
-    path = folder / "labels.npy"
-    if not path.exists():
+    if not (folder / "labels.npy").exists():
         _make(store, config, folder)
+    return read_labels(folder, store)
+
+
+def read_labels(folder: Path, store: Store) -> np.ndarray:
+    """Labels that `save_labels` wrote, int32 [n].
+
+    Raises:
+      UserError: they are damaged, or not one a patch.
+    """
+    path = folder / "labels.npy"
     labels = read_npy(path)
     if labels.shape != (len(store),):
         raise UserError(f"{path} holds {labels.shape} labels for {len(store)}; delete {folder}")
@@ -206,10 +216,8 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
             for part in _chunks(np.arange(n), len(model.centres))
         ]
     )
-    arrays, archive = io.BytesIO(), io.BytesIO()
-    np.save(arrays, labels)
+    archive = io.BytesIO()
     np.savez(archive, **model._asdict())
-    files = {"labels.npy": arrays.getvalue(), "model.npz": archive.getvalue()}
     info = {
         "version": VERSION,
         "config": config.to_dict(),
@@ -217,13 +225,27 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
         "patches": n,
         "labelled": int((labels >= 0).sum()),
         "clusters_used": len(np.unique(labels[labels >= 0])),
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    files["labels.json"] = (json.dumps(info, indent=1) + "\n").encode()
+    save_labels(folder, labels, {"model.npz": archive.getvalue()}, info)
+
+
+def save_labels(
+    folder: Path, labels: np.ndarray, files: Mapping[str, bytes], info: Mapping[str, object]
+) -> None:
+    """Writes a folder of labels, whole or not at all: `files`, labels.npy and labels.json.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    array = io.BytesIO()
+    np.save(array, labels)
+    contents = {"labels.npy": array.getvalue(), **files}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    contents["labels.json"] = (json.dumps({**info, "sha256": sums}, indent=1) + "\n").encode()
     temporary = folder.with_name(f".new-{secrets.token_hex(8)}")
     try:
         temporary.mkdir(parents=True)
-        for name, data in files.items():
+        for name, data in contents.items():
             write_file(temporary / name, data)
         os.rename(temporary, folder)
     except OSError as error:

@@ -24,7 +24,7 @@ def cut_or_reason(
     if found and found.status != "ok":
         return f"{found.status}: {found.reason}"
     try:
-        image = load_page(root / page.path, page.box, max_pixels, rule.scale)
+        image = load_page(root / page.path, page.box, max_pixels, rule.scale * page.scale)
         mask = found.read(image.shape[:2]) if found else None
         return cut_page(image, rule, page_seed=row, mask=mask)
     except PageError as error:

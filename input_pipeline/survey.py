@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import binarize
 from input_pipeline.errors import PageError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page
@@ -14,10 +15,14 @@ from input_pipeline.patches import Rule, cut_page
 from input_pipeline.regions.masks import RegionMasks
 from input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
 from input_pipeline.store_writer import record_type
+from input_pipeline.stroke_width import stroke_width
 from input_pipeline.workers import run_jobs, usable_cores
 
 # Rows, writers and pages that a survey shows.
 SHOWN = 5
+# Strokes of this width, in pixels, were best for `small` (docs/quality.md): lowest, highest, and
+# what is aimed at outside of these, in steps.
+_BEST, _AIM, _STEP = (4.5, 7.0), 6.0, 0.25
 
 
 class SurveyJob(NamedTuple):
@@ -35,6 +40,7 @@ class Finding(NamedTuple):
     """Of one page: height and width, or why it cannot be used; patches a rule, if it was cut.
 
     share: of the page that is in its mask, if it was cut and the mask is known.
+    stroke: width of its strokes in pixels as the first rule resizes it, if it was cut; 0: no ink.
     """
 
     row: int
@@ -42,6 +48,7 @@ class Finding(NamedTuple):
     reason: str
     n_patches: tuple[int, ...]
     share: float | None = None
+    stroke: float | None = None
 
 
 def look(job: SurveyJob) -> Finding:
@@ -54,16 +61,23 @@ def look(job: SurveyJob) -> Finding:
         counts = []
         for rule in job.rules:
             scaled = image
-            if rule.scale != 1:
-                scaled = load_page(
-                    job.root / job.page.path, job.page.box, job.max_pixels, rule.scale
-                )
+            scale = rule.scale * job.page.scale
+            if scale != 1:
+                path = job.root / job.page.path
+                scaled = load_page(path, job.page.box, job.max_pixels, scale)
             inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
             counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
         share = None if mask is None else float(mask.mean())
-        return Finding(job.row, image.shape[:2], "", tuple(counts), share)
+        stroke = _stroke(image, job) if job.rules else None
+        return Finding(job.row, image.shape[:2], "", tuple(counts), share, stroke)
     except PageError as error:
         return Finding(job.row, None, " ".join(str(error).split()), ())
+
+
+def _stroke(image: np.ndarray, job: SurveyJob) -> float:
+    rule = job.rules[0]
+    ink = binarize.ink_mask(binarize.to_grey(image, rule.grey), rule.binarization)
+    return stroke_width(ink) * rule.scale * job.page.scale
 
 
 def survey(
@@ -108,6 +122,7 @@ def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Findi
         *_describe_pages(manifest),
         *_describe_files(manifest, findings),
         *_describe_regions(findings),
+        *_describe_strokes(rules[0].scale, findings),
         *(_describe_store(i, rule, findings) for i, rule in enumerate(rules)),
     ]
 
@@ -163,6 +178,22 @@ def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
             f"handwriting on {min(shares):.0%} to {max(shares):.0%} of the sample pages (median "
             f"{np.median(shares):.0%}); configs/regions.py shows where"
         )
+
+
+def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str]:
+    widths = [f.stroke for f in findings if f.stroke]
+    if not widths:
+        return
+    width = float(np.median(widths))
+    text = f"strokes are {width:.1f} pixels wide (median of the sample pages)"
+    low, high = _BEST
+    if not low <= width <= high:
+        better = max(1, round(_AIM * scale / width / _STEP)) * _STEP
+        text += (
+            f"; the recipe `small` is best at {low} to {high}: give pretrain, finetune and embed "
+            f"--config.store.scale={better:g}"
+        )
+    yield text
 
 
 def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:

@@ -26,7 +26,7 @@ from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from input_pipeline.stream import stream_cuts
 from saghog_jax import distributed, embed_parts, patch_whitening, precision
-from saghog_jax.checkpoint import params_digest
+from saghog_jax.checkpoint import params_digest, read_config
 from saghog_jax.embed_models import Model, load_models
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
@@ -55,6 +55,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     """
     _check(config)
     models = load_models(config)
+    _note_other_scale(config)
     manifest = load_manifest(config.data)
     rule = Rule.from_config(config.store)
     digests = [params_digest(model.variables) for model in models]
@@ -111,6 +112,15 @@ def run(config: ConfigDict, workdir: Path) -> int:
         shutil.rmtree(folder)
     distributed.barrier("written")
     return len(skipped)
+
+
+def _note_other_scale(config: ConfigDict) -> None:
+    trained = read_config(Path(config.checkpoint)).get("store")
+    if trained is not None and trained.scale != config.store.scale and distributed.is_main():
+        print(
+            f"note: the model was trained on pages resized by {trained.scale:g}, these are resized "
+            f"by {config.store.scale:g}; --config.store.scale={trained.scale:g} makes them alike"
+        )
 
 
 def _check(config: ConfigDict) -> None:

@@ -178,7 +178,7 @@ class _Pages:
         self._compared, self._max_pixels = compared, max_pixels
         self._clusters = Clusters(model.centroids, model.intra_normalize)
         self._describer = Describer(model)
-        self._known: dict[tuple[bool, int], tuple[PagePatches, np.ndarray]] = {}
+        self._known: dict[tuple[bool, int], tuple[PagePatches, np.ndarray, float]] = {}
         self.failed: dict[str, str] = {}
 
     def _key(self, row: int, of_query: bool) -> tuple[bool, int]:
@@ -192,9 +192,7 @@ class _Pages:
             rows = sorted(row for is_query, row in keys if is_query == of_query)
             store = ConfigDict(source.meta["store"])
             rule = Rule.from_config(store)
-            pages = [
-                Page(str(source.table["path"][r]), "", "", "", source.box(r), {}) for r in rows
-            ]
+            pages = [_page(source, row) for row in rows]
             root = source.folder / source.meta["pages_root"]
             manifest = Manifest(root, tuple(pages), ())
             masks = open_masks(
@@ -202,11 +200,17 @@ class _Pages:
             )
             found = masks.ensure(lambda line: None) if masks else None
             cuts = stream_cuts(root, pages, rule, self._max_pixels, store.workers, found)
-            for row, cut in zip(rows, cuts, strict=True):
-                self._take(source, row, of_query, cut, rule)
+            for row, page, cut in zip(rows, pages, cuts, strict=True):
+                self._take(source, row, of_query, cut, rule, rule.scale * page.scale)
 
     def _take(
-        self, source: Embeddings, row: int, of_query: bool, cut: Cut | str, rule: Rule
+        self,
+        source: Embeddings,
+        row: int,
+        of_query: bool,
+        cut: Cut | str,
+        rule: Rule,
+        scale: float,
     ) -> None:
         name = str(source.page_ids[row])
         if isinstance(cut, str):
@@ -218,7 +222,7 @@ class _Pages:
         if mine @ np.asarray(source.descriptors[row]) < _SAME_PAGE:
             self.failed[name] = "the image has changed since it was embedded"
             return
-        self._known[of_query, row] = page, total
+        self._known[of_query, row] = page, total, scale
 
     def evidence(self, row: int, other: int, mean: np.ndarray, at_most: int) -> Evidence | None:
         """The evidence of one match; None where a page of it could not be read."""
@@ -242,16 +246,21 @@ class _Pages:
                 self._compared.gallery.meta["power"],
                 self._compared.whitening,
             )
-            for i, (page, total) in enumerate(pages)
+            for i, (page, total, _) in enumerate(pages)
         ]
-        (a, _), (b, _) = pages
+        (a, *_), (b, *_) = pages
         pairs, cosines = like_patches(a, b, *speak, self._clusters, at_most)
         sides = [
-            PageEvidence(page.place, s, float(z[i] @ mean))
-            for i, ((page, _), s) in enumerate(zip(pages, speak, strict=True))
+            PageEvidence((page.place / scale).astype(int), page.side / scale, s, float(x @ mean))
+            for (page, _, scale), s, x in zip(pages, speak, z, strict=True)
         ]
-        scale = float(self._compared.gallery.meta["store"]["scale"])
-        return Evidence(float(z[0] @ z[1]), *sides, pairs, cosines, a.side, scale)
+        return Evidence(float(z[0] @ z[1]), *sides, pairs, cosines)
+
+
+def _page(source: Embeddings, row: int) -> Page:
+    """A row of embeddings as what it was cut as, without its labels."""
+    extra = {"scale": str(source.table["scale"][row])} if "scale" in source.table else {}
+    return Page(str(source.table["path"][row]), "", "", "", source.box(row), extra)
 
 
 def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: int) -> None:
@@ -270,6 +279,6 @@ def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: i
             match_contributions=evidence.match.contributions,
             pairs=evidence.pairs,
             cosines=evidence.cosines,
-            side=np.int64(evidence.side),
-            scale=np.float64(evidence.scale),
+            query_side=np.float64(evidence.query.side),
+            match_side=np.float64(evidence.match.side),
         )

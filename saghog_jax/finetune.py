@@ -13,6 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from input_pipeline import loader, plans
 from input_pipeline.errors import UserError
+from input_pipeline.page_links import ensure_links
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
@@ -29,7 +30,14 @@ from saghog_jax.sharding import check_divisible, laid_like, replicated
 from saghog_jax.train import run_training
 from saghog_jax.train_state import split_params
 
-LABELS = ("cluster", "page", "writer")
+# What tells classes apart, and what a picture calls them.
+_CALLED = {
+    "cluster": "pseudo labels",
+    "page": "pages",
+    "linked": "linked pages",
+    "writer": "writers",
+}
+LABELS = tuple(_CALLED)
 INPUTS = ("page", "binary")
 LOSSES = ("multi_similarity", "contrastive", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
@@ -257,9 +265,9 @@ class Finetuning:
         indices = np.concatenate([m[evenly(len(m), per_class)] for m in members])
         images, binary = augment.decode(self._store.gather(indices))
         images = np.asarray(self._input(images, binary))
-        what = {"cluster": "pseudo labels", "page": "pages", "writer": "writers"}
         shown = images.reshape(len(chosen), per_class, *images.shape[1:])
-        return [drawing.classes(shown, [str(name) for name in chosen], what[self.config.labels])]
+        names = [str(name) for name in chosen]
+        return [drawing.classes(shown, names, _CALLED[self.config.labels])]
 
     def _input(self, images: jax.Array, binary: jax.Array) -> jax.Array:
         if self.config.input == "binary":
@@ -320,6 +328,8 @@ def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
         return store.writer_ids
     if config.labels == "page":
         return store.index["page"]
+    if config.labels == "linked":
+        return ensure_links(store, config.links)
     if config.data.cluster_regex:
         return ready_labels(store)
     return ensure_labels(store, config.pseudo_labels)
@@ -344,5 +354,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # Ready-cut patches are no pages, which embed needs.
     sections = {} if config.data.cluster_regex else {"data": config.data}
     sections["regions"] = config.regions
+    sections["scale"] = config.store.scale
     following = next_command("embed", workdir=workdir, **sections, checkpoint=workdir)
     return run_training(resolve(config), workdir, Finetuning.kind, open_task, following)

@@ -22,6 +22,7 @@ def next_command(
     split: str = "train",
     store: ConfigDict | None = None,
     regions: ConfigDict | None = None,
+    scale: float = 1.0,
     **fields: object,
 ) -> str:
     """The command of `stage`, with the fields of sections that are not at their defaults.
@@ -32,6 +33,7 @@ def next_command(
       workdir: of this stage. One named after this stage is followed by one named after the next,
         beside it; the default, runs/STAGE, by the default.
       data, store, regions: sections that the next stage must read alike.
+      scale: that pages were resized by, which the next stage must do too.
       split: what `data.split` is by default in this stage; only another one was asked for.
       fields: further fields; folders below the current one are named relative to it.
     """
@@ -44,6 +46,8 @@ def next_command(
     ):
         if section is not None:
             words += [f"--config.{name}.{key}={value}" for key, value in _changed(section, default)]
+    if scale != 1:
+        fields["store.scale"] = scale
     for name, value in fields.items():
         words.append(f"--config.{name}={_short(value) if isinstance(value, Path) else value}")
     if workdir is not None and workdir.parent != Path("runs").resolve():

@@ -224,6 +224,6 @@ def open_task(config: ConfigDict, folder: Path) -> Pretraining:
 
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
-    sections = {"data": config.data, "regions": config.regions}
+    sections = {"data": config.data, "regions": config.regions, "scale": config.store.scale}
     following = next_command("finetune", workdir=workdir, **sections, init_from=workdir)
     return run_training(resolve(config), workdir, Pretraining.kind, open_task, following)

@@ -90,8 +90,9 @@ def verify_store(folder: Path) -> Iterator[str]:
     total = sum(shard["n_patches"] for shard in info["shards"])
     if total != info["counts"]["patches"]:
         yield f"{folder / 'store.json'} states {info['counts']['patches']} patches, lists {total}"
-    for labels in sorted((folder / "labels").glob("[!.]*")):
-        yield from _verify_labels(labels, total)
+    for kind in ("labels", "links"):
+        for labels in sorted((folder / kind).glob("[!.]*")):
+            yield from _verify_labels(labels, total)
 
 
 def _verify_shard(
@@ -129,11 +130,13 @@ def _verify_labels(folder: Path, patches: int) -> Iterator[str]:
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in stated["sha256"]
         }
-        labels, clusters = read_npy(folder / "labels.npy"), len(load_model(folder).centres)
+        linked = "classes" in stated
+        classes = stated["classes"] if linked else len(load_model(folder).centres)
+        labels = read_npy(folder / "labels.npy")
     except (OSError, ValueError, KeyError) as error:
         yield f"{folder} cannot be read ({' '.join(str(error).split())}); delete this folder"
         return
     if found != stated["sha256"]:
         yield f"{folder} does not hold what was written (checksum); delete this folder"
-    elif labels.shape != (patches,) or labels.min() < -1 or labels.max() >= clusters:
+    elif labels.shape != (patches,) or labels.min() < -1 or labels.max() >= classes:
         yield f"{folder / 'labels.npy'} are not the labels of this store; delete this folder"

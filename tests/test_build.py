@@ -18,7 +18,10 @@ from store_helpers import draw_page, fingerprint, sections, write_pages
 from input_pipeline import build, store_writer
 from input_pipeline.build import ensure_store
 from input_pipeline.errors import UserError
+from input_pipeline.patches import Rule
 from input_pipeline.store import Store
+from input_pipeline.stream import cut_or_reason
+from input_pipeline.survey import SurveyJob, look
 from input_pipeline.workers import run_jobs
 
 PAGES = 7
@@ -100,6 +103,31 @@ def test_whatever_changes_the_patches_makes_another_store(built, tmp_path):
     relabelled = write_pages(tmp_path / "relabelled", PAGES, writers=2)
     add(relabelled)
     assert len(names) == 7
+
+
+def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_path):
+    pages = write_pages(tmp_path / "pages", 2)
+    lines = pages.read_text().splitlines()
+    given = pages.with_name("scaled.csv")
+    given.write_text("\n".join([lines[0] + ",scale", lines[1] + ",3", lines[2] + ","]) + "\n")
+    data, section = sections(given, tmp_path / "stores")
+    section.scale = 0.5
+    half = Rule.from_config(section)
+    found = Store.open(quiet(data, section))
+    for row, factor in enumerate((1.5, 0.5)):
+        data, section = sections(pages, tmp_path / f"{factor}")
+        section.scale = factor
+        expected = Store.open(quiet(data, section))
+        a, b = (np.flatnonzero(store.index["page"] == row) for store in (found, expected))
+        assert len(a) > 3
+        for key in ("patches", "ink"):
+            np.testing.assert_array_equal(found.gather(a)[key], expected.gather(b)[key])
+        # So is a page that embedding or a dry run looks at.
+        page = found.manifest.pages[row]
+        cut = cut_or_reason(pages.parent, page, half, 10**8, row)
+        np.testing.assert_array_equal(cut.x, expected.index["x"][b])
+        job = SurveyJob(row, pages.parent, page, 10**8, (half,), None)
+        assert look(job).n_patches == (len(b),)
 
 
 def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):

@@ -71,6 +71,11 @@ def test_folders_stay_together_and_are_named_briefly(tmp_path):
     )
 
 
+def test_the_factor_of_pages_goes_along():
+    assert next_command("embed", scale=2.0) == f"{START}embed.py --config.store.scale=2.0"
+    assert next_command("embed", scale=1.0) == f"{START}embed.py"
+
+
 def test_a_recipe_goes_along_if_the_next_stage_has_it(given):
     given("configs/pretrain.py:small,regions=ink")
     assert next_command("finetune") == f"{START}finetune.py:small"

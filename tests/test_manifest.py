@@ -262,6 +262,11 @@ def test_a_manifest_of_missing_files_is_a_mistake(tmp_path):
         ("path,x0,y0,x1,y1\na,1,2,3,\n", "not four whole numbers"),
         ("path,x0,y0,x1,y1\na,5,2,5,9\n", "must satisfy 0 <= x0 < x1 and 0 <= y0 < y1"),
         ("path,x0,y0,x1,y1\na,-1,2,5,9\n", "must satisfy"),
+        ("path,scale\na,1\nb,1:50\n", "line 3: the scale '1:50' is no positive number"),
+        ("path,scale\na,0\n", "the scale '0' is no positive number"),
+        ("path,scale\na,-2\n", "the scale '-2' is no"),
+        ("path,scale\na,nan\n", "the scale 'nan' is no"),
+        ("path,scale\na,inf\n", "the scale 'inf' is no"),
     ],
 )
 def test_bad_manifests(tmp_path, text, message):
@@ -269,6 +274,13 @@ def test_bad_manifests(tmp_path, text, message):
     given = message_of(read_csv, path)
     assert message in given
     assert str(path) in given
+
+
+def test_a_column_of_factors(tmp_path):
+    manifest = read_csv(_csv(tmp_path, "path,scale\na.png,1.5\nb.png,\n"))
+    assert [page.scale for page in manifest.pages] == [1.5, 1.0]
+    assert manifest.columns == ("scale",)
+    assert read_csv(_csv(tmp_path, "path\na.png\n")).pages[0].scale == 1
 
 
 def test_one_image_is_one_page(tmp_path):

@@ -152,6 +152,26 @@ class TestDryRun:
         config.dry_run_samples = 2
         assert "by 2 sample pages" in self.look(config, tmp_path, capsys)[1]
 
+    def test_it_says_how_wide_strokes_are_and_what_would_suit(self, tmp_path, capsys):
+        """Bars of three pixels, then of six by a factor, then none."""
+        pages = write_pages(tmp_path / "pages", 2)
+        page = np.full((200, 300, 3), 255, np.uint8)
+        for x in range(20, 280, 25):
+            page[20:180, x : x + 3] = 0
+        for name in ("p00.png", "p01.png"):
+            cv2.imwrite(str(pages.parent / name), page)
+        config = small(pages, tmp_path)
+        _, out = self.look(config, tmp_path, capsys)
+        assert "strokes are 3.0 pixels wide" in out
+        assert "--config.store.scale=2\n" in out
+        for section in config.stores.values():
+            section.scale = 2.0
+        _, out = self.look(config, tmp_path, capsys)
+        assert "strokes are 6.0 pixels wide (median of the sample pages)\n" in out
+        for name in ("p00.png", "p01.png"):
+            cv2.imwrite(str(pages.parent / name), np.full((200, 300, 3), 255, np.uint8))
+        assert "strokes are" not in self.look(config, tmp_path, capsys)[1]
+
     def test_no_readable_page(self, tmp_path, capsys):
         pages = write_pages(tmp_path / "pages", 1)
         (pages.parent / "p00.png").write_bytes(b"")

@@ -26,10 +26,12 @@ _INK, _LOOKED_AT = 0.05, 400
 
 
 class PageEvidence(NamedTuple):
-    """Where the patches of a page are [n, 2] (x, y), what each contributes [n], and the page's mean
-    similarity to the pages of the gallery."""
+    """Where the patches of a page are [n, 2] (x, y) and their side, in pixels of the page as its
+    file has it; what each contributes [n]; the page's mean similarity to the pages of the gallery.
+    """
 
     place: np.ndarray
+    side: float
     contributions: np.ndarray
     mean: float
 
@@ -38,7 +40,6 @@ class Evidence(NamedTuple):
     """What makes a query and a page of the gallery similar (retrieval/attribution.py).
 
     pairs: int64 [m, 2], rows of like patches in `query` and `match`, with their cosines [m].
-    side, scale: pixels of a patch, on pages resized by `scale`.
     """
 
     similarity: float
@@ -46,8 +47,6 @@ class Evidence(NamedTuple):
     match: PageEvidence
     pairs: np.ndarray
     cosines: np.ndarray
-    side: int
-    scale: float
 
 
 def pictures(
@@ -60,9 +59,9 @@ def pictures(
 
     Returns:
       `similarity`, `means` of both pages, `heat` (data URIs for both), `levels` (for both what
-      makes paper white and ink black: CSS `brightness` and `contrast` of the grey page), `side` of
-      a patch in pixels of the page, and `pairs`: [cosine, [x, y, data URI] in the query, the same
-      in the match]. A match whose images cannot be read any more is left out.
+      makes paper white and ink black: CSS `brightness` and `contrast` of the grey page), `sides` of
+      a patch in pixels of both, and `pairs`: [cosine, [x, y, data URI] in the query, the same in
+      the match]. A match whose images cannot be read any more is left out.
     """
 
     # The query of several matches stays, one match after the other.
@@ -80,43 +79,35 @@ def pictures(
         if any(page is None for page in both):
             continue
         sides = evidence.query, evidence.match
-        maps = [
-            _density(e, page.shape[:2], evidence.side, evidence.scale)
-            for e, page in zip(sides, both, strict=True)
-        ]
+        maps = [_density(e, page.shape[:2]) for e, page in zip(sides, both, strict=True)]
         # The strongest ink of both pages takes the full colour; a few outliers do not dim the rest.
         strongest = max(float(np.quantile(np.abs(at), 0.9)) for _, at in maps)
         pairs = []
         for pair, cosine in zip(evidence.pairs, evidence.cosines, strict=True):
             shown = []
             for i, e, page in zip(pair, sides, both, strict=True):
-                x, y = (int(c) for c in e.place[i] / evidence.scale)
-                shown.append([x, y, _crop(page, x, y, evidence.side / evidence.scale)])
+                x, y = e.place[i].tolist()
+                shown.append([x, y, _crop(page, x, y, e.side)])
             pairs.append([round(float(cosine), 3), *shown])
         made[row, other] = {
             "similarity": round(evidence.similarity, 4),
             "means": [round(e.mean, 4) for e in sides],
             "heat": [data_uri(_coloured(grid, strongest), _CELLS) for grid, _ in maps],
-            "levels": [
-                _levels(page, e.place / evidence.scale, evidence.side / evidence.scale)
-                for e, page in zip(sides, both, strict=True)
-            ],
-            "side": evidence.side / evidence.scale,
+            "levels": [_levels(page, e.place, e.side) for e, page in zip(sides, both, strict=True)],
+            "sides": [e.side for e in sides],
             "pairs": pairs,
         }
     return made
 
 
-def _density(
-    evidence: PageEvidence, shape: tuple[int, int], side: int, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _density(evidence: PageEvidence, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Contributions an area, spread over about a patch: float64 [h, w] cells; and at places [n]."""
     cell = max(shape) / _CELLS
     h, w = (max(1, round(n / cell)) for n in shape)
-    x, y = (np.clip(evidence.place / scale / cell, 0, (w - 1, h - 1)).astype(int)).T
+    x, y = (np.clip(evidence.place / cell, 0, (w - 1, h - 1)).astype(int)).T
     grid = np.zeros((h, w))
     np.add.at(grid, (y, x), evidence.contributions)
-    grid = cv2.GaussianBlur(grid, (0, 0), side / scale / cell / 3)
+    grid = cv2.GaussianBlur(grid, (0, 0), evidence.side / cell / 3)
     return grid, grid[y, x]
 
 
@@ -137,7 +128,7 @@ def _levels(page: np.ndarray, place: np.ndarray, side: float) -> tuple[float, fl
     chosen = np.unique(np.linspace(0, len(place) - 1, _LOOKED_AT).astype(int))
     parts = [
         page[max(0, y - half) : y + half, max(0, x - half) : x + half].reshape(-1, 3)
-        for x, y in place[chosen].astype(int)
+        for x, y in place[chosen]
     ]
     grey = np.concatenate(parts) @ _GREY
     split = cv2.threshold((grey * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0]

@@ -87,7 +87,7 @@ function showPairs() {
 
 // Brings the two places of a pair into view, large enough to be judged.
 function choosePair(at) {
-  byId("zoom").value = Math.max(Number(byId("zoom").value), Math.log2(48 / proof.side));
+  byId("zoom").value = Math.max(Number(byId("zoom").value), Math.log2(48 / Math.min(...proof.sides)));
   layOut();
   const scale = 2 ** Number(byId("zoom").value);
   panes.forEach((pane, i) => {
@@ -115,7 +115,7 @@ function layOut() {
     image.style.width = whole ? `${w * scale}px` : `${image.naturalWidth * scale}px`;
     image.style.left = whole ? "0" : `${-page.box[0] * scale}px`;
     image.style.top = whole ? "0" : `${-page.box[1] * scale}px`;
-    const side = proof ? proof.side * scale : 0;
+    const side = proof ? proof.sides[i] * scale : 0;
     crop.querySelectorAll(".place").forEach((node, at) => {
       const [x, y] = proof.pairs[at][1 + i];
       node.style.width = node.style.height = `${side}px`;
