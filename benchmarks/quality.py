@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import quality_data, sift_vlad
+from benchmarks import quality_data
 from benchmarks.measure import Report
+from benchmarks.sift_vlad import WORDS, described
 from configs import embed, finetune, pretrain
+from input_pipeline import sift_vlad
 from input_pipeline.manifest import Manifest, read_csv
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval import metrics, whitening
@@ -53,7 +55,8 @@ ROWS = (
     Row("random", "random weights, CLS", None, None),
     Row("pretrained", "pretrained, CLS", {}, None),
     Row("cluster", "finetuned on SIFT clusters", {}, {"labels": "cluster"}),
-    Row("page", "finetuned on pages", {}, {}),
+    Row("page", "finetuned on pages", {}, {"labels": "page"}),
+    Row("linked", "finetuned on linked pages", {}, {"labels": "linked"}),
     Row("writer", "finetuned on writers", {}, {"labels": "writer"}),
     Row("scratch", "on pages, from scratch", None, {"optim.layer_decay": 1.0}),
     Row("foreground", "on pages, foreground tokens", {}, {"descriptor": "foreground"}),
@@ -92,9 +95,11 @@ PROTOCOLS = (
 class Bench:
     """The folders of a comparison, and what each step took."""
 
-    def __init__(self, data: Path, folder: Path, evaluated: str, changes: dict) -> None:
+    def __init__(
+        self, data: Path, folder: Path, evaluated: str, changes: dict, sets: dict[str, float]
+    ) -> None:
         self.folder = folder
-        self.paths = quality_data.write_manifests(data, folder, evaluated)
+        self.paths = quality_data.write_manifests(data, folder, evaluated, sets)
         self._changes = changes
 
     def timed(self, name: str, work: Callable[[], object]) -> None:
@@ -168,9 +173,9 @@ class Bench:
         workers = len(os.sched_getaffinity(0))
         words = self.folder / "words.npy"
         if not words.exists():
-            training = list(sift_vlad.described(read_csv(self.paths["train"]), workers))
-            np.save(words, sift_vlad.fit_words(training))
-        descriptors = sift_vlad.page_descriptors(manifest, np.load(words), workers)
+            training = list(described(read_csv(self.paths["train"]), workers))
+            np.save(words, sift_vlad.fit_words(training, WORDS))
+        descriptors = sift_vlad.page_vectors(described(manifest, workers), np.load(words))
         save_embeddings(out, descriptors, manifest.pages, manifest.root, {"model": "sift_vlad"})
 
     def row(self, row: Row, pages: str) -> tuple[Embeddings, np.ndarray, int]:
@@ -292,9 +297,18 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of all three configs"
     )
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        default=list(quality_data.SETS.values()),
+        metavar="FACTOR",
+        help="by which pages are resized, for each set",
+    )
     args = parser.parse_args()
+    sets = dict(zip(quality_data.SETS, args.scales, strict=True))
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
-    bench = Bench(args.data, args.folder.resolve(), args.evaluated, changes)
+    bench = Bench(args.data, args.folder.resolve(), args.evaluated, changes, sets)
     report = Report("quality")
     table = compare(bench, args.rows, args.kinds, report, args.whitening)
     (bench.folder / "quality.md").write_text(table)

@@ -8,20 +8,37 @@ writers out of the training half and evaluates them in place of the test half.
 import csv
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-SETS = ("copiste_fr", "hist_mss")
+# The sets, and the factor that their pages are resized by (docs/quality.md, section Scale).
+SETS = {"copiste_fr": 2.0, "hist_mss": 1.0}
 TABLES = ("train", "images", "fragments", "fit-images", "fit-fragments")
 # Of the training writers of a set, one in so many validates.
 VALIDATION = 3
 WIDTH, HEIGHT, FRAGMENTS = 320, 160, 3
-_HEADER = ("path", "writer", "page", "split", "x0", "y0", "x1", "y1", "set", "source", "sheet")
+_HEADER = (
+    "path",
+    "writer",
+    "page",
+    "split",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "scale",
+    "set",
+    "source",
+    "sheet",
+)
 
 
-def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]:
+def write_manifests(
+    data: Path, folder: Path, evaluated: str, sets: Mapping[str, float] = SETS
+) -> dict[str, Path]:
     """Writes train, images, fragments, fit-images and fit-fragments (.csv); returns their paths.
 
     The first is trained on, the next two are evaluated, the last two, of training pages, are what a
@@ -31,11 +48,12 @@ def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]
       data: the data folder.
       folder: where to.
       evaluated: `test`, or `validation`.
+      sets: names, and the factors that their pages are resized by.
     """
     # Made first: paths lead out of it.
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {name: [] for name in TABLES}
-    for name in SETS:
+    for name, scale in sets.items():
         images = _images(data / name, folder)
         train = [row for row in images if row["split"] == "train"]
         if evaluated == "test":
@@ -48,7 +66,7 @@ def write_manifests(data: Path, folder: Path, evaluated: str) -> dict[str, Path]
             fragments = [f for row in asked for f in cut_fragments(row, folder)]
         boxes = [f for row in train for f in cut_fragments(row, folder)]
         for table, found in zip(TABLES, (train, asked, fragments, train, boxes), strict=True):
-            rows[table] += [{**row, "set": name} for row in found]
+            rows[table] += [{**row, "set": name, "scale": f"{scale:g}"} for row in found]
     paths = {}
     for name, table in rows.items():
         paths[name] = folder / f"{name}.csv"

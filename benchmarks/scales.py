@@ -18,8 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks import quality_data, sift_vlad
-from input_pipeline import binarize
+from benchmarks import quality_data
+from benchmarks.sift_vlad import WORDS, described
+from input_pipeline import binarize, sift_vlad
 from input_pipeline.images import load_page
 from input_pipeline.manifest import Manifest, Page, read_csv
 from saghog_jax.retrieval import metrics
@@ -79,8 +80,8 @@ def main() -> None:
         ways = [(1.0, "all"), (1.0, "angles"), *((scale, "") for scale in SCALES)]
         for scale, keep in ways:
             by = partial(describe, scale, keep)
-            words = sift_vlad.fit_words(list(sift_vlad.described(some, workers, by)))
-            found = list(sift_vlad.described(asked, workers, by))
+            words = sift_vlad.fit_words(list(described(some, workers, by)), WORDS)
+            found = list(described(asked, workers, by))
             x = sift_vlad.page_vectors(found, words)
             cells = [f"{scale:.2g}" + (f", SIFT's {keep}" if keep else "")]
             cells.append(f"{np.mean([len(d) for d in found]):.0f}")

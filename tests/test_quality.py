@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from toy import SIZES
 
-from benchmarks import quality, quality_data, sift_vlad
+from benchmarks import quality, quality_data
+from input_pipeline import sift_vlad
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.manifest import BOX, read_csv
 
