@@ -16,8 +16,9 @@ from input_pipeline.workers import usable_cores
 # Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
 ScoreRows = Callable[[np.ndarray], np.ndarray]
 
-# Float32 values of a chunk of scores; 64 MiB, and a few times that for what is made of them.
-CHUNK_VALUES = 1 << 24
+# Float32 values of a chunk of scores; 16 MiB, and a few times that for what is made of them. Larger
+# ones are taken from the system anew each time, whose empty pages cost a fifth of all time.
+CHUNK_VALUES = 1 << 22
 # Panels of a symmetric product, and side of the tiles in which it is mirrored: 64 KiB.
 _PANELS, _TILE = 8, 128
 # So many maxima one after the other take less time than a partial sort.
