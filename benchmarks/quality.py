@@ -56,15 +56,15 @@ ROWS = (
     Row("pretrained", "pretrained, CLS", {}, None),
     Row("cluster", "finetuned on SIFT clusters", {}, {"labels": "cluster"}),
     Row("page", "finetuned on pages", {}, {"labels": "page"}),
-    Row("linked", "finetuned on linked pages", {}, {"labels": "linked"}),
+    Row("linked", "finetuned on linked pages", {}, {}),
     Row("writer", "finetuned on writers", {}, {"labels": "writer"}),
-    Row("scratch", "on pages, from scratch", None, {"optim.layer_decay": 1.0}),
-    Row("foreground", "on pages, foreground tokens", {}, {"descriptor": "foreground"}),
-    Row("pixel", "on pages, pixel target", {"target": "pixel"}, {}),
-    Row("rgb", "on pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
-    Row("fusion", "on pages, beside SIFT-VLAD", {}, {}),
+    Row("scratch", "on linked pages, from scratch", None, {"optim.layer_decay": 1.0}),
+    Row("foreground", "on linked pages, foreground tokens", {}, {"descriptor": "foreground"}),
+    Row("pixel", "on linked pages, pixel target", {"target": "pixel"}, {}),
+    Row("rgb", "on linked pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
+    Row("fusion", "on linked pages, beside SIFT-VLAD", {}, {}),
 )
-DEFAULT = ("sift_vlad", "pretrained", "page", "writer", "fusion")
+DEFAULT = ("sift_vlad", "pretrained", "page", "linked", "writer", "fusion")
 
 
 class Protocol(NamedTuple):

@@ -42,6 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any
     # training) and `pretrained` (the one finetuning started from), both by CLS.
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
+    # Factors that each page is embedded at, besides those of `store.scale` and a manifest; the page
+    # descriptors of each stand side by side. Counts of patches are those of the first.
+    config.scales = (1.0, 0.5, 1.4) if arg.variant == "small" else (1.0,)
     # Patches that this process's devices take at a time, and the most pages mixed in them.
     config.local_batch_size = 1024
     config.pages_per_batch = 16

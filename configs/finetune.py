@@ -148,9 +148,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _set_small(config: ConfigDict) -> None:
-    """The recipe for some hundred pages (docs/quality.md): bags of patches of one page."""
+    """The recipe for some hundred pages (docs/quality.md): bags of patches of linked pages."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
-    config.labels = "page"
+    config.labels = "linked"
     config.bag = 8
     config.per_class = 16
     config.global_batch_size = 512

@@ -93,6 +93,17 @@ class Manifest:
             raise UserError(f"no page has the split {split!r}, known: {', '.join(known)}")
         return replace(self, pages=tuple(page for page in self.pages if page.split == split))
 
+    def at_scales(self, scales: Sequence[float]) -> "Manifest":
+        """Each page once for each factor, one after the other, resized by it besides its own."""
+        if tuple(scales) == (1.0,):
+            return self
+        views = tuple(
+            page._replace(extra=page.extra | {"scale": repr(page.scale * scale)})
+            for page in self.pages
+            for scale in scales
+        )
+        return replace(self, pages=views)
+
     def write(self, csv_path: Path) -> None:
         """Writes the table as a CSV. Paths stay as they are, relative to `root`."""
         boxed = any(page.box for page in self.pages)

@@ -23,7 +23,8 @@ class Describer:
     def page(self, cut: Cut, side: int) -> PagePatches:
         """The patches of a page, `side` pixels wide, with float32 features and assignments."""
         parts = []
-        for first in range(0, len(cut.patches), _BATCH):
+        # Once at least, so that a page without a patch has arrays of the right width.
+        for first in range(0, max(1, len(cut.patches)), _BATCH):
             batch = {"patches": cut.patches[first:][:_BATCH], "ink": cut.ink[first:][:_BATCH]}
             n = len(batch["ink"])
             blank = {k: np.zeros((_BATCH, *v.shape[1:]), v.dtype) for k, v in batch.items()}

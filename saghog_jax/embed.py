@@ -34,7 +34,13 @@ from saghog_jax.files import replacing
 from saghog_jax.following import next_command
 from saghog_jax.logging import duration
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS, l2_normalize, power_norm
+from saghog_jax.retrieval.aggregate import (
+    GMP_MAX_WIDTH,
+    POOLINGS,
+    l2_normalize,
+    power_norm,
+    side_by_side,
+)
 from saghog_jax.retrieval.embeddings import load_embeddings, save_embeddings
 
 # Columns that are added to the manifest.
@@ -60,8 +66,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     rule = Rule.from_config(config.store)
     digests = [params_digest(model.variables) for model in models]
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
+    views = manifest.at_scales(config.scales)
     made_from = distributed.main_first(
-        lambda: _identity(config, manifest, rule, models, digests, masks)
+        lambda: _identity(config, views, rule, models, digests, masks)
     )
     done = _made_from(workdir) == made_from
     distributed.barrier("looked")
@@ -73,11 +80,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
             print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
         return len(skipped)
     found = distributed.main_first(masks.ensure) if masks else None
+    found = [mask for mask in found for _ in config.scales] if found else None
     folder = workdir / "parts"
     if distributed.is_main():
         embed_parts.begin(folder, made_from)
     kept = folder / patch_whitening.FILE
-    whitenings = _whitenings(config, models, digests, manifest, rule, found, kept)
+    whitenings = _whitenings(config, models, digests, views, rule, found, kept)
     pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)
     embedder = Embedder(
         models, pooling, config.local_batch_size, config.pages_per_batch, config.mesh
@@ -89,17 +97,18 @@ def run(config: ConfigDict, workdir: Path) -> int:
     distributed.barrier("read")
     if distributed.is_main():
         which = _of_split(config, manifest)
+        at = f" at the scales {_listed(config.scales)}" if len(config.scales) > 1 else ""
+        ready = len(there) // len(config.scales)
         print(
-            f"embedding {len(manifest):,} pages{which} with {', '.join(names)}"
-            + (f"; {len(there):,} are there already" if there else ""),
+            f"embedding {len(manifest):,} pages{which}{at} with {', '.join(names)}"
+            + (f"; {ready:,} are there already" if ready else ""),
             flush=True,
         )
-    _embed(config, manifest, rule, embedder, parts, found, there)
+    _embed(config, views, rule, embedder, parts, found, there)
     distributed.barrier("embedded")
     results = parts.read()
-    skipped = [
-        (manifest.pages[i].page_id, r.reason) for i, r in sorted(results.items()) if r.reason
-    ]
+    reasons = _reasons(results, len(manifest), len(config.scales))
+    skipped = [(manifest.pages[i].page_id, reason) for i, reason in reasons.items()]
     if len(skipped) == len(manifest):
         raise UserError(
             f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
@@ -107,11 +116,35 @@ def run(config: ConfigDict, workdir: Path) -> int:
         )
     if distributed.is_main():
         _write(
-            config, workdir, manifest, models, digests, whitenings, parts, results, made_from, masks
+            config,
+            workdir,
+            manifest,
+            models,
+            digests,
+            whitenings,
+            parts,
+            results,
+            reasons,
+            made_from,
+            masks,
         )
         shutil.rmtree(folder)
     distributed.barrier("written")
     return len(skipped)
+
+
+def _listed(scales: Sequence[float]) -> str:
+    return ", ".join(f"{scale:g}" for scale in scales)
+
+
+def _reasons(results: dict[int, PageResult], pages: int, scales: int) -> dict[int, str]:
+    """Why pages are skipped, by page: at no scale has the page a patch."""
+    found = {}
+    for page in range(pages):
+        reasons = [results[page * scales + j].reason for j in range(scales)]
+        if all(reasons):
+            found[page] = reasons[0]
+    return found
 
 
 def _note_other_scale(config: ConfigDict) -> None:
@@ -134,6 +167,9 @@ def _check(config: ConfigDict) -> None:
     unknown = sorted(set(config.also) - set(exports.FORMATS))
     if unknown:
         raise UserError(f"unknown config.also {unknown[0]!r}, known: {', '.join(exports.FORMATS)}")
+    scales = tuple(config.scales)
+    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+        raise UserError(f"config.scales={scales}: give different positive factors")
     patch_whitening.check(config)
 
 
@@ -182,7 +218,7 @@ def _embed(
     masks: Sequence[PageMask] | None,
     there: dict[int, PageResult],
 ) -> None:
-    """Cuts and embeds this process's share of the pages, but for those that are there.
+    """Cuts and embeds this process's share of the pages (views), but for those that are there.
 
     They keep their places in the batches, so that an embedding that was stopped ends in the same
     bits as one that was not.
@@ -236,24 +272,25 @@ def _write(
     whitenings: Sequence[whitening.Whitening | None],
     parts: Parts,
     results: dict[int, PageResult],
+    reasons: dict[int, str],
     made_from: str,
     masks: RegionMasks | None,
 ) -> None:
     """Writes the embeddings folders; the one that says what all were made from last."""
-    kept = [i for i in range(len(manifest)) if not results[i].reason]
-    skipped = [
-        (manifest.pages[i].page_id, r.reason) for i, r in sorted(results.items()) if r.reason
-    ]
-    few = [i for i in kept if results[i].patches < config.few_patches]
+    scales = len(config.scales)
+    kept = [i for i in range(len(manifest)) if i not in reasons]
+    skipped = [(manifest.pages[i].page_id, reason) for i, reason in reasons.items()]
+    counts = {i: results[i * scales] for i in kept}
+    few = [i for i in kept if counts[i].patches < config.few_patches]
     _write_rows(workdir / "skipped.csv", ("page_id", "reason"), skipped)
     _write_rows(
         workdir / "few_patches.csv",
         ("page_id", *COUNTS),
-        [(manifest.pages[i].page_id, results[i].patches, results[i].ink) for i in few],
+        [(manifest.pages[i].page_id, counts[i].patches, counts[i].ink) for i in few],
     )
     pages = [
         page._replace(extra=page.extra | dict(zip(COUNTS, (str(r.patches), str(r.ink)))))
-        for page, r in ((manifest.pages[i], results[i]) for i in kept)
+        for page, r in ((manifest.pages[i], counts[i]) for i in kept)
     ]
     folders = [workdir if not i else workdir / model.name for i, model in enumerate(models)]
     for i, (model, folder) in reversed(list(enumerate(zip(models, folders)))):
@@ -277,17 +314,20 @@ def _write(
             "aggregation": (
                 ("" if fitted is None else f"patches whitened ({white}), ")
                 + f"{config.pooling}, power {config.power:g}, L2"
+                + ("" if scales == 1 else f", side by side at scales {_listed(config.scales)}")
             ),
-            "patches": [results[i].patches for i in kept],
+            "scales": list(config.scales),
+            "patches": [counts[i].patches for i in kept],
             "precision": precision.resolve(config).precision,
             "store": config.store.to_dict(),
             "regions": masks.identity if masks else {"backend": "none"},
             "regions_config": config.regions.to_dict(),
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
+        rows = [page * scales + j for page in kept for j in range(scales)]
         blocks = (
-            l2_normalize(power_norm(block, config.power))
-            for block in parts.blocks(i, kept, _BLOCK_PAGES)
+            side_by_side(l2_normalize(power_norm(block, config.power)), scales)
+            for block in parts.blocks(i, rows, _BLOCK_PAGES * scales)
         )
         save_embeddings(folder, blocks, pages, manifest.root, meta)
     _export(config, folders)
@@ -298,7 +338,7 @@ def _write(
         print(
             f"warning: {len(few):,} pages have fewer than {config.few_patches} patches, too little "
             f"writing to judge; listed in {workdir / 'few_patches.csv'}: {first}: "
-            f"{results[few[0]].patches}"
+            f"{counts[few[0]].patches}"
         )
     if skipped:
         print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "

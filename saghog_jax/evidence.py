@@ -7,6 +7,7 @@ For each match it finds what every patch of the two pages contributes and which 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from saghog_jax.checkpoint import params_digest
 from saghog_jax.describer import Describer
 from saghog_jax.embed_models import COMPARE, Model, load_models
 from saghog_jax.files import replacing
-from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
+from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
 from saghog_jax.retrieval.attribution import (
     Clusters,
     PagePatches,
@@ -178,7 +179,7 @@ class _Pages:
         self._compared, self._max_pixels = compared, max_pixels
         self._clusters = Clusters(model.centroids, model.intra_normalize)
         self._describer = Describer(model)
-        self._known: dict[tuple[bool, int], tuple[PagePatches, np.ndarray, float]] = {}
+        self._known: dict[tuple[bool, int], _Described] = {}
         self.failed: dict[str, str] = {}
 
     def _key(self, row: int, of_query: bool) -> tuple[bool, int]:
@@ -192,40 +193,54 @@ class _Pages:
             rows = sorted(row for is_query, row in keys if is_query == of_query)
             store = ConfigDict(source.meta["store"])
             rule = Rule.from_config(store)
-            pages = [_page(source, row) for row in rows]
             root = source.folder / source.meta["pages_root"]
-            manifest = Manifest(root, tuple(pages), ())
+            manifest = Manifest(root, tuple(_page(source, row) for row in rows), ())
             masks = open_masks(
                 manifest, self._max_pixels, ConfigDict(source.meta["regions_config"])
             )
             found = masks.ensure(lambda line: None) if masks else None
-            cuts = stream_cuts(root, pages, rule, self._max_pixels, store.workers, found)
-            for row, page, cut in zip(rows, pages, cuts, strict=True):
-                self._take(source, row, of_query, cut, rule, rule.scale * page.scale)
+            scales = source.meta.get("scales", [1.0])
+            found = [mask for mask in found for _ in scales] if found else None
+            views = manifest.at_scales(scales).pages
+            factors = iter([rule.scale * view.scale for view in views])
+            cuts = stream_cuts(root, views, rule, self._max_pixels, store.workers, found)
+            for row in rows:
+                cut = [next(cuts) for _ in scales]
+                self._take(source, row, of_query, cut, rule, [next(factors) for _ in scales])
 
     def _take(
         self,
         source: Embeddings,
         row: int,
         of_query: bool,
-        cut: Cut | str,
+        cuts: list[Cut | str],
         rule: Rule,
-        scale: float,
+        factors: list[float],
     ) -> None:
         name = str(source.page_ids[row])
-        if isinstance(cut, str):
-            self.failed[name] = cut
+        if all(isinstance(cut, str) for cut in cuts):
+            self.failed[name] = cuts[0]
             return
-        page = self._describer.page(cut, rule.patch_size)
-        total = page_total(page, self._clusters)
-        mine = l2_normalize(power_norm(total, source.meta["power"]))
+        # At a scale at which it could not be cut a page has no patch, as in embedding.
+        usable = next(cut for cut in cuts if not isinstance(cut, str))
+        nothing = Cut(*(array[:0] for array in usable[:4]), None)
+        views = [
+            self._describer.page(nothing if isinstance(cut, str) else cut, rule.patch_size)
+            for cut in cuts
+        ]
+        totals = [page_total(view, self._clusters) for view in views]
+        rows = l2_normalize(power_norm(np.stack(totals), source.meta["power"]))
+        mine = side_by_side(rows, len(rows))[0]
         if mine @ np.asarray(source.descriptors[row]) < _SAME_PAGE:
             self.failed[name] = "the image has changed since it was embedded"
             return
-        self._known[of_query, row] = page, total, scale
+        self._known[of_query, row] = _Described(views, totals, factors)
 
     def evidence(self, row: int, other: int, mean: np.ndarray, at_most: int) -> Evidence | None:
-        """The evidence of one match; None where a page of it could not be read."""
+        """The evidence of one match; None where a page of it could not be read.
+
+        Like patches are those of the first scale; all contribute.
+        """
         keys = self._key(row, True), self._key(other, False)
         if any(key not in self._known for key in keys):
             return None
@@ -239,22 +254,43 @@ class _Pages:
         ]
         speak = [
             contributions(
-                page,
-                total,
+                page.views,
+                page.totals,
                 z[1 - i] - mean,
                 self._clusters,
                 self._compared.gallery.meta["power"],
                 self._compared.whitening,
             )
-            for i, (page, total, _) in enumerate(pages)
+            for i, page in enumerate(pages)
         ]
-        (a, *_), (b, *_) = pages
-        pairs, cosines = like_patches(a, b, *speak, self._clusters, at_most)
+        a, b = pages
+        pairs, cosines = like_patches(
+            a.views[0], b.views[0], speak[0][0], speak[1][0], self._clusters, at_most
+        )
         sides = [
-            PageEvidence((page.place / scale).astype(int), page.side / scale, s, float(x @ mean))
-            for (page, _, scale), s, x in zip(pages, speak, z, strict=True)
+            _page_evidence(page, shares, float(x @ mean))
+            for page, shares, x in zip(pages, speak, z, strict=True)
         ]
         return Evidence(float(z[0] @ z[1]), *sides, pairs, cosines)
+
+
+class _Described(NamedTuple):
+    """A page's patches at each scale, their sums, and the factors that it was resized by."""
+
+    views: list[PagePatches]
+    totals: list[np.ndarray]
+    factors: list[float]
+
+
+def _page_evidence(page: _Described, shares: list[np.ndarray], mean: float) -> PageEvidence:
+    """What the patches of all scales contribute, in pixels of the page, the first scale first."""
+    scaled = list(zip(page.views, page.factors, strict=True))
+    return PageEvidence(
+        np.concatenate([(view.place / factor).astype(int) for view, factor in scaled]),
+        np.concatenate([np.full(len(view.place), view.side / factor) for view, factor in scaled]),
+        np.concatenate(shares),
+        mean,
+    )
 
 
 def _page(source: Embeddings, row: int) -> Page:
@@ -279,6 +315,6 @@ def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: i
             match_contributions=evidence.match.contributions,
             pairs=evidence.pairs,
             cosines=evidence.cosines,
-            query_side=np.float64(evidence.query.side),
-            match_side=np.float64(evidence.match.side),
+            query_side=evidence.query.side,
+            match_side=evidence.match.side,
         )

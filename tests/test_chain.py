@@ -184,6 +184,50 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
     assert not (folder / "embed2" / "parts").exists()
 
 
+def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatch, capsys):
+    from saghog_jax.embed_parts import Parts
+
+    config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.01, 0.5))
+    append, written = Parts.append, []
+
+    def stopping(parts, view, *rest):
+        # In the middle of the second page.
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(view)
+        append(parts, view, *rest)
+
+    monkeypatch.setattr(Parts, "append", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(config, tmp_path / "embed")
+    monkeypatch.setattr(Parts, "append", append)
+    assert run_stage(config, tmp_path / "embed") == 0
+    out = capsys.readouterr().out
+    assert (
+        "6 pages of the split 'test' (--config.data.split= takes all) at the scales 1, 0.01," in out
+    )
+    assert "; 1 are there already" in out
+    found = load_embeddings(tmp_path / "embed")
+    assert found.meta["scales"] == [1.0, 0.01, 0.5]
+    assert found.meta["aggregation"].endswith(", side by side at scales 1, 0.01, 0.5")
+    alone = {}
+    for scale in (1.0, 0.5):
+        one = toy(embed.get_config("plain"), folder, **{"store.scale": scale})
+        run_stage(one, tmp_path / f"{scale}")
+        alone[scale] = load_embeddings(tmp_path / f"{scale}")
+    # At a hundredth no page has a patch.
+    first, none, half = np.split(np.asarray(found.descriptors), 3, axis=1)
+    assert not none.any()
+    root = np.float32(2**-0.5)
+    np.testing.assert_allclose(first, root * alone[1.0].descriptors, atol=1e-4)
+    np.testing.assert_allclose(half, root * alone[0.5].descriptors, atol=1e-4)
+    assert found.table["patch_count"].tolist() == alone[1.0].table["patch_count"].tolist()
+    assert found.page_ids.tolist() == alone[1.0].page_ids.tolist()
+    assert "note: the model was trained on pages resized by 1, these are resized by 0.5" in (
+        capsys.readouterr().out
+    )
+
+
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):
     image = sorted((folder / "pages").rglob("*.png"))[0]
     changes = {"data.pages": str(image), "few_patches": 10_000, "also": ("npz", "parquet")}

@@ -193,6 +193,30 @@ def test_images_that_are_gone_or_have_changed(folder, tmp_path, capsys):
     assert "missing" in data["pages"]["p0"]
 
 
+def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path):
+    """Two scales besides the factor of the row: patches of both, in pixels of the image."""
+    lines = (folder / "pages" / "manifest.csv").read_text().splitlines()
+    table = folder / "pages" / "twice.csv"
+    table.write_text("\n".join([lines[0] + ",scale", *(f"{line},2" for line in lines[1:])]) + "\n")
+    changes = {"data.pages": str(table), "scales": (1.0, 0.5)}
+    run_stage(toy(embed.get_config(), folder, **changes), tmp_path / "embed")
+    asked = {"embeddings": str(tmp_path / "embed"), "report.evidence.queries": 2}
+    data, arrays = retrieved(folder, tmp_path / "out", **asked)
+    assert len(arrays) == 2 * 3
+    check_sums(arrays)
+    for match in arrays.values():
+        for side in ("query", "match"):
+            place, sides = match[f"{side}_place"], match[f"{side}_side"]
+            assert set(sides) == {16, 32}
+            assert (np.diff(sides) >= 0).all()
+            assert place.min() >= 0
+            assert (place < [TINY.width, TINY.height]).all()
+        assert (match["query_side"][match["pairs"][:, 0]] == 16).all()
+    assert max(match["query_place"][:, 0].max() for match in arrays.values()) > TINY.width / 2
+    shown = [match for matches in data["evidence"].values() for match in matches.values()]
+    assert all(match["sides"] == [16, 16] for match in shown)
+
+
 def test_of_a_search(folder, tmp_path):
     config = toy(search.get_config(), folder)
     config.queries = config.gallery = str(folder / "embed")

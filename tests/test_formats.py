@@ -13,6 +13,7 @@ from benchmarks.measure import Report
 from configs import common, embed, pretrain, regions, retrieve, search
 from input_pipeline.build import ensure_store
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
+from input_pipeline.page_links import ensure_links
 from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.store import Store
 from saghog_jax.main import run_stage
@@ -53,7 +54,9 @@ def folder(tmp_path_factory):
     cutting.update(root=str(folder / "prepare"), workers=1)
     clusters = common.pseudo_label_config()
     clusters.update(num_clusters=5, pca_dim=4)
-    ensure_labels(Store.open(ensure_store(data, cutting)), clusters)
+    store = Store.open(ensure_store(data, cutting))
+    ensure_labels(store, clusters)
+    ensure_links(store, common.page_links_config())
     held_out = {"validation.share": 0.4, "validation.every": 2}
     run_stage(toy(pretrain.get_config(), folder, **held_out), folder / "pretrain")
     changes = {

@@ -264,7 +264,7 @@ def test_paper_becomes_white_and_ink_black_under_the_colours(paper, ink):
 
 def evidence_of_page():
     place = np.array([[10, 10], [30, 20], [50, 30]])
-    return PageEvidence(place, 8.0, np.array([-0.1, 0.2, 0.3], np.float32), 0.25)
+    return PageEvidence(place, np.full(3, 8.0), np.array([-0.1, 0.2, 0.3], np.float32), 0.25)
 
 
 def test_evidence_of_pages_whose_images_are_gone_is_left_out(proven, tmp_path):

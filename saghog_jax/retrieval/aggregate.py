@@ -28,6 +28,16 @@ def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
     return x / xp.maximum(norm, xp.asarray(eps, norm.dtype))
 
 
+def side_by_side(descriptors: np.ndarray, scales: int) -> np.ndarray:
+    """Unit page descriptors [p * scales, d], those of a page in turn, to unit rows [p, scales * d].
+
+    One of zeros (no patch at that scale) stays zeros, and the others of its page make its length.
+    """
+    if scales == 1:
+        return descriptors
+    return l2_normalize(descriptors.reshape(-1, scales * descriptors.shape[1]))
+
+
 def power_norm(x: Array, alpha: float) -> Array:
     """sign(x) |x|^alpha, element by element; alpha 0.4 in the paper, 1 leaves `x` as it is.
 

@@ -1,20 +1,23 @@
 """Which patches make two pages similar: a similarity taken apart patch by patch, and like patches.
 
 A page descriptor is D = phi(S) / |phi(S)|, S the sum of the unit vectors y_i of the page's patches,
-phi(s) = sign(s) |s|^power; z is D, or D whitened and brought to unit length. What is explained is
+phi(s) = sign(s) |s|^power; of a page embedded at m scales that have patches, those of each side by
+side, over the root of m. z is D, or D whitened and brought to unit length. What is explained is
 how much more similar the page is to its match than to an average page of the gallery,
 
     z_page . (z_match - mean of z over the gallery).
 
 Because phi(s) = |s|^(power - 1) s, that is a sum over the patches, exactly: patch i contributes
-y_i . (|S|^(power - 1) o t) / |phi(S)|, where t is the difference above (of whitened descriptors:
-led back through the whitening; its constant term is shared evenly). How the similarity would change
-without a patch is `power` times its contribution, less its share in the page's length, to first
-order only.
+y_i . (|S|^(power - 1) o t) / (|phi(S)| m^(1/2)), where t is what of the difference above is of
+the patch's scale (of whitened descriptors: led back through the whitening; its constant term is
+shared evenly). How the similarity would change without a patch is `power` times its contribution,
+less its share in the page's length, to first order only.
 
-Axis letters: n patches of a page, l descriptors of a patch, v clusters, d width, k width of z.
+Axis letters: n patches of a page, m scales, l descriptors of a patch, v clusters, d width, k width
+of z.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -60,39 +63,52 @@ def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
 
 
 def contributions(
-    page: PagePatches,
-    total: np.ndarray,
+    pages: Sequence[PagePatches],
+    totals: Sequence[np.ndarray],
     target: np.ndarray,
     clusters: Clusters,
     power: float,
     whitened: Whitening | None = None,
-) -> np.ndarray:
-    """What each patch adds to z_page . target, float32 [n]; they add up to it exactly.
+) -> list[np.ndarray]:
+    """What each patch adds to z_page . target, float32 [n] a scale; all add up to it exactly.
 
     Args:
-      total: `page_total(page, clusters)`.
+      pages: the page's patches at each scale.
+      totals: `page_total(page, clusters)` of each.
       target: [k], such as z of the match less the mean z of the gallery.
       power: of the page descriptor's power normalisation.
       whitened: what led from page descriptors to z; None: nothing did.
     """
-    total = total.astype(np.float64)
-    size = np.abs(total)
-    norm = max(np.linalg.norm(size**power), 1e-12)
+    sums = np.stack(totals).astype(np.float64)
+    size = np.abs(sums)
+    norms = np.linalg.norm(size**power, axis=1, keepdims=True)
+    norms *= np.sqrt(max(np.count_nonzero(norms), 1))
+    gain = np.where(size > 0, np.maximum(size, 1e-30) ** (power - 1), 0) / np.maximum(norms, 1e-12)
     towards, constant = target.astype(np.float64), 0.0
     if whitened is not None:
         scale = 1 / np.sqrt(whitened.variances.astype(np.float64) + whitened.eps)
-        descriptor = np.sign(total) * size**power / norm
-        z = (whitened.components @ (descriptor - whitened.mean)) * scale
+        z = (whitened.components @ ((gain * sums).reshape(-1) - whitened.mean)) * scale
         towards = whitened.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
         constant = -float(towards @ whitened.mean)
-    gain = np.where(size > 0, np.maximum(size, 1e-30) ** (power - 1), 0) / norm
-    direction = (gain * towards).astype(np.float32).reshape(1, *clusters.centroids.shape)
+    directions = (gain * towards.reshape(gain.shape)).astype(np.float32)
+    share = np.float32(constant / max(sum(len(page.place) for page in pages), 1))
+    return [
+        _towards(page, direction, clusters) + share
+        for page, direction in zip(pages, directions, strict=True)
+    ]
+
+
+def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Inner products of a page's unit vectors with a direction [v * d], float32 [n]."""
     x, assignment = _padded(page)
     found = _products(
-        assignment, x, clusters.centroids, direction, intra_normalize=clusters.intra_normalize
+        assignment,
+        x,
+        clusters.centroids,
+        direction.reshape(1, *clusters.centroids.shape),
+        intra_normalize=clusters.intra_normalize,
     )
-    n = len(page.place)
-    return np.asarray(found)[:n, 0] + np.float32(constant / max(n, 1))
+    return np.asarray(found)[: len(page.place), 0]
 
 
 def like_patches(

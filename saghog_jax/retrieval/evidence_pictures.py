@@ -26,12 +26,12 @@ _INK, _LOOKED_AT = 0.05, 400
 
 
 class PageEvidence(NamedTuple):
-    """Where the patches of a page are [n, 2] (x, y) and their side, in pixels of the page as its
-    file has it; what each contributes [n]; the page's mean similarity to the pages of the gallery.
+    """Where the patches of a page are [n, 2] (x, y) and their sides [n], in pixels of the page as
+    its file has it; what each contributes [n]; the page's mean similarity to those of the gallery.
     """
 
     place: np.ndarray
-    side: float
+    side: np.ndarray
     contributions: np.ndarray
     mean: float
 
@@ -87,14 +87,16 @@ def pictures(
             shown = []
             for i, e, page in zip(pair, sides, both, strict=True):
                 x, y = e.place[i].tolist()
-                shown.append([x, y, _crop(page, x, y, e.side)])
+                shown.append([x, y, _crop(page, x, y, e.side[i])])
             pairs.append([round(float(cosine), 3), *shown])
         made[row, other] = {
             "similarity": round(evidence.similarity, 4),
             "means": [round(e.mean, 4) for e in sides],
             "heat": [data_uri(_coloured(grid, strongest), _CELLS) for grid, _ in maps],
-            "levels": [_levels(page, e.place, e.side) for e, page in zip(sides, both, strict=True)],
-            "sides": [e.side for e in sides],
+            "levels": [
+                _levels(page, e.place, e.side[0]) for e, page in zip(sides, both, strict=True)
+            ],
+            "sides": [float(e.side[0]) for e in sides],
             "pairs": pairs,
         }
     return made
@@ -106,8 +108,11 @@ def _density(evidence: PageEvidence, shape: tuple[int, int]) -> tuple[np.ndarray
     h, w = (max(1, round(n / cell)) for n in shape)
     x, y = (np.clip(evidence.place / cell, 0, (w - 1, h - 1)).astype(int)).T
     grid = np.zeros((h, w))
-    np.add.at(grid, (y, x), evidence.contributions)
-    grid = cv2.GaussianBlur(grid, (0, 0), evidence.side / cell / 3)
+    for side in np.unique(evidence.side):
+        mine = evidence.side == side
+        part = np.zeros((h, w))
+        np.add.at(part, (y[mine], x[mine]), evidence.contributions[mine])
+        grid += cv2.GaussianBlur(part, (0, 0), side / cell / 3)
     return grid, grid[y, x]
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, in_tiles, without_own
 
 CONVENTIONS = ("partners", "published", "hisir19")
-# Scores of rows that are counted together: fewer fit a core's own cache, but the calls for each tile
-# then take longer than memory does (measured).
+# Scores of rows that are counted together: fewer fit a core's own cache, but then the calls for
+# each tile take longer than memory does (measured).
 _TILE_VALUES = 1 << 19
 # Where at most one of so many pages is as near as the last partner, others are not counted; one of
 # so many queries is asked whether that is so.
