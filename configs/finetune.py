@@ -76,6 +76,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,
     # as retrieval will compare pages; a class then has per_class / bag bags in a batch.
     config.bag = 1
+    # Words of SIFT, fitted on the patches, with which `embed` can put a fixed descriptor of them
+    # beside the learned one (its `sift_share`); 0: none.
+    config.sift_words = 0
     # What the encoder sees: `page` (the colours of the page) or `binary` (its ink), as published.
     config.input = "binary"
     config.netrvlad = ConfigDict(
@@ -152,6 +155,7 @@ def _set_small(config: ConfigDict) -> None:
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
     config.labels = "linked"
     config.bag = 8
+    config.sift_words = 100
     config.per_class = 16
     config.global_batch_size = 512
     config.total_steps = 9000

@@ -25,7 +25,7 @@ from input_pipeline.manifest import Manifest, load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from input_pipeline.stream import stream_cuts
-from saghog_jax import distributed, embed_parts, patch_whitening, precision
+from saghog_jax import distributed, embed_parts, patch_sift, patch_whitening, precision
 from saghog_jax.checkpoint import params_digest, read_config
 from saghog_jax.embed_models import Model, load_models
 from saghog_jax.embed_parts import PageResult, Parts
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if done:
         skipped = _read_skipped(workdir / "skipped.csv")
         if distributed.is_main():
-            _export(config, [workdir, *(workdir / model.name for model in models[1:])])
+            _export(config, [folder for _, folder in _folders(config, models, workdir)])
             print(f"{workdir} holds these embeddings already")
             print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
         return len(skipped)
@@ -292,8 +292,12 @@ def _write(
         page._replace(extra=page.extra | dict(zip(COUNTS, (str(r.patches), str(r.ink)))))
         for page, r in ((manifest.pages[i], counts[i]) for i in kept)
     ]
-    folders = [workdir if not i else workdir / model.name for i, model in enumerate(models)]
-    for i, (model, folder) in reversed(list(enumerate(zip(models, folders)))):
+    folders = _folders(config, models, workdir)
+    for i, folder in reversed(folders):
+        model = models[i]
+        # Beside the model of the checkpoint, and of no other.
+        share = 0.0 if i else config.sift_share
+        power = patch_sift.POWER if model.name == "sift" else config.power
         fitted = whitenings[i]
         white = "none"
         if fitted is not None:
@@ -310,10 +314,13 @@ def _write(
             "input": model.input,
             "patch_whitening": white,
             "pooling": config.pooling,
-            "power": config.power,
+            "power": power,
+            "sift_share": share,
+            "sift_words": digests[-1] if share else "",
             "aggregation": (
                 ("" if fitted is None else f"patches whitened ({white}), ")
-                + f"{config.pooling}, power {config.power:g}, L2"
+                + f"{config.pooling}, power {power:g}, L2"
+                + (f", {share:g} of the similarity SIFT's" if share else "")
                 + ("" if scales == 1 else f", side by side at scales {_listed(config.scales)}")
             ),
             "scales": list(config.scales),
@@ -324,13 +331,12 @@ def _write(
             "regions_config": config.regions.to_dict(),
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
         }
-        rows = [page * scales + j for page in kept for j in range(scales)]
-        blocks = (
-            side_by_side(l2_normalize(power_norm(block, config.power)), scales)
-            for block in parts.blocks(i, rows, _BLOCK_PAGES * scales)
-        )
+        columns = [(i, power, 1 - share)]
+        if share:
+            columns.append((len(models) - 1, patch_sift.POWER, share))
+        blocks = _page_blocks(parts, kept, scales, columns)
         save_embeddings(folder, blocks, pages, manifest.root, meta)
-    _export(config, folders)
+    _export(config, [folder for _, folder in folders])
     patches = sum(result.patches for result in results.values())
     print(f"{len(kept):,} pages embedded ({patches:,} patches) in {workdir}")
     if few:
@@ -344,6 +350,34 @@ def _write(
         print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "
               f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
     print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
+
+
+def _folders(config: ConfigDict, models: Sequence[Model], workdir: Path) -> list[tuple[int, Path]]:
+    """The numbers of the models that have a folder of their own, and these, the main one first."""
+    wanted = [(i, model.name) for i, model in enumerate(models) if model.name in config.compare]
+    return [(0, workdir), *((i, workdir / name) for i, name in wanted if i)]
+
+
+def _page_blocks(
+    parts: Parts, kept: Sequence[int], scales: int, columns: Sequence[tuple[int, float, float]]
+) -> Iterator[np.ndarray]:
+    """Unit page descriptors, block by block: those of some models at every scale side by side.
+
+    Args:
+      columns: number, power and share in the similarity of each model.
+    """
+    rows = [page * scales + j for page in kept for j in range(scales)]
+    shares = [share / scales for *_, share in columns for _ in range(scales)]
+    at_a_time = _BLOCK_PAGES * scales
+    for blocks in zip(*(parts.blocks(model, rows, at_a_time) for model, *_ in columns)):
+        yield side_by_side(
+            [
+                l2_normalize(power_norm(block[j::scales], power))
+                for block, (_, power, _) in zip(blocks, columns, strict=True)
+                for j in range(scales)
+            ],
+            shares,
+        )
 
 
 def _of_split(config: ConfigDict, manifest: Manifest) -> str:
@@ -390,6 +424,7 @@ def _identity(
         "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
         "precision": precision.resolve(config).precision,
         "power": config.power,
+        "sift_share": config.sift_share,
         "pooling": [config.pooling, config.gmp_lambda],
         "patch_whitening": _whitening_identity(config),
         **({"regions": [masks.identity, masks.digests]} if masks else {}),

@@ -13,14 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from saghog_jax import precision, pretrain
+from saghog_jax import patch_sift, precision, pretrain
 from saghog_jax.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.models.make import make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.precision import operand_dtype
 from saghog_jax.retrieval.aggregate import l2_normalize
 
-COMPARE = ("random", "pretrained")
+COMPARE = ("random", "pretrained", "sift")
 INPUTS = ("auto", "page", "binary")
 
 
@@ -95,12 +95,38 @@ def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) 
     return Model(name, "netrvlad", source, variables, describe, sums, centroids, normalized)
 
 
+def sift_model(words: np.ndarray) -> Model:
+    """Sums of the unit residuals of upright RootSIFT to its nearest word [v, 128]."""
+
+    def describe(
+        variables: dict, images: jax.Array, binary: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del images
+        x = patch_sift.root_sift(binary)
+        return x, patch_sift.nearest_word(x, variables["words"])
+
+    def sums(
+        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
+    ) -> jax.Array:
+        x, assignment = describe(variables, images, binary)
+        pages = page_sum(assignment, x, variables["words"], segments)
+        return pages.reshape(pages.shape[0], -1)
+
+    variables = {"words": jnp.asarray(words)}
+    return Model("sift", "sift", "binary", variables, describe, sums, words, False)
+
+
 def load_models(config: ConfigDict) -> list[Model]:
-    """The model of `config.checkpoint`, then those of `config.compare`.
+    """The model of `config.checkpoint`, then those of `config.compare`, last that of SIFT.
+
+    The last is there too where `config.sift_share` wants it beside the first.
 
     Raises:
-      UserError: a checkpoint that is not there; unknown names in `input` or `compare`.
+      UserError: a checkpoint that is not there; unknown names in `input` or `compare`; a share that
+        is none; words of SIFT that are not there.
     """
+    if not 0 <= config.sift_share < 1:
+        raise UserError(f"config.sift_share={config.sift_share} must lie in [0, 1)")
     if config.input not in INPUTS:
         raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
     unknown = sorted(set(config.compare) - set(COMPARE))
@@ -123,6 +149,8 @@ def load_models(config: ConfigDict) -> list[Model]:
         models.append(cls_model("pretrained", begun, given, source))
     if "random" in config.compare:
         models.append(cls_model("random", begun, _untrained(begun), source))
+    if "sift" in config.compare or config.sift_share:
+        models.append(sift_model(patch_sift.load_words(folder)))
     return models
 
 

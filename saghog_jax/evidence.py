@@ -17,6 +17,7 @@ from input_pipeline.manifest import Manifest, Page
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.stream import stream_cuts
+from saghog_jax import patch_sift
 from saghog_jax.checkpoint import params_digest
 from saghog_jax.describer import Describer
 from saghog_jax.embed_models import COMPARE, Model, load_models
@@ -24,7 +25,7 @@ from saghog_jax.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
 from saghog_jax.retrieval.attribution import (
     Clusters,
-    PagePatches,
+    Part,
     contributions,
     like_patches,
     page_total,
@@ -102,12 +103,12 @@ def gather(
     if not kinds <= {("sum", "none"), ("mean", "none")}:
         log("note: no evidence in the report: it needs pooling sum or mean, no patch whitening")
         return {}
-    model, why = _model(compared.gallery.meta, config.evidence.checkpoint)
-    if model is None:
+    models, why = _models(compared.gallery.meta, config.evidence.checkpoint)
+    if not models:
         log(f"note: no evidence in the report: {why}")
         return {}
     log(f"evidence: describing the pages of {len(wanted)} matches again, patch by patch")
-    pages = _Pages(compared, model, config.max_pixels)
+    pages = _Pages(compared, models, config.max_pixels)
     pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted})
     mean = _average(compared.gallery_descriptors)
     found: dict[tuple[int, int], Evidence] = {}
@@ -144,41 +145,43 @@ def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> lis
     return [rows[name] for name in config.of]
 
 
-def _model(meta: Mapping, checkpoint: str) -> tuple[Model | None, str]:
-    """The model that made the embeddings, or why there is none."""
+def _models(meta: Mapping, checkpoint: str) -> tuple[list[Model], str]:
+    """The model that made the embeddings, and SIFT where it stands beside; or why there is none."""
     folder = checkpoint or meta["checkpoint_folder"]
-    name = meta["model"]
-    compare = (name,) if name in COMPARE else ()
+    name, share = meta["model"], meta.get("sift_share", 0.0)
     config = ConfigDict(
         {
             "checkpoint": folder,
             "which": meta["which"],
-            "compare": compare,
+            "compare": (name,) if name in COMPARE else (),
+            "sift_share": share,
             "input": meta["input"],
             "precision": meta["precision"],
         }
     )
     try:
-        model = next((m for m in load_models(config) if m.name == name), None)
+        models = load_models(config)
     except UserError as error:
         if checkpoint:
             raise
-        return None, f"{error} (config.report.evidence.checkpoint says where the model is)"
-    if model is None or params_digest(model.variables) != meta["checkpoint"]:
+        return [], f"{error} (config.report.evidence.checkpoint says where the model is)"
+    wanted = {name: meta["checkpoint"]} | ({"sift": meta["sift_words"]} if share else {})
+    found = [m for m in models if params_digest(m.variables) == wanted.get(m.name)]
+    if len(found) < len(wanted):
         problem = f"{folder} does not hold the model that made the embeddings"
         if checkpoint:
             raise UserError(problem)
-        return None, problem
-    return model, ""
+        return [], problem
+    return found, ""
 
 
 class _Pages:
     """The pages of the wanted matches: their patches, descriptors and evidence."""
 
-    def __init__(self, compared: Compared, model: Model, max_pixels: int) -> None:
+    def __init__(self, compared: Compared, models: Sequence[Model], max_pixels: int) -> None:
         self._compared, self._max_pixels = compared, max_pixels
-        self._clusters = Clusters(model.centroids, model.intra_normalize)
-        self._describer = Describer(model)
+        self._clusters = [Clusters(m.centroids, m.intra_normalize) for m in models]
+        self._describers = [Describer(model) for model in models]
         self._known: dict[tuple[bool, int], _Described] = {}
         self.failed: dict[str, str] = {}
 
@@ -224,17 +227,28 @@ class _Pages:
         # At a scale at which it could not be cut a page has no patch, as in embedding.
         usable = next(cut for cut in cuts if not isinstance(cut, str))
         nothing = Cut(*(array[:0] for array in usable[:4]), None)
-        views = [
-            self._describer.page(nothing if isinstance(cut, str) else cut, rule.patch_size)
-            for cut in cuts
-        ]
-        totals = [page_total(view, self._clusters) for view in views]
-        rows = l2_normalize(power_norm(np.stack(totals), source.meta["power"]))
-        mine = side_by_side(rows, len(rows))[0]
+        cuts = [nothing if isinstance(cut, str) else cut for cut in cuts]
+        parts = self._parts(source.meta, cuts, rule.patch_size)
+        mine = side_by_side(
+            [l2_normalize(power_norm(part.total[None], part.power)) for part in parts],
+            [part.share for part in parts],
+        )[0]
         if mine @ np.asarray(source.descriptors[row]) < _SAME_PAGE:
             self.failed[name] = "the image has changed since it was embedded"
             return
-        self._known[of_query, row] = _Described(views, totals, factors)
+        self._known[of_query, row] = _Described(parts, factors)
+
+    def _parts(self, meta: Mapping, cuts: Sequence[Cut], side: int) -> list[Part]:
+        """A page's parts as `embed` puts them side by side: each model's, scale by scale."""
+        beside = meta.get("sift_share", 0.0)
+        settings = [(meta["power"], 1 - beside), (patch_sift.POWER, beside)]
+        parts = []
+        for describer, clusters, (power, share) in zip(self._describers, self._clusters, settings):
+            for cut in cuts:
+                page = describer.page(cut, side)
+                total = page_total(page, clusters)
+                parts.append(Part(page, clusters, total, power, share / len(cuts)))
+        return parts
 
     def evidence(self, row: int, other: int, mean: np.ndarray, at_most: int) -> Evidence | None:
         """The evidence of one match; None where a page of it could not be read.
@@ -253,44 +267,44 @@ class _Pages:
             )
         ]
         speak = [
-            contributions(
-                page.views,
-                page.totals,
-                z[1 - i] - mean,
-                self._clusters,
-                self._compared.gallery.meta["power"],
-                self._compared.whitening,
-            )
-            for i, page in enumerate(pages)
+            page.speak(contributions(page.parts, x - mean, self._compared.whitening))
+            for page, x in zip(pages, reversed(z), strict=True)
         ]
-        a, b = pages
+        first = [page.parts[0].page for page in pages]
         pairs, cosines = like_patches(
-            a.views[0], b.views[0], speak[0][0], speak[1][0], self._clusters, at_most
+            *first,
+            *(s[: len(p.place)] for s, p in zip(speak, first, strict=True)),
+            self._clusters[0],
+            at_most,
         )
         sides = [
-            _page_evidence(page, shares, float(x @ mean))
-            for page, shares, x in zip(pages, speak, z, strict=True)
+            PageEvidence(*page.places(), s, float(x @ mean))
+            for page, s, x in zip(pages, speak, z, strict=True)
         ]
         return Evidence(float(z[0] @ z[1]), *sides, pairs, cosines)
 
 
 class _Described(NamedTuple):
-    """A page's patches at each scale, their sums, and the factors that it was resized by."""
+    """The parts of a page, each model's scale by scale, and the factors that it was resized by."""
 
-    views: list[PagePatches]
-    totals: list[np.ndarray]
+    parts: list[Part]
     factors: list[float]
 
+    def speak(self, shares: list[np.ndarray]) -> np.ndarray:
+        """What each patch contributes by all models, those of the first scale first."""
+        scales = len(self.factors)
+        return np.concatenate([sum(shares[j::scales]) for j in range(scales)])
 
-def _page_evidence(page: _Described, shares: list[np.ndarray], mean: float) -> PageEvidence:
-    """What the patches of all scales contribute, in pixels of the page, the first scale first."""
-    scaled = list(zip(page.views, page.factors, strict=True))
-    return PageEvidence(
-        np.concatenate([(view.place / factor).astype(int) for view, factor in scaled]),
-        np.concatenate([np.full(len(view.place), view.side / factor) for view, factor in scaled]),
-        np.concatenate(shares),
-        mean,
-    )
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places [n, 2] and sides [n] of the patches in pixels of the page, in the same order."""
+        pages = [part.page for part in self.parts[: len(self.factors)]]
+        scaled = list(zip(pages, self.factors, strict=True))
+        return (
+            np.concatenate([(page.place / factor).astype(int) for page, factor in scaled]),
+            np.concatenate(
+                [np.full(len(page.place), page.side / factor) for page, factor in scaled]
+            ),
+        )
 
 
 def _page(source: Embeddings, row: int) -> Page:

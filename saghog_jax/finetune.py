@@ -18,7 +18,16 @@ from input_pipeline.pseudo_labels import ensure_labels
 from input_pipeline.ready_patches import ready_labels
 from input_pipeline.store import Store
 from input_pipeline.stores import open_store
-from saghog_jax import augment, distributed, drawing, evaluation, losses, optim, precision
+from saghog_jax import (
+    augment,
+    distributed,
+    drawing,
+    evaluation,
+    losses,
+    optim,
+    patch_sift,
+    precision,
+)
 from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
 from saghog_jax.drawing import Picture
 from saghog_jax.evaluation import evenly
@@ -346,6 +355,11 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
     )
     labels = distributed.main_first(lambda: make_labels(config, store))
     held_out = evaluation.plan(config, folder, store.manifest.pages)
+    if config.sift_words:
+        shown = np.flatnonzero(~evaluation.belongs(store, held_out))
+        distributed.main_first(
+            lambda: patch_sift.ensure_words(folder, store, shown, config.sift_words)
+        )
     return Finetuning(config, store, labels, held_out)
 
 

@@ -9,6 +9,7 @@ from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_sid
 from saghog_jax.retrieval.attribution import (
     Clusters,
     PagePatches,
+    Part,
     contributions,
     like_patches,
     page_total,
@@ -63,7 +64,7 @@ def test_contributions_add_up_to_the_similarity(tokens, intra, power):
     total = page_total(page, c)
     np.testing.assert_allclose(total, vectors(page, c).sum(0), atol=1e-5)
     target = np.random.default_rng(2).standard_normal(24).astype(np.float32) / 5
-    (found,) = contributions([page], [total], target, c, power)
+    (found,) = contributions([Part(page, c, total, power, 1.0)], target)
     assert found.shape == (60,)
     z = l2_normalize(power_norm(total, power))
     np.testing.assert_allclose(found.sum(), z @ target, atol=1e-5)
@@ -80,34 +81,38 @@ def test_contributions_add_up_behind_whitening():
     fitted = whitening.fit(np.stack(pages), 5)
     z = whitening.apply(fitted, l2_normalize(power_norm(total, POWER))[None])[0]
     target = np.random.default_rng(2).standard_normal(5).astype(np.float32)
-    (found,) = contributions([page], [total], target, c, POWER, fitted)
+    (found,) = contributions([Part(page, c, total, POWER, 1.0)], target, fitted)
     np.testing.assert_allclose(found.sum(), l2_normalize(z) @ target, atol=1e-4)
     assert np.std(found) > 0
 
 
 @pytest.mark.parametrize("whitened", [False, True])
-def test_contributions_at_several_scales_add_up_together(whitened):
-    """Of the third scale there is no patch: its part of the descriptor is zero."""
-    c = clusters()
+def test_contributions_to_several_parts_add_up_together(whitened):
+    """Two scales of two descriptors, and a third scale at which there is no patch."""
+    kinds = (clusters(), 0.7, 1.0), (clusters(True, 3, 5), 0.3, 0.5)
 
-    def views(seed):
-        found = [made(60, seed), made(20, seed + 100), made(1, seed)]
-        found[2] = PagePatches(*(array[:0] for array in found[2][:3]), found[2].side)
-        return found
+    def parts(seed):
+        made_parts = []
+        for c, share, power in kinds:
+            v, d = c.centroids.shape
+            pages = [made(60, seed, v=v, d=d), made(20, seed + 100, v=v, d=d), made(1, v=v, d=d)]
+            pages[2] = PagePatches(*(array[:0] for array in pages[2][:3]), pages[2].side)
+            made_parts += [Part(p, c, page_total(p, c), power, share / 3) for p in pages]
+        return made_parts
 
-    def descriptor(pages):
-        rows = l2_normalize(power_norm(np.stack([page_total(p, c) for p in pages]), POWER))
-        return side_by_side(rows, 3)[0]
+    def descriptor(parts):
+        rows = [l2_normalize(power_norm(part.total[None], part.power)) for part in parts]
+        return side_by_side(rows, [part.share for part in parts])[0]
 
-    pages = views(0)
-    totals = [page_total(page, c) for page in pages]
-    z, fitted = descriptor(pages), None
+    mine = parts(0)
+    z, fitted = descriptor(mine), None
+    np.testing.assert_allclose(np.linalg.norm(z), 1, atol=1e-6)
     if whitened:
-        fitted = whitening.fit(np.stack([descriptor(views(s)) for s in range(1, 20)]), 5)
+        fitted = whitening.fit(np.stack([descriptor(parts(s)) for s in range(1, 20)]), 5)
         z = l2_normalize(whitening.apply(fitted, z[None])[0])
     target = np.random.default_rng(2).standard_normal(len(z)).astype(np.float32)
-    found = contributions(pages, totals, target, c, POWER, fitted)
-    assert [len(part) for part in found] == [60, 20, 0]
+    found = contributions(mine, target, fitted)
+    assert [len(part) for part in found] == [60, 20, 0] * 2
     np.testing.assert_allclose(sum(part.sum() for part in found), z @ target, atol=1e-4)
 
 
@@ -126,8 +131,9 @@ def test_leaving_a_patch_out_changes_the_similarity_as_said_to_first_order():
     z = l2_normalize(power_norm(total, POWER))
     whole = z @ target
     without = l2_normalize(power_norm(total - y, POWER)) @ target
-    (share,) = contributions([page], [total.astype(np.float32)], target, c, POWER)
-    (of_length,) = contributions([page], [total.astype(np.float32)], z, c, POWER)
+    part = Part(page, c, total.astype(np.float32), POWER, 1.0)
+    (share,) = contributions([part], target)
+    (of_length,) = contributions([part], z)
     expected = POWER * (share - whole * of_length)
     np.testing.assert_allclose(of_length.sum(), 1, atol=1e-5)
     assert np.corrcoef(whole - without, expected)[0, 1] > 0.99

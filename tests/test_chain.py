@@ -28,7 +28,7 @@ from input_pipeline.store import Store
 from saghog_jax.main import run_stage
 from saghog_jax.objective import batch_loss
 from saghog_jax.optim import match_rules
-from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 
 ROOT = Path(__file__).parents[1]
 TINY = Corpus(train_writers=4, test_writers=3, pages=2, width=360, height=200, lines=3)
@@ -226,6 +226,41 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     assert "note: the model was trained on pages resized by 1, these are resized by 0.5" in (
         capsys.readouterr().out
     )
+
+
+def test_sift_stands_beside_the_model(folder, tmp_path):
+    """With a share of the similarity, and alone; a share needs words, which finetuning fits."""
+    changes = {"sift_words": 5, "init_from": str(folder / "pretrain")}
+    run_stage(toy(finetune.get_config(), folder, **changes), tmp_path / "finetune")
+    found = {}
+    for name, given in {
+        "plain": {},
+        "third": {"sift_share": 1 / 3, "compare": ("sift",), "scales": (1.0, 0.5)},
+        "half": {"sift_share": 0.5},
+    }.items():
+        given = {"checkpoint": str(tmp_path / "finetune"), **given}
+        run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / name)
+        found[name] = load_embeddings(tmp_path / name)
+    alone = load_embeddings(tmp_path / "third" / "sift")
+    whole, plain = (np.asarray(found[name].descriptors) for name in ("third", "plain"))
+    fixed, d = np.asarray(alone.descriptors), plain.shape[1]
+    assert fixed.shape[1] == 2 * 5 * 128
+    np.testing.assert_allclose(whole[:, 2 * d :], fixed / np.float32(3**0.5), atol=1e-5)
+    # Of the first scale, which has half of the model's two thirds.
+    np.testing.assert_allclose(whole[:, :d], plain / np.float32(3**0.5), atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+    assert found["half"].descriptors.shape[1] == d + 5 * 128
+    meta = found["third"].meta
+    assert "0.333333 of the similarity SIFT's" in meta["aggregation"]
+    assert (meta["sift_share"], meta["power"], alone.meta["power"]) == (1 / 3, 0.4, 0.5)
+    assert not (tmp_path / "half" / "sift").exists()
+    with pytest.raises(UserError, match="sift_share"):
+        check_comparable(found["half"], found["plain"])
+    given = {"sift_share": 0.5, "checkpoint": str(folder / "pretrain")}
+    with pytest.raises(UserError, match=r"no sift_words.npy, .* --config.sift_share=0"):
+        run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
+    with pytest.raises(UserError, match="sift_share=1.0 must lie in"):
+        run_stage(toy(embed.get_config("plain"), folder, sift_share=1.0), tmp_path / "none")
 
 
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):

@@ -206,5 +206,5 @@ def test_only_one_model_is_compared(tmp_path):
     with pytest.raises(UserError, match=r"of width 16, .* of width 8"):
         check_comparable(a, planted(tmp_path / "f", pages_of(2, 2), dim=8))
     scaled = planted(tmp_path / "g", pages_of(2, 2), scales=[1.0, 0.5])
-    with pytest.raises(UserError, match=r"scales \[1.0\], .*g at \[1.0, 0.5\]"):
+    with pytest.raises(UserError, match=r"scales \[1.0\], .*g with \[1.0, 0.5\]"):
         check_comparable(a, scaled)

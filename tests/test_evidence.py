@@ -193,12 +193,20 @@ def test_images_that_are_gone_or_have_changed(folder, tmp_path, capsys):
     assert "missing" in data["pages"]["p0"]
 
 
-def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path):
-    """Two scales besides the factor of the row: patches of both, in pixels of the image."""
+def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path, capsys):
+    """Two scales besides the factor of the row, and SIFT: patches of both, in image pixels."""
+    finetuning = toy(finetune.get_config(), folder, total_steps=2, sift_words=5)
+    run_stage(finetuning, tmp_path / "finetune")
     lines = (folder / "pages" / "manifest.csv").read_text().splitlines()
     table = folder / "pages" / "twice.csv"
     table.write_text("\n".join([lines[0] + ",scale", *(f"{line},2" for line in lines[1:])]) + "\n")
-    changes = {"data.pages": str(table), "scales": (1.0, 0.5)}
+    changes = {
+        "data.pages": str(table),
+        "checkpoint": str(tmp_path / "finetune"),
+        "scales": (1.0, 0.5),
+        "sift_share": 0.4,
+        "compare": ("sift",),
+    }
     run_stage(toy(embed.get_config(), folder, **changes), tmp_path / "embed")
     asked = {"embeddings": str(tmp_path / "embed"), "report.evidence.queries": 2}
     data, arrays = retrieved(folder, tmp_path / "out", **asked)
@@ -215,6 +223,16 @@ def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path):
     assert max(match["query_place"][:, 0].max() for match in arrays.values()) > TINY.width / 2
     shown = [match for matches in data["evidence"].values() for match in matches.values()]
     assert all(match["sides"] == [16, 16] for match in shown)
+    # What SIFT alone says, and what is said where its words are other ones.
+    asked["embeddings"] = str(tmp_path / "embed" / "sift")
+    _, arrays = retrieved(folder, tmp_path / "sift", **asked)
+    assert len(arrays) == 2 * 3
+    check_sums(arrays)
+    np.save(tmp_path / "finetune" / "sift_words.npy", np.eye(5, 128, dtype=np.float32))
+    asked["embeddings"] = str(tmp_path / "embed")
+    _, arrays = retrieved(folder, tmp_path / "other", **asked)
+    assert not arrays
+    assert "does not hold the model that made the embeddings" in capsys.readouterr().out
 
 
 def test_of_a_search(folder, tmp_path):

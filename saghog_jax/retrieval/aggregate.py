@@ -28,14 +28,16 @@ def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
     return x / xp.maximum(norm, xp.asarray(eps, norm.dtype))
 
 
-def side_by_side(descriptors: np.ndarray, scales: int) -> np.ndarray:
-    """Unit page descriptors [p * scales, d], those of a page in turn, to unit rows [p, scales * d].
+def side_by_side(parts: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+    """Unit descriptors of the same pages, [p, d] each, in one: unit rows [p, sum of d].
 
-    One of zeros (no patch at that scale) stays zeros, and the others of its page make its length.
+    The similarity of two pages is the mean of those by each part, weighted by `shares`. A part of
+    zeros (no patch) stays zeros, and the others make the page's length.
     """
-    if scales == 1:
-        return descriptors
-    return l2_normalize(descriptors.reshape(-1, scales * descriptors.shape[1]))
+    if len(parts) == 1:
+        return parts[0]
+    weighted = [np.float32(share**0.5) * x for x, share in zip(parts, shares, strict=True)]
+    return l2_normalize(np.concatenate(weighted, axis=1))
 
 
 def power_norm(x: Array, alpha: float) -> Array:

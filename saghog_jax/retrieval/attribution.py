@@ -1,20 +1,21 @@
 """Which patches make two pages similar: a similarity taken apart patch by patch, and like patches.
 
-A page descriptor is D = phi(S) / |phi(S)|, S the sum of the unit vectors y_i of the page's patches,
-phi(s) = sign(s) |s|^power; of a page embedded at m scales that have patches, those of each side by
-side, over the root of m. z is D, or D whitened and brought to unit length. What is explained is
-how much more similar the page is to its match than to an average page of the gallery,
+A page descriptor stands in parts side by side: one for each scale that the page was embedded at,
+and for each descriptor of patches (the model's and SIFT's). Part j is phi(S_j) / |phi(S_j)|, S_j
+the sum of the unit vectors y_i of its patches, phi(s) = sign(s) |s|^power, times the root of its
+share w_j; D is all of them, over the root of the sum of the shares of parts that have patches. z is
+D, or D whitened and brought to unit length. What is explained is how much more similar the page is
+to its match than to an average page of the gallery,
 
     z_page . (z_match - mean of z over the gallery).
 
-Because phi(s) = |s|^(power - 1) s, that is a sum over the patches, exactly: patch i contributes
-y_i . (|S|^(power - 1) o t) / (|phi(S)| m^(1/2)), where t is what of the difference above is of
-the patch's scale (of whitened descriptors: led back through the whitening; its constant term is
+Because phi(s) = |s|^(power - 1) s, that is a sum over the patches, exactly: patch i contributes to
+part j y_i . (|S_j|^(power - 1) o t_j) w_j^(1/2) / |phi(S_j)|, where t_j is what of the difference
+above is of the part (of whitened descriptors: led back through the whitening; its constant term is
 shared evenly). How the similarity would change without a patch is `power` times its contribution,
 less its share in the page's length, to first order only.
 
-Axis letters: n patches of a page, m scales, l descriptors of a patch, v clusters, d width, k width
-of z.
+Axis letters: n patches of a page, l descriptors of a patch, v clusters, d width, k width of z.
 """
 
 from collections.abc import Sequence
@@ -55,6 +56,17 @@ class Clusters(NamedTuple):
     intra_normalize: bool
 
 
+class Part(NamedTuple):
+    """A part of a page's descriptor: its patches, clusters, the sum S [v * d] of their unit
+    vectors, its power normalisation, and its share in the similarity."""
+
+    page: PagePatches
+    clusters: Clusters
+    total: np.ndarray
+    power: float
+    share: float
+
+
 def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
     """S: the sum of the unit vectors of a page's patches, float32 [v * d]."""
     x, assignment = _padded(page)
@@ -63,38 +75,36 @@ def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
 
 
 def contributions(
-    pages: Sequence[PagePatches],
-    totals: Sequence[np.ndarray],
-    target: np.ndarray,
-    clusters: Clusters,
-    power: float,
-    whitened: Whitening | None = None,
+    parts: Sequence[Part], target: np.ndarray, whitened: Whitening | None = None
 ) -> list[np.ndarray]:
-    """What each patch adds to z_page . target, float32 [n] a scale; all add up to it exactly.
+    """What each patch adds to z_page . target, float32 [n] a part; all add up to it exactly.
 
     Args:
-      pages: the page's patches at each scale.
-      totals: `page_total(page, clusters)` of each.
       target: [k], such as z of the match less the mean z of the gallery.
-      power: of the page descriptor's power normalisation.
       whitened: what led from page descriptors to z; None: nothing did.
     """
-    sums = np.stack(totals).astype(np.float64)
-    size = np.abs(sums)
-    norms = np.linalg.norm(size**power, axis=1, keepdims=True)
-    norms *= np.sqrt(max(np.count_nonzero(norms), 1))
-    gain = np.where(size > 0, np.maximum(size, 1e-30) ** (power - 1), 0) / np.maximum(norms, 1e-12)
+    gains, sums = [], []
+    for part in parts:
+        total = part.total.astype(np.float64)
+        size = np.abs(total)
+        norm = max(np.linalg.norm(size**part.power), 1e-12)
+        gain = np.where(size > 0, np.maximum(size, 1e-30) ** (part.power - 1), 0)
+        gains.append(gain * part.share**0.5 / norm)
+        sums.append(gains[-1] * total)
+    descriptor, gain = np.concatenate(sums), np.concatenate(gains)
+    length = max(np.linalg.norm(descriptor), 1e-12)
     towards, constant = target.astype(np.float64), 0.0
     if whitened is not None:
         scale = 1 / np.sqrt(whitened.variances.astype(np.float64) + whitened.eps)
-        z = (whitened.components @ ((gain * sums).reshape(-1) - whitened.mean)) * scale
+        z = (whitened.components @ (descriptor / length - whitened.mean)) * scale
         towards = whitened.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
         constant = -float(towards @ whitened.mean)
-    directions = (gain * towards.reshape(gain.shape)).astype(np.float32)
-    share = np.float32(constant / max(sum(len(page.place) for page in pages), 1))
+    direction = (gain / length * towards).astype(np.float32)
+    ends = np.cumsum([part.total.size for part in parts])[:-1]
+    share = np.float32(constant / max(sum(len(part.page.place) for part in parts), 1))
     return [
-        _towards(page, direction, clusters) + share
-        for page, direction in zip(pages, directions, strict=True)
+        _towards(part.page, own, part.clusters) + share
+        for part, own in zip(parts, np.split(direction, ends), strict=True)
     ]
 
 

@@ -180,14 +180,16 @@ def check_comparable(a: Embeddings, b: Embeddings) -> None:
     """Refuses to mix embeddings of two models.
 
     Raises:
-      UserError: other widths or scales, or other checkpoints where both folders name theirs.
+      UserError: other widths, scales or shares of SIFT, or other checkpoints where both folders
+        name theirs.
     """
-    scales = a.meta.get("scales", [1.0]), b.meta.get("scales", [1.0])
-    if scales[0] != scales[1]:
-        raise UserError(
-            f"{a.folder} was embedded at the scales {scales[0]}, {b.folder} at {scales[1]}: give "
-            "the same config.scales"
-        )
+    for name, default in (("scales", [1.0]), ("sift_share", 0.0), ("sift_words", "")):
+        values = a.meta.get(name, default), b.meta.get(name, default)
+        if values[0] != values[1]:
+            raise UserError(
+                f"{a.folder} was embedded with {name} {values[0]!r}, {b.folder} with "
+                f"{values[1]!r}: embed both alike"
+            )
     if a.descriptors.shape[1] != b.descriptors.shape[1]:
         raise UserError(
             f"{a.folder} holds descriptors of width {a.descriptors.shape[1]}, {b.folder} of width "

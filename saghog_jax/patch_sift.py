@@ -1,0 +1,135 @@
+"""SIFT of whole patches, upright: a fixed descriptor of the ink that a model sees, beside its own.
+
+Lowe 2004, section 6: orientations of the blurred ink in 4 x 4 cells of 8 bins, interpolated between
+neighbours, under a Gaussian window as wide as two cells; then RootSIFT. No size and no angle is
+found: the patch is the window. A page is the sum of the unit residuals to the nearest of a few
+words, as `embed` sums what a model makes of its patches. The words lie in the run folder of the
+finetuning whose patches they were fitted on.
+
+Axis letters: b patches, s side of a patch, v words.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.store import Store, read_npy
+from saghog_jax import augment
+from saghog_jax.files import replacing
+
+FILE = "sift_words.npy"
+# What page descriptors of SIFT are raised to, as is usual (SIFT-VLAD), and patches that the words
+# are fitted on.
+POWER = 0.5
+SAMPLES = 20_000
+_CELLS, _BINS = 4, 8
+WIDTH = _CELLS * _CELLS * _BINS
+# Blur of the ink, in pixels, and the largest share of a bin in a descriptor's length.
+_SIGMA, _LARGEST = 1.6, 0.2
+_TINY = 1e-7
+_BATCH = 1024
+
+
+def root_sift(binary: jax.Array) -> jax.Array:
+    """RootSIFT of patches by their ink.
+
+    Args:
+      binary: float [b, s, s, 1], as models take it: ink and paper differ.
+
+    Returns:
+      float32 [b, 128], cells row by row, bins inside; zeros where the ink has no edge.
+    """
+    s = binary.shape[1]
+    blur, pool = (jnp.asarray(matrix) for matrix in _matrices(s))
+    highest = jax.lax.Precision.HIGHEST
+    image = jnp.einsum(
+        "yi,bij,xj->byx", blur, binary[..., 0].astype(jnp.float32), blur, precision=highest
+    )
+    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    dx = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    # Upwards, as in OpenCV.
+    dy = padded[:, :-2, 1:-1] - padded[:, 2:, 1:-1]
+    length = jnp.sqrt(dx * dx + dy * dy)
+    angle = jnp.arctan2(dy, dx) * np.float32(_BINS / (2 * np.pi))
+    apart = jnp.abs(jnp.mod(angle[..., None] - jnp.arange(_BINS, dtype=jnp.float32), _BINS))
+    apart = jnp.minimum(apart, _BINS - apart)
+    votes = jnp.maximum(0, 1 - apart) * length[..., None]
+    cells = jnp.einsum("cyx,byxo->bco", pool, votes, precision=highest).reshape(-1, WIDTH)
+    cells /= jnp.maximum(jnp.linalg.norm(cells, axis=1, keepdims=True), _TINY)
+    cells = jnp.minimum(cells, _LARGEST)
+    return jnp.sqrt(cells / jnp.maximum(cells.sum(1, keepdims=True), _TINY))
+
+
+def _matrices(s: int) -> tuple[np.ndarray, np.ndarray]:
+    """The blur of rows or columns, float32 [s, s], edges repeated; weights of cells [16, s, s]."""
+    reach = int(np.ceil(4 * _SIGMA))
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * _SIGMA**2))
+    blur = np.zeros((s, s))
+    for at in range(s):
+        taken = np.clip(np.arange(at - reach, at + reach + 1), 0, s - 1)
+        np.add.at(blur[at], taken, kernel / kernel.sum())
+    # The keypoint is pixel s/2; a cell is s/4 wide.
+    place = (np.arange(s) - s // 2) * _CELLS / s
+    near = np.maximum(0, 1 - np.abs(place + (_CELLS - 1) / 2 - np.arange(_CELLS)[:, None]))
+    near = near * np.exp(-(place**2) / (_CELLS**2 / 2))
+    pool = np.einsum("ay,bx->abyx", near, near).reshape(-1, s, s)
+    return blur.astype(np.float32), pool.astype(np.float32)
+
+
+def nearest_word(x: jax.Array, words: jax.Array) -> jax.Array:
+    """One-hot assignment float32 [b, v] of RootSIFT [b, 128] to words [v, 128]."""
+    similarity = 2 * jnp.matmul(x, words.T, precision="highest") - jnp.sum(words * words, axis=1)
+    return jax.nn.one_hot(jnp.argmax(similarity, axis=1), len(words), dtype=x.dtype)
+
+
+def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> None:
+    """Fits words on patches of a store and saves them in a run folder, unless they are there.
+
+    Args:
+      rows: patches that may be used; `SAMPLES` of them are, spread evenly.
+
+    Raises:
+      UserError: fewer patches than words.
+    """
+    path = folder / FILE
+    if path.exists():
+        return
+    if len(rows) < words:
+        raise UserError(f"config.sift_words={words} are more than the {len(rows)} patches")
+    # Imported here: scikit-learn takes a second, and most runs have their words.
+    from sklearn.cluster import MiniBatchKMeans
+
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(np.int64))]
+    compute = jax.jit(lambda batch: root_sift(augment.decode(batch)[1]))
+    found = []
+    for first in range(0, len(chosen), _BATCH):
+        part = chosen[first : first + _BATCH]
+        # The last batch is filled up so that only one shape is compiled.
+        batch = store.gather(np.resize(part, _BATCH))
+        found.append(np.asarray(compute(batch))[: len(part)])
+    kmeans = MiniBatchKMeans(words, batch_size=16_384, n_init=1, random_state=0)
+    centres = kmeans.fit(np.concatenate(found)).cluster_centers_.astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "wb") as file:
+        np.save(file, centres, allow_pickle=False)
+
+
+def load_words(folder: Path) -> np.ndarray:
+    """The words of a run folder, float32 [v, 128].
+
+    Raises:
+      UserError: it has none, or they are damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no {FILE}, which finetuning writes with config.sift_words above 0; "
+            "finetune again, or embed with --config.sift_share=0"
+        )
+    words = read_npy(path)
+    if words.ndim != 2 or words.shape[1] != WIDTH or words.dtype != np.float32:
+        raise UserError(f"{path} holds {words.dtype} {list(words.shape)}, not float32 [v, {WIDTH}]")
+    return words
