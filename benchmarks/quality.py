@@ -37,8 +37,6 @@ from saghog_jax.retrieval.ranking import score_rows
 SAMPLES = 10_000
 # Patches of an image at most; a fragment has fewer.
 PATCHES_A_PAGE = 600
-# Of a similarity of the row `fusion`; the rest is SIFT-VLAD's. Chosen on validation writers.
-LEARNED_SHARE = 0.3
 
 
 class Row(NamedTuple):
@@ -62,7 +60,7 @@ ROWS = (
     Row("foreground", "on linked pages, foreground tokens", {}, {"descriptor": "foreground"}),
     Row("pixel", "on linked pages, pixel target", {"target": "pixel"}, {}),
     Row("rgb", "on linked pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
-    Row("fusion", "on linked pages, beside SIFT-VLAD", {}, {}),
+    Row("fusion", "on linked pages, beside SIFT (the recipe)", {}, {}),
 )
 DEFAULT = ("sift_vlad", "pretrained", "page", "linked", "writer", "fusion")
 
@@ -148,16 +146,21 @@ class Bench:
     def _train(self, config, folder: Path) -> None:
         self.timed(folder.name, lambda: run_stage(config, folder))
 
-    def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
-        """Descriptors of a table of pages by the model of a run folder."""
+    def embed(
+        self, folder: Path, pages: str, compare: tuple[str, ...] = (), beside: bool = False
+    ) -> Embeddings:
+        """Descriptors of a table of pages by the model of a run folder, or by it beside SIFT."""
         config = embed.get_config("small")
+        if not beside:
+            config.sift_share = 0.0
         config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = PATCHES_A_PAGE
         config.checkpoint, config.compare = str(folder), compare
-        out = self.folder / pages / folder.name
-        self.timed(f"{pages}/{folder.name}", lambda: run_stage(config, out))
+        name = folder.name + ("-sift" if beside else "")
+        out = self.folder / pages / name
+        self.timed(f"{pages}/{name}", lambda: run_stage(config, out))
         return load_embeddings(out)
 
     def sift_vlad(self, pages: str) -> Embeddings:
@@ -191,12 +194,8 @@ class Bench:
             return found, np.asarray(found.descriptors), 0
         folder, seen = self.model(row)
         compare = ("random",) if row.name == "pretrained" else ()
-        found = self.embed(folder, pages, compare)
-        x = np.asarray(found.descriptors)
-        if row.name == "fusion":
-            parts = ((LEARNED_SHARE, x), (1 - LEARNED_SHARE, self.sift_vlad(pages).descriptors))
-            x = np.concatenate([np.float32(share**0.5) * part for share, part in parts], 1)
-        return found, x, seen
+        found = self.embed(folder, pages, compare, beside=row.name == "fusion")
+        return found, np.asarray(found.descriptors), seen
 
 
 def _suffix(changes: dict | None) -> str:

@@ -102,9 +102,9 @@ def test_vlad_by_loops():
 
 @pytest.mark.slow
 def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sift_vlad, "WORDS", 8)
-    rows = ["sift_vlad", "random", "pretrained", "cluster", "page", "writer", "scratch",
-            "foreground", "pixel", "rgb", "fusion"]  # fmt: skip
+    monkeypatch.setattr(quality, "WORDS", 8)
+    rows = ["sift_vlad", "random", "pretrained", "cluster", "page", "linked", "writer",
+            "scratch", "foreground", "pixel", "rgb", "fusion"]  # fmt: skip
     changes = [f"{key}={json.dumps(value)}" for key, value in TOY.items()]
     argv = ["quality", str(data), "--folder", str(tmp_path), "--whitening", "--rows", *rows]
     monkeypatch.setattr(sys, "argv", [*argv, "--set", *changes])
