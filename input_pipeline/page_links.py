@@ -11,7 +11,6 @@ Axes: p pages, n patches, d width of a page's vector.
 import csv
 import hashlib
 import io
-import itertools
 import json
 
 import numpy as np
@@ -104,8 +103,6 @@ def _page_vectors(store: Store, config: ConfigDict) -> np.ndarray:
         raise UserError(
             f"config.links.words={config.words} are more than the {len(store)} patches of the store"
         )
-    order = np.argsort(store.index["page"], kind="stable")
-    bounds = np.searchsorted(store.index["page"][order], np.arange(len(store.manifest) + 1))
-    pages = [order[a:b] for a, b in itertools.pairwise(bounds)]
+    pages = store.rows_of_pages
     words = sift_vlad.fit_words((store.descriptors(rows) for rows in pages), config.words)
     return sift_vlad.page_vectors((store.descriptors(rows) for rows in pages), words)

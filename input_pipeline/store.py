@@ -18,6 +18,7 @@ Nothing in a store depends on when, on how many processes or in which order it w
 open with numpy alone. Patch i of the store is patch i of the shards laid end to end.
 """
 
+import itertools
 import json
 import math
 import os
@@ -118,6 +119,14 @@ class Store:
     def index(self) -> dict[str, np.ndarray]:
         """Where each patch lies: `page` (row of `manifest`), `x`, `y`, int32 [n]; in memory."""
         return {key: np.concatenate(self._map(key))[:, 0] for key in ("page", "x", "y")}
+
+    @cached_property
+    def rows_of_pages(self) -> list[np.ndarray]:
+        """For each page of `manifest` its patches, int64, ascending; none for a skipped page."""
+        order = np.argsort(self.index["page"], kind="stable")
+        pages = np.arange(len(self.manifest) + 1)
+        starts = np.searchsorted(self.index["page"][order], pages)
+        return [order[a:b] for a, b in itertools.pairwise(starts)]
 
     @cached_property
     def writer_ids(self) -> np.ndarray:

@@ -111,13 +111,10 @@ def belongs(store: Store, held_out: frozenset[str]) -> np.ndarray:
 
 def from_store(store: Store, held_out: frozenset[str], per_page: int) -> HeldOut:
     """At most `per_page` patches of each held-out page of a store, evenly picked."""
-    order = np.argsort(store.index["page"], kind="stable")
-    starts = np.searchsorted(store.index["page"][order], np.arange(len(store.manifest) + 1))
 
     def cuts() -> Iterator[tuple[Page, np.ndarray, np.ndarray]]:
-        for row, page in enumerate(store.manifest.pages):
-            if page.page_id in held_out and starts[row] < starts[row + 1]:
-                rows = order[starts[row] : starts[row + 1]]
+        for page, rows in zip(store.manifest.pages, store.rows_of_pages, strict=True):
+            if page.page_id in held_out and len(rows):
                 found = store.gather(rows[evenly(len(rows), per_page)])
                 yield page, found["patches"], found["ink"]
 

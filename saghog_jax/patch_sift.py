@@ -18,6 +18,7 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.store import Store, read_npy
 from saghog_jax import augment
+from saghog_jax.evaluation import evenly
 from saghog_jax.files import replacing
 
 FILE = "sift_words.npy"
@@ -102,7 +103,7 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
     # Imported here: scikit-learn takes a second, and most runs have their words.
     from sklearn.cluster import MiniBatchKMeans
 
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(np.int64))]
+    chosen = rows[evenly(len(rows), SAMPLES)]
     compute = jax.jit(lambda batch: root_sift(augment.decode(batch)[1]))
     found = []
     for first in range(0, len(chosen), _BATCH):

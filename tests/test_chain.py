@@ -25,6 +25,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.images import load_page
 from input_pipeline.manifest import load_manifest
 from input_pipeline.store import Store
+from saghog_jax.embed_parts import Parts
 from saghog_jax.main import run_stage
 from saghog_jax.objective import batch_loss
 from saghog_jax.optim import match_rules
@@ -159,23 +160,26 @@ def test_threads_and_prefetch_reach_the_reader(folder, tmp_path, monkeypatch, mo
     assert given == [{"num_threads": 3, "prefetch_buffer_size": 5}]
 
 
-def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
-    from saghog_jax.embed_parts import Parts
+def stop_embedding(monkeypatch, config, out, after):
+    """Embeds until so many descriptors are kept; returns which were, and how to keep one."""
+    append, written = Parts.append, []
 
-    whole = load_embeddings(folder / "embed")
-    written = []
-    append = Parts.append
-
-    def stopping(parts, page, *rest):
-        if len(written) == 4:
+    def stopping(parts, view, *rest):
+        if len(written) == after:
             raise KeyboardInterrupt
-        written.append(page)
-        append(parts, page, *rest)
+        written.append(view)
+        append(parts, view, *rest)
 
     monkeypatch.setattr(Parts, "append", stopping)
-    config = toy(embed.get_config(), folder)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(config, folder / "embed2")
+        run_stage(config, out)
+    return written, append
+
+
+def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
+    whole = load_embeddings(folder / "embed")
+    config = toy(embed.get_config(), folder)
+    written, append = stop_embedding(monkeypatch, config, folder / "embed2", 4)
     monkeypatch.setattr(Parts, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
     run_stage(config, folder / "embed2")
     assert written == [0, 1, 2, 3, 4, 5]
@@ -185,21 +189,9 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
 
 
 def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatch, capsys):
-    from saghog_jax.embed_parts import Parts
-
     config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.01, 0.5))
-    append, written = Parts.append, []
-
-    def stopping(parts, view, *rest):
-        # In the middle of the second page.
-        if len(written) == 4:
-            raise KeyboardInterrupt
-        written.append(view)
-        append(parts, view, *rest)
-
-    monkeypatch.setattr(Parts, "append", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(config, tmp_path / "embed")
+    # In the middle of the second page.
+    _, append = stop_embedding(monkeypatch, config, tmp_path / "embed", 4)
     monkeypatch.setattr(Parts, "append", append)
     assert run_stage(config, tmp_path / "embed") == 0
     out = capsys.readouterr().out

@@ -76,7 +76,7 @@ def _products(x: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.matmul(x[rows], x.T, precision="highest")
 
 
-def gram(x: np.ndarray, each: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
+def gram(x: np.ndarray, each: Callable[[np.ndarray], None]) -> np.ndarray:
     """x x^T of x [p, d], symmetric to the bit: the upper half is multiplied, the lower copied.
 
     Args:
@@ -96,8 +96,7 @@ def gram(x: np.ndarray, each: Callable[[np.ndarray], None] | None = None) -> np.
     def mirror(part: slice) -> None:
         for i in order[part]:
             rows = tiles[i]
-            if each is not None:
-                each(out[rows, rows.start :])
+            each(out[rows, rows.start :])
             for columns in tiles[i + 1 :]:
                 out[columns, rows] = out[rows, columns].T
             square = out[rows, rows]
