@@ -17,8 +17,9 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,23 +32,30 @@ from input_pipeline import sift_vlad
 from input_pipeline.manifest import Manifest, read_csv
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval import metrics, whitening
+from saghog_jax.retrieval.aggregate import side_by_side
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
 from saghog_jax.retrieval.ranking import score_rows
 
 SAMPLES = 10_000
+SIFT = ("sift_upright", "sift_found")
 # Patches of an image at most; a fragment has fewer.
 PATCHES_A_PAGE = 600
 
 
 class Row(NamedTuple):
-    """One row: changes to the two configs; `finetune` None shows the encoder by CLS."""
+    """One row: changes to the two configs; `finetune` None shows the encoder by CLS.
+
+    sift: shares of the similarity that SIFT of the same patches has, by kind (configs/embed.py).
+    """
 
     name: str
     says: str
     pretrain: dict | None
     finetune: dict | None
+    sift: Mapping[str, float] = MappingProxyType({})
 
 
+RECIPE = embed.get_config("small").sift.to_dict()
 ROWS = (
     Row("sift_vlad", "SIFT, RootSIFT, 100 words, VLAD", None, None),
     Row("random", "random weights, CLS", None, None),
@@ -60,9 +68,16 @@ ROWS = (
     Row("foreground", "on linked pages, foreground tokens", {}, {"descriptor": "foreground"}),
     Row("pixel", "on linked pages, pixel target", {"target": "pixel"}, {}),
     Row("rgb", "on linked pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
-    Row("fusion", "on linked pages, beside SIFT (the recipe)", {}, {}),
+    Row("sift_upright", "upright SIFT of the same patches", {}, {}, {"upright": 1.0}),
+    Row("sift_found", "SIFT of the same patches, sizes and angles found", {}, {}, {"found": 1.0}),
+    Row("sift", "both, without a model", {}, {}, {"upright": 0.25, "found": 0.75}),
+    Row("recipe", "both beside linked pages: the recipe", {}, {}, RECIPE),
+    Row("recipe_writer", "both beside writers", {}, {"labels": "writer"}, RECIPE),
 )
-DEFAULT = ("sift_vlad", "pretrained", "page", "linked", "writer", "fusion")
+DEFAULT = (
+    *("sift_vlad", "random", "pretrained", "page", "linked", "writer"),
+    *("sift_upright", "sift_found", "sift", "recipe", "recipe_writer"),
+)
 
 
 class Protocol(NamedTuple):
@@ -99,9 +114,13 @@ class Bench:
         self.folder = folder
         self.paths = quality_data.write_manifests(data, folder, evaluated, sets)
         self._changes = changes
+        self._done: set[str] = set()
 
     def timed(self, name: str, work: Callable[[], object]) -> None:
-        """Runs `work`; adds its seconds, on the clock and of all cores, to FOLDER/times.json."""
+        """Runs `work` once; adds its seconds, on the clock and of all cores, to times.json."""
+        if name in self._done:
+            return
+        self._done.add(name)
         path = self.folder / "times.json"
         times = json.loads(path.read_text()) if path.exists() else {}
         wall, cpu = time.monotonic(), _cpu_seconds()
@@ -146,21 +165,17 @@ class Bench:
     def _train(self, config, folder: Path) -> None:
         self.timed(folder.name, lambda: run_stage(config, folder))
 
-    def embed(
-        self, folder: Path, pages: str, compare: tuple[str, ...] = (), beside: bool = False
-    ) -> Embeddings:
-        """Descriptors of a table of pages by the model of a run folder, or by it beside SIFT."""
+    def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
+        """Descriptors of a table of pages by the model of a run folder alone."""
         config = embed.get_config("small")
-        if not beside:
-            config.sift_share = 0.0
+        config.sift.upright = config.sift.found = 0.0
         config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = PATCHES_A_PAGE
         config.checkpoint, config.compare = str(folder), compare
-        name = folder.name + ("-sift" if beside else "")
-        out = self.folder / pages / name
-        self.timed(f"{pages}/{name}", lambda: run_stage(config, out))
+        out = self.folder / pages / folder.name
+        self.timed(f"{pages}/{folder.name}", lambda: run_stage(config, out))
         return load_embeddings(out)
 
     def sift_vlad(self, pages: str) -> Embeddings:
@@ -188,14 +203,32 @@ class Bench:
             return found, np.asarray(found.descriptors), 0
         if row.name == "random":
             # Beside the pretrained encoder, which had these weights before its first update.
-            folder, _ = self.model(Row("", "", {}, None))
-            self.embed(folder, pages, ("random",))
+            one = Row("", "", {}, None)
+            folder, _ = self.model(one)
+            self.embed(folder, pages, _beside(one))
             found = load_embeddings(self.folder / pages / folder.name / "random")
             return found, np.asarray(found.descriptors), 0
-        folder, seen = self.model(row)
-        compare = ("random",) if row.name == "pretrained" else ()
-        found = self.embed(folder, pages, compare, beside=row.name == "fusion")
-        return found, np.asarray(found.descriptors), seen
+        seen, parts, shares = 0, [], []
+        if sum(row.sift.values()) < 1:
+            folder, seen = self.model(row)
+            parts.append(self.embed(folder, pages, _beside(row)))
+            shares.append(1 - sum(row.sift.values()))
+        for kind, share in row.sift.items():
+            # By the words of one model for all: each fits them on the same patches.
+            one = Row("", "", {}, {})
+            folder, _ = self.model(one)
+            self.embed(folder, pages, _beside(one))
+            parts.append(load_embeddings(self.folder / pages / folder.name / f"sift_{kind}"))
+            shares.append(share)
+        x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
+        return parts[0], x, seen
+
+
+def _beside(row: Row) -> tuple[str, ...]:
+    """What is embedded in one go with the model of a row."""
+    if row.finetune is None:
+        return ("random",)
+    return () if row.pretrain is None or row.pretrain or row.finetune else SIFT
 
 
 def _suffix(changes: dict | None) -> str:

@@ -40,15 +40,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What the encoder sees: `page`, `binary`, or `auto`, what the checkpoint was trained on.
     config.input = "auto"
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any
-    # training) and `pretrained` (the one finetuning started from), both by CLS, and `sift` (what
-    # `sift_share` puts beside the model, alone).
+    # training) and `pretrained` (the one finetuning started from), both by CLS, and `sift_upright`
+    # and `sift_found` (what `sift` puts beside the model, alone).
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
     # Factors that each page is embedded at, besides those of `store.scale` and a manifest; the page
     # descriptors of each stand side by side. Counts of patches are those of the first.
     config.scales = (1.0, 0.5, 1.4) if arg.variant == "small" else (1.0,)
-    # This share of the similarity of two pages is that of upright SIFT of the same patches, whose
-    # descriptors stand beside the model's; the finetuning has fitted its words (`sift_words`).
-    config.sift_share = 0.5 if arg.variant == "small" else 0.0
+    # Shares of the similarity of two pages that are those of SIFT of the same patches, whose
+    # descriptors stand beside the model's; the finetuning has fitted their words (`sift_words`).
+    small = arg.variant == "small"
+    config.sift = ConfigDict(
+        {
+            # Of the ink of each patch, upright.
+            "upright": 0.15 if small else 0.0,
+            # Of the page at each keypoint, at the size and angle that SIFT found there.
+            "found": 0.7 if small else 0.0,
+        }
+    )
     # Patches that this process's devices take at a time, and the most pages mixed in them.
     config.local_batch_size = 1024
     config.pages_per_batch = 16

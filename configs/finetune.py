@@ -76,8 +76,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,
     # as retrieval will compare pages; a class then has per_class / bag bags in a batch.
     config.bag = 1
-    # Words of SIFT, fitted on the patches, with which `embed` can put a fixed descriptor of them
-    # beside the learned one (its `sift_share`); 0: none.
+    # Words of SIFT, fitted on the patches, with which `embed` can put fixed descriptors of them
+    # beside the learned one (its section `sift`); 0: none.
     config.sift_words = 0
     # What the encoder sees: `page` (the colours of the page) or `binary` (its ink), as published.
     config.input = "binary"

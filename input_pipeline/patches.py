@@ -44,6 +44,15 @@ class Cut(NamedTuple):
     y: np.ndarray
     descriptors: np.ndarray | None
 
+    def shipped(self) -> dict[str, np.ndarray]:
+        """The arrays that a device is sent, by name: descriptors only where there are some."""
+        arrays = {"patches": self.patches, "ink": self.ink}
+        return arrays if self.descriptors is None else arrays | {"descriptors": self.descriptors}
+
+    def take(self, rows: np.ndarray | slice) -> "Cut":
+        """Some of the patches."""
+        return Cut(*(None if array is None else array[rows] for array in self))
+
 
 @dataclass(frozen=True)
 class Rule:

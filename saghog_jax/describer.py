@@ -6,7 +6,7 @@ import numpy as np
 
 from input_pipeline.patches import Cut
 from saghog_jax import augment
-from saghog_jax.embed_models import Model
+from saghog_jax.embed_models import Model, Seen
 from saghog_jax.retrieval.attribution import PagePatches
 
 # Patches a device call.
@@ -25,7 +25,7 @@ class Describer:
         parts = []
         # Once at least, so that a page without a patch has arrays of the right width.
         for first in range(0, max(1, len(cut.patches)), _BATCH):
-            batch = {"patches": cut.patches[first:][:_BATCH], "ink": cut.ink[first:][:_BATCH]}
+            batch = {name: array[first:][:_BATCH] for name, array in cut.shipped().items()}
             n = len(batch["ink"])
             blank = {k: np.zeros((_BATCH, *v.shape[1:]), v.dtype) for k, v in batch.items()}
             for name, array in batch.items():
@@ -39,4 +39,6 @@ class Describer:
         images, binary = augment.decode(batch)
         if self._model.input == "binary":
             images = jnp.broadcast_to(binary, images.shape)
-        return self._model.describe(variables, augment.normalize(images), binary)
+        return self._model.describe(
+            variables, Seen(augment.normalize(images), binary, batch.get("descriptors"))
+        )

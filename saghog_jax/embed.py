@@ -5,7 +5,6 @@ main one writes the folders when all are there.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -25,29 +24,21 @@ from input_pipeline.manifest import Manifest, load_manifest
 from input_pipeline.patches import Cut, Rule
 from input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from input_pipeline.stream import stream_cuts
-from saghog_jax import distributed, embed_parts, patch_sift, patch_whitening, precision
+from saghog_jax import distributed, embed_folders, embed_parts, patch_whitening, precision
 from saghog_jax.checkpoint import params_digest, read_config
-from saghog_jax.embed_models import Model, load_models
+from saghog_jax.embed_folders import Embedded, listed
+from saghog_jax.embed_models import Model, load_models, rule_of
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
-from saghog_jax.files import replacing
 from saghog_jax.following import next_command
 from saghog_jax.logging import duration
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.aggregate import (
     GMP_MAX_WIDTH,
     POOLINGS,
-    l2_normalize,
-    power_norm,
-    side_by_side,
 )
-from saghog_jax.retrieval.embeddings import load_embeddings, save_embeddings
 
-# Columns that are added to the manifest.
-COUNTS = ("patch_count", "ink_pixels")
 _LOG_SECONDS = 10.0
-# Pages whose descriptors are held at a time while the folders are written.
-_BLOCK_PAGES = 256
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -63,19 +54,19 @@ def run(config: ConfigDict, workdir: Path) -> int:
     models = load_models(config)
     _note_other_scale(config)
     manifest = load_manifest(config.data)
-    rule = Rule.from_config(config.store)
+    rule = rule_of(config.store, models)
     digests = [params_digest(model.variables) for model in models]
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
     views = manifest.at_scales(config.scales)
     made_from = distributed.main_first(
         lambda: _identity(config, views, rule, models, digests, masks)
     )
-    done = _made_from(workdir) == made_from
+    done = embed_folders.made_from(workdir) == made_from
     distributed.barrier("looked")
     if done:
-        skipped = _read_skipped(workdir / "skipped.csv")
+        skipped = embed_folders.read_skipped(workdir)
         if distributed.is_main():
-            _export(config, [folder for _, folder in _folders(config, models, workdir)])
+            embed_folders.export(config, embed_folders.folders(config, models, workdir))
             print(f"{workdir} holds these embeddings already")
             print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
         return len(skipped)
@@ -97,7 +88,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     distributed.barrier("read")
     if distributed.is_main():
         which = _of_split(config, manifest)
-        at = f" at the scales {_listed(config.scales)}" if len(config.scales) > 1 else ""
+        at = f" at the scales {listed(config.scales)}" if len(config.scales) > 1 else ""
         ready = len(there) // len(config.scales)
         print(
             f"embedding {len(manifest):,} pages{which}{at} with {', '.join(names)}"
@@ -106,45 +97,28 @@ def run(config: ConfigDict, workdir: Path) -> int:
         )
     _embed(config, views, rule, embedder, parts, found, there)
     distributed.barrier("embedded")
-    results = parts.read()
-    reasons = _reasons(results, len(manifest), len(config.scales))
-    skipped = [(manifest.pages[i].page_id, reason) for i, reason in reasons.items()]
+    embedded = Embedded(
+        config,
+        manifest,
+        models,
+        digests,
+        whitenings,
+        parts,
+        parts.read(),
+        made_from,
+        masks.identity if masks else {"backend": "none"},
+    )
+    skipped = embedded.skipped
     if len(skipped) == len(manifest):
         raise UserError(
             f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
-            f"{skipped[0][0]}: {skipped[0][1]}"
+            f"{manifest.pages[0].page_id}: {skipped[0]}"
         )
     if distributed.is_main():
-        _write(
-            config,
-            workdir,
-            manifest,
-            models,
-            digests,
-            whitenings,
-            parts,
-            results,
-            reasons,
-            made_from,
-            masks,
-        )
+        embed_folders.write(embedded, workdir)
         shutil.rmtree(folder)
     distributed.barrier("written")
     return len(skipped)
-
-
-def _listed(scales: Sequence[float]) -> str:
-    return ", ".join(f"{scale:g}" for scale in scales)
-
-
-def _reasons(results: dict[int, PageResult], pages: int, scales: int) -> dict[int, str]:
-    """Why pages are skipped, by page: at no scale has the page a patch."""
-    found = {}
-    for page in range(pages):
-        reasons = [results[page * scales + j].reason for j in range(scales)]
-        if all(reasons):
-            found[page] = reasons[0]
-    return found
 
 
 def _note_other_scale(config: ConfigDict) -> None:
@@ -263,144 +237,11 @@ def _embed(
                 print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
 
 
-def _write(
-    config: ConfigDict,
-    workdir: Path,
-    manifest: Manifest,
-    models: Sequence[Model],
-    digests: Sequence[str],
-    whitenings: Sequence[whitening.Whitening | None],
-    parts: Parts,
-    results: dict[int, PageResult],
-    reasons: dict[int, str],
-    made_from: str,
-    masks: RegionMasks | None,
-) -> None:
-    """Writes the embeddings folders; the one that says what all were made from last."""
-    scales = len(config.scales)
-    kept = [i for i in range(len(manifest)) if i not in reasons]
-    skipped = [(manifest.pages[i].page_id, reason) for i, reason in reasons.items()]
-    counts = {i: results[i * scales] for i in kept}
-    few = [i for i in kept if counts[i].patches < config.few_patches]
-    _write_rows(workdir / "skipped.csv", ("page_id", "reason"), skipped)
-    _write_rows(
-        workdir / "few_patches.csv",
-        ("page_id", *COUNTS),
-        [(manifest.pages[i].page_id, counts[i].patches, counts[i].ink) for i in few],
-    )
-    pages = [
-        page._replace(extra=page.extra | dict(zip(COUNTS, (str(r.patches), str(r.ink)))))
-        for page, r in ((manifest.pages[i], counts[i]) for i in kept)
-    ]
-    folders = _folders(config, models, workdir)
-    for i, folder in reversed(folders):
-        model = models[i]
-        # Beside the model of the checkpoint, and of no other.
-        share = 0.0 if i else config.sift_share
-        power = patch_sift.POWER if model.name == "sift" else config.power
-        fitted = whitenings[i]
-        white = "none"
-        if fitted is not None:
-            k = len(fitted.variances)
-            white = f"{config.patch_whitening.mode}, {k} dims from {fitted.pages:,} patches"
-            whitening.save(fitted, folder / patch_whitening.FILE, digests[i])
-        meta = {
-            "model": model.name,
-            "made_from": made_from,
-            "checkpoint": _checkpoint(digests[i], fitted),
-            "checkpoint_folder": str(config.checkpoint),
-            "which": config.which,
-            "descriptor": model.kind,
-            "input": model.input,
-            "patch_whitening": white,
-            "pooling": config.pooling,
-            "power": power,
-            "sift_share": share,
-            "sift_words": digests[-1] if share else "",
-            "aggregation": (
-                ("" if fitted is None else f"patches whitened ({white}), ")
-                + f"{config.pooling}, power {power:g}, L2"
-                + (f", {share:g} of the similarity SIFT's" if share else "")
-                + ("" if scales == 1 else f", side by side at scales {_listed(config.scales)}")
-            ),
-            "scales": list(config.scales),
-            "patches": [counts[i].patches for i in kept],
-            "precision": precision.resolve(config).precision,
-            "store": config.store.to_dict(),
-            "regions": masks.identity if masks else {"backend": "none"},
-            "regions_config": config.regions.to_dict(),
-            "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        }
-        columns = [(i, power, 1 - share)]
-        if share:
-            columns.append((len(models) - 1, patch_sift.POWER, share))
-        blocks = _page_blocks(parts, kept, scales, columns)
-        save_embeddings(folder, blocks, pages, manifest.root, meta)
-    _export(config, [folder for _, folder in folders])
-    patches = sum(result.patches for result in results.values())
-    print(f"{len(kept):,} pages embedded ({patches:,} patches) in {workdir}")
-    if few:
-        first = manifest.pages[few[0]].page_id
-        print(
-            f"warning: {len(few):,} pages have fewer than {config.few_patches} patches, too little "
-            f"writing to judge; listed in {workdir / 'few_patches.csv'}: {first}: "
-            f"{counts[few[0]].patches}"
-        )
-    if skipped:
-        print(f"{len(skipped):,} pages skipped, listed in {workdir / 'skipped.csv'}: "
-              f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
-    print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
-
-
-def _folders(config: ConfigDict, models: Sequence[Model], workdir: Path) -> list[tuple[int, Path]]:
-    """The numbers of the models that have a folder of their own, and these, the main one first."""
-    wanted = [(i, model.name) for i, model in enumerate(models) if model.name in config.compare]
-    return [(0, workdir), *((i, workdir / name) for i, name in wanted if i)]
-
-
-def _page_blocks(
-    parts: Parts, kept: Sequence[int], scales: int, columns: Sequence[tuple[int, float, float]]
-) -> Iterator[np.ndarray]:
-    """Unit page descriptors, block by block: those of some models at every scale side by side.
-
-    Args:
-      columns: number, power and share in the similarity of each model.
-    """
-    rows = [page * scales + j for page in kept for j in range(scales)]
-    shares = [share / scales for *_, share in columns for _ in range(scales)]
-    at_a_time = _BLOCK_PAGES * scales
-    for blocks in zip(*(parts.blocks(model, rows, at_a_time) for model, *_ in columns)):
-        yield side_by_side(
-            [
-                l2_normalize(power_norm(block[j::scales], power))
-                for block, (_, power, _) in zip(blocks, columns, strict=True)
-                for j in range(scales)
-            ],
-            shares,
-        )
-
-
 def _of_split(config: ConfigDict, manifest: Manifest) -> str:
     """Says that pages of other splits are left out, where the manifest has splits."""
     if not config.data.split or not any(page.split for page in manifest.pages):
         return ""
     return f" of the split {config.data.split!r} (--config.data.split= takes all)"
-
-
-def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:
-    """What tells whether embeddings may be compared: the weights, and what whitened the patches."""
-    if fitted is None:
-        return digest
-    return hashlib.sha256(
-        digest.encode() + fitted.mean.tobytes() + fitted.components.tobytes()
-    ).hexdigest()
-
-
-def _export(config: ConfigDict, folders: Sequence[Path]) -> None:
-    for folder in folders:
-        for name in config.also:
-            path = exports.write(load_embeddings(folder), name)
-            print(f"written: {path}")
 
 
 def _identity(
@@ -424,7 +265,7 @@ def _identity(
         "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
         "precision": precision.resolve(config).precision,
         "power": config.power,
-        "sift_share": config.sift_share,
+        "sift": config.sift.to_dict(),
         "pooling": [config.pooling, config.gmp_lambda],
         "patch_whitening": _whitening_identity(config),
         **({"regions": [masks.identity, masks.digests]} if masks else {}),
@@ -440,23 +281,3 @@ def _whitening_identity(config: ConfigDict) -> list:
         path = Path(section.file)
         return ["load", hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""]
     return ["fit", section.dim, section.samples] if section.mode == "fit" else []
-
-
-def _made_from(folder: Path) -> str:
-    """What the embeddings in a folder were made from; empty where there are none."""
-    try:
-        return json.loads((folder / "meta.json").read_text()).get("made_from", "")
-    except (OSError, ValueError):
-        return ""
-
-
-def _read_skipped(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))[1:]
-
-
-def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    with replacing(path, "w") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -3,9 +3,11 @@
 Axis letters: b patches of a batch, s pages of a batch, v clusters, d width of a feature.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.patches import Rule
 from saghog_jax import patch_sift, precision, pretrain
 from saghog_jax.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.models.make import make_encoder, make_writer_model
@@ -20,26 +23,38 @@ from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.precision import operand_dtype
 from saghog_jax.retrieval.aggregate import l2_normalize
 
-COMPARE = ("random", "pretrained", "sift")
+COMPARE = ("random", "pretrained", *(patch_sift.name(kind) for kind in patch_sift.KINDS))
 INPUTS = ("auto", "page", "binary")
+
+
+class Seen(NamedTuple):
+    """What a model sees of a batch.
+
+    images: float32 [b, h, w, c], normalised.
+    binary: float32 [b, h, w, 1], 1 on paper and 0 on ink.
+    descriptors: uint8 [b, 128], raw SIFT of the page at the keypoints; None where no model asks.
+    """
+
+    images: jax.Array
+    binary: jax.Array
+    descriptors: jax.Array | None = None
 
 
 @dataclass(frozen=True)
 class Model:
     """What turns the patches of a batch into sums of descriptors by page.
 
-    `describe(variables, images, binary)` takes normalised images [b, h, w, c] and their binary
-    [b, h, w, 1], and returns features and assignment as `netrvlad.vlad` reads them with
-    `centroids` [v, d]. `sums(variables, images, binary, segments)` takes weights [s, b] too, and
-    returns [s, v * d]. CLS features are VLAD of one cluster at zero.
+    `describe(variables, seen)` returns features and assignment as `netrvlad.vlad` reads them with
+    `centroids` [v, d]. `sums(variables, seen, segments)` takes weights [s, b] too, and returns
+    [s, v * d]. CLS features are VLAD of one cluster at zero.
     """
 
     name: str
     kind: str
     input: str
     variables: dict
-    describe: Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    sums: Callable[[dict, jax.Array, jax.Array, jax.Array], jax.Array]
+    describe: Callable[[dict, Seen], tuple[jax.Array, jax.Array]]
+    sums: Callable[[dict, Seen, jax.Array], jax.Array]
     centroids: np.ndarray
     intra_normalize: bool
 
@@ -54,17 +69,12 @@ def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Mo
     kind = config.encoder if config.stage == "finetune" else "vit"
     encoder = make_encoder(config.model, operand_dtype(config.precision), kind=kind)
 
-    def describe(
-        variables: dict, images: jax.Array, binary: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del binary
-        x = encoder.apply(variables, images, method="features")
+    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
+        x = encoder.apply(variables, seen.images, method="features")
         return x, jnp.ones((x.shape[0], 1), x.dtype)
 
-    def sums(
-        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
-    ) -> jax.Array:
-        x, _ = describe(variables, images, binary)
+    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
+        x, _ = describe(variables, seen)
         return segments @ l2_normalize(x)
 
     alone = {name: tree["encoder"] for name, tree in variables.items()}
@@ -78,15 +88,11 @@ def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) 
     module = make_writer_model(config)
     normalized = config.netrvlad.normalized
 
-    def describe(
-        variables: dict, images: jax.Array, binary: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return module.apply(variables, images, binary=binary)
+    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
+        return module.apply(variables, seen.images, binary=seen.binary)
 
-    def sums(
-        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
-    ) -> jax.Array:
-        x, assignment = describe(variables, images, binary)
+    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
+        x, assignment = describe(variables, seen)
         centroids = variables["params"]["netrvlad"]["centroids"]
         pages = page_sum(assignment, x, centroids, segments, normalized)
         return pages.reshape(pages.shape[0], -1)
@@ -95,38 +101,41 @@ def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) 
     return Model(name, "netrvlad", source, variables, describe, sums, centroids, normalized)
 
 
-def sift_model(words: np.ndarray) -> Model:
-    """Sums of the unit residuals of upright RootSIFT to its nearest word [v, 128]."""
+def sift_model(kind: str, words: np.ndarray) -> Model:
+    """Sums of the unit residuals of one of `patch_sift.KINDS` to its nearest word [v, 128]."""
 
-    def describe(
-        variables: dict, images: jax.Array, binary: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del images
-        x = patch_sift.root_sift(binary)
+    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
+        x = patch_sift.describe(kind, seen.binary, seen.descriptors)
         return x, patch_sift.nearest_word(x, variables["words"])
 
-    def sums(
-        variables: dict, images: jax.Array, binary: jax.Array, segments: jax.Array
-    ) -> jax.Array:
-        x, assignment = describe(variables, images, binary)
+    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
+        x, assignment = describe(variables, seen)
         pages = page_sum(assignment, x, variables["words"], segments)
         return pages.reshape(pages.shape[0], -1)
 
     variables = {"words": jnp.asarray(words)}
-    return Model("sift", "sift", "binary", variables, describe, sums, words, False)
+    name = patch_sift.name(kind)
+    return Model(name, name, "binary", variables, describe, sums, words, False)
+
+
+def rule_of(store: ConfigDict, models: Sequence[Model]) -> Rule:
+    """How pages are cut for some models: by a store section, with SIFT where a model reads it."""
+    rule = Rule.from_config(store)
+    if any(model.kind == patch_sift.name("found") for model in models):
+        rule = dataclasses.replace(rule, descriptors=True)
+    return rule
 
 
 def load_models(config: ConfigDict) -> list[Model]:
-    """The model of `config.checkpoint`, then those of `config.compare`, last that of SIFT.
+    """The model of `config.checkpoint`, then those of `config.compare`, last those of SIFT.
 
-    The last is there too where `config.sift_share` wants it beside the first.
+    The last are there too where `config.sift` wants them beside the first.
 
     Raises:
-      UserError: a checkpoint that is not there; unknown names in `input` or `compare`; a share that
-        is none; words of SIFT that are not there.
+      UserError: a checkpoint that is not there; unknown names in `input` or `compare`; shares that
+        are none; words of SIFT that are not there.
     """
-    if not 0 <= config.sift_share < 1:
-        raise UserError(f"config.sift_share={config.sift_share} must lie in [0, 1)")
+    patch_sift.check_shares(config.sift)
     if config.input not in INPUTS:
         raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
     unknown = sorted(set(config.compare) - set(COMPARE))
@@ -149,8 +158,9 @@ def load_models(config: ConfigDict) -> list[Model]:
         models.append(cls_model("pretrained", begun, given, source))
     if "random" in config.compare:
         models.append(cls_model("random", begun, _untrained(begun), source))
-    if "sift" in config.compare or config.sift_share:
-        models.append(sift_model(patch_sift.load_words(folder)))
+    for kind in patch_sift.KINDS:
+        if patch_sift.name(kind) in config.compare or config.sift[kind]:
+            models.append(sift_model(kind, patch_sift.load_words(folder, kind)))
     return models
 
 

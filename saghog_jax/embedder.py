@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.patches import Cut
 from saghog_jax import augment, sharding
-from saghog_jax.embed_models import Model
+from saghog_jax.embed_models import Model, Seen
 from saghog_jax.models.netrvlad import vlad
 from saghog_jax.retrieval.aggregate import PagePool, l2_normalize
 from saghog_jax.retrieval.whitening import Whitening
@@ -60,7 +60,13 @@ class Embedder:
             inputs = {"page": images, "binary": jnp.broadcast_to(binary, images.shape)}
             inputs = {name: augment.normalize(x) for name, x in inputs.items()}
             return [
-                _part(m, mode, v, inputs[m.input], binary, batch["segments"])
+                _part(
+                    m,
+                    mode,
+                    v,
+                    Seen(inputs[m.input], binary, batch.get("descriptors")),
+                    batch["segments"],
+                )
                 for m, v in zip(models, variables, strict=True)
             ]
 
@@ -140,18 +146,20 @@ class Embedder:
     ) -> list[jax.Array]:
         """Sends a batch to the device, filled up with blank patches of weight zero."""
         cut = next(cut for _, cut, *_ in rows if isinstance(cut, Cut))
-        patches = np.zeros((self._b, *cut.patches.shape[1:]), np.uint8)
-        ink = np.zeros((self._b, *cut.ink.shape[1:]), np.uint8)
+        batch = {
+            name: np.zeros((self._b, *array.shape[1:]), np.uint8)
+            for name, array in cut.shipped().items()
+        }
         segments = np.zeros((self._b, self._s), np.float32)
         at = 0
         for s, (_, cut, first, last) in enumerate(rows):
             end = at + last - first
             if isinstance(cut, Cut):
-                patches[at:end], ink[at:end] = cut.patches[first:last], cut.ink[first:last]
+                for name, array in cut.shipped().items():
+                    batch[name][at:end] = array[first:last]
                 segments[at:end, s] = 1.0
             at = end
-        batch = {"patches": patches, "ink": ink, "segments": segments}
-        batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
+        batch = jax.device_put(batch | {"segments": segments}, sharding.batch_sharding(self._mesh))
         return self._compute(mode or self._pooling.mode, self._variables, batch)
 
     def _collect(self, pending: tuple | None, pools: dict[int, list[PagePool]]) -> None:
@@ -180,16 +188,15 @@ def _part(
     model: Model,
     mode: str,
     variables: tuple,
-    images: jax.Array,
-    binary: jax.Array,
+    seen: Seen,
     segments: jax.Array,
 ) -> jax.Array:
     """What the device says of a batch: [s, d], or the patch descriptors [b, d] themselves (gmp)."""
     weights, affine = variables
     if mode in ("sum", "mean") and affine is None:
         # The short way: no vector of a patch is formed.
-        return model.sums(weights, images, binary, segments.T)
-    y = _vectors(model, variables, images, binary)
+        return model.sums(weights, seen, segments.T)
+    y = _vectors(model, variables, seen)
     if mode in ("sum", "mean"):
         return jnp.matmul(segments.T, y, precision=HIGHEST)
     if mode == "lse":
@@ -202,10 +209,10 @@ def _part(
     return y
 
 
-def _vectors(model: Model, variables: tuple, images: jax.Array, binary: jax.Array) -> jax.Array:
+def _vectors(model: Model, variables: tuple, seen: Seen) -> jax.Array:
     """Unit patch descriptors [b, d], whitened and made unit again where that is asked for."""
     weights, affine = variables
-    x, assignment = model.describe(weights, images, binary)
+    x, assignment = model.describe(weights, seen)
     y = vlad(assignment, x, jnp.asarray(model.centroids), model.intra_normalize)
     y = l2_normalize(y.reshape(y.shape[0], -1))
     if affine is None:

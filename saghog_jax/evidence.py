@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import Manifest, Page
-from input_pipeline.patches import Cut, Rule
+from input_pipeline.patches import Cut
 from input_pipeline.regions.masks import open_masks
 from input_pipeline.stream import stream_cuts
 from saghog_jax import patch_sift
 from saghog_jax.checkpoint import params_digest
 from saghog_jax.describer import Describer
-from saghog_jax.embed_models import COMPARE, Model, load_models
+from saghog_jax.embed_models import COMPARE, Model, load_models, rule_of
 from saghog_jax.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
 from saghog_jax.retrieval.attribution import (
@@ -148,13 +148,13 @@ def _asked(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> lis
 def _models(meta: Mapping, checkpoint: str) -> tuple[list[Model], str]:
     """The model that made the embeddings, and SIFT where it stands beside; or why there is none."""
     folder = checkpoint or meta["checkpoint_folder"]
-    name, share = meta["model"], meta.get("sift_share", 0.0)
+    name = meta["model"]
     config = ConfigDict(
         {
             "checkpoint": folder,
             "which": meta["which"],
             "compare": (name,) if name in COMPARE else (),
-            "sift_share": share,
+            "sift": _shares(meta),
             "input": meta["input"],
             "precision": meta["precision"],
         }
@@ -165,7 +165,8 @@ def _models(meta: Mapping, checkpoint: str) -> tuple[list[Model], str]:
         if checkpoint:
             raise
         return [], f"{error} (config.report.evidence.checkpoint says where the model is)"
-    wanted = {name: meta["checkpoint"]} | ({"sift": meta["sift_words"]} if share else {})
+    beside = meta.get("sift_words", {})
+    wanted = {name: meta["checkpoint"]} | {patch_sift.name(k): v for k, v in beside.items()}
     found = [m for m in models if params_digest(m.variables) == wanted.get(m.name)]
     if len(found) < len(wanted):
         problem = f"{folder} does not hold the model that made the embeddings"
@@ -175,12 +176,18 @@ def _models(meta: Mapping, checkpoint: str) -> tuple[list[Model], str]:
     return found, ""
 
 
+def _shares(meta: Mapping) -> dict[str, float]:
+    """The share of each kind of SIFT beside the model."""
+    return dict.fromkeys(patch_sift.KINDS, 0.0) | meta.get("sift", {})
+
+
 class _Pages:
     """The pages of the wanted matches: their patches, descriptors and evidence."""
 
     def __init__(self, compared: Compared, models: Sequence[Model], max_pixels: int) -> None:
         self._compared, self._max_pixels = compared, max_pixels
         self._clusters = [Clusters(m.centroids, m.intra_normalize) for m in models]
+        self._models = models
         self._describers = [Describer(model) for model in models]
         self._known: dict[tuple[bool, int], _Described] = {}
         self.failed: dict[str, str] = {}
@@ -195,7 +202,7 @@ class _Pages:
             source = self._compared.queries if of_query else self._compared.gallery
             rows = sorted(row for is_query, row in keys if is_query == of_query)
             store = ConfigDict(source.meta["store"])
-            rule = Rule.from_config(store)
+            rule = rule_of(store, self._models)
             root = source.folder / source.meta["pages_root"]
             manifest = Manifest(root, tuple(_page(source, row) for row in rows), ())
             masks = open_masks(
@@ -209,7 +216,9 @@ class _Pages:
             cuts = stream_cuts(root, views, rule, self._max_pixels, store.workers, found)
             for row in rows:
                 cut = [next(cuts) for _ in scales]
-                self._take(source, row, of_query, cut, rule, [next(factors) for _ in scales])
+                self._take(
+                    source, row, of_query, cut, rule.patch_size, [next(factors) for _ in scales]
+                )
 
     def _take(
         self,
@@ -217,7 +226,7 @@ class _Pages:
         row: int,
         of_query: bool,
         cuts: list[Cut | str],
-        rule: Rule,
+        side: int,
         factors: list[float],
     ) -> None:
         name = str(source.page_ids[row])
@@ -226,9 +235,9 @@ class _Pages:
             return
         # At a scale at which it could not be cut a page has no patch, as in embedding.
         usable = next(cut for cut in cuts if not isinstance(cut, str))
-        nothing = Cut(*(array[:0] for array in usable[:4]), None)
+        nothing = usable.take(slice(0))
         cuts = [nothing if isinstance(cut, str) else cut for cut in cuts]
-        parts = self._parts(source.meta, cuts, rule.patch_size)
+        parts = self._parts(source.meta, cuts, side)
         mine = side_by_side(
             [l2_normalize(power_norm(part.total[None], part.power)) for part in parts],
             [part.share for part in parts],
@@ -240,8 +249,9 @@ class _Pages:
 
     def _parts(self, meta: Mapping, cuts: Sequence[Cut], side: int) -> list[Part]:
         """A page's parts as `embed` puts them side by side: each model's, scale by scale."""
-        beside = meta.get("sift_share", 0.0)
-        settings = [(meta["power"], 1 - beside), (patch_sift.POWER, beside)]
+        shares = _shares(meta)
+        settings = [(meta["power"], 1 - sum(shares.values()))]
+        settings += [(patch_sift.POWER, share) for share in shares.values() if share]
         parts = []
         for describer, clusters, (power, share) in zip(self._describers, self._clusters, settings):
             for cut in cuts:

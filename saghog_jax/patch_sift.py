@@ -1,14 +1,16 @@
-"""SIFT of whole patches, upright: a fixed descriptor of the ink that a model sees, beside its own.
+"""SIFT of the patches that a model sees: fixed descriptors of them, to stand beside its own.
 
-Lowe 2004, section 6: orientations of the blurred ink in 4 x 4 cells of 8 bins, interpolated between
-neighbours, under a Gaussian window as wide as two cells; then RootSIFT. No size and no angle is
-found: the patch is the window. A page is the sum of the unit residuals to the nearest of a few
-words, as `embed` sums what a model makes of its patches. The words lie in the run folder of the
-finetuning whose patches they were fitted on.
+Two kinds. `upright` (Lowe 2004, section 6): orientations of the blurred ink in 4 x 4 cells of 8
+bins, interpolated between neighbours, under a Gaussian window as wide as two cells; no size and no
+angle is found: the patch is the window. `found`: OpenCV's descriptors of the page at the keypoints,
+at the size and angle that it found there. Both are made RootSIFT. A page is the sum of the unit
+residuals to the nearest of a few words, as `embed` sums what a model makes of its patches. The
+words lie in the run folder of the finetuning whose patches they were fitted on.
 
 Axis letters: b patches, s side of a patch, v words.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -16,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.pseudo_labels import root_sift
 from input_pipeline.store import Store, read_npy
 from saghog_jax import augment
 from saghog_jax.evaluation import evenly
 from saghog_jax.files import replacing
 
-FILE = "sift_words.npy"
+KINDS = ("upright", "found")
 # What page descriptors of SIFT are raised to, as is usual (SIFT-VLAD), and patches that the words
 # are fitted on.
 POWER = 0.5
@@ -34,7 +37,38 @@ _TINY = 1e-7
 _BATCH = 1024
 
 
-def root_sift(binary: jax.Array) -> jax.Array:
+def name(kind: str) -> str:
+    """The model of a kind, as `embed` names it."""
+    return f"sift_{kind}"
+
+
+def words_file(kind: str) -> str:
+    """Where the words of a kind lie in a run folder."""
+    return f"sift_words_{kind}.npy"
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Looks at the shares of the similarity of two pages, by kind.
+
+    Raises:
+      UserError: they are negative, or leave nothing to the model.
+    """
+    if min(shares[kind] for kind in KINDS) < 0 or sum(shares[kind] for kind in KINDS) >= 1:
+        given = ", ".join(f"config.sift.{kind}={shares[kind]}" for kind in KINDS)
+        raise UserError(f"{given}: shares of 0 or more that add up to less than 1")
+
+
+def describe(kind: str, binary: jax.Array, descriptors: jax.Array | None) -> jax.Array:
+    """RootSIFT of a kind, float32 [b, 128], zeros where there is no edge.
+
+    Args:
+      binary: float [b, s, s, 1], as models take it: ink and paper differ.
+      descriptors: uint8 [b, 128], OpenCV's; read by `found` alone.
+    """
+    return upright(binary) if kind == "upright" else _root(descriptors.astype(jnp.float32))
+
+
+def upright(binary: jax.Array) -> jax.Array:
     """RootSIFT of patches by their ink.
 
     Args:
@@ -61,6 +95,10 @@ def root_sift(binary: jax.Array) -> jax.Array:
     cells = jnp.einsum("cyx,byxo->bco", pool, votes, precision=highest).reshape(-1, WIDTH)
     cells /= jnp.maximum(jnp.linalg.norm(cells, axis=1, keepdims=True), _TINY)
     cells = jnp.minimum(cells, _LARGEST)
+    return _root(cells)
+
+
+def _root(cells: jax.Array) -> jax.Array:
     return jnp.sqrt(cells / jnp.maximum(cells.sum(1, keepdims=True), _TINY))
 
 
@@ -93,10 +131,10 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
       rows: patches that may be used; `SAMPLES` of them are, spread evenly.
 
     Raises:
-      UserError: fewer patches than words.
+      UserError: fewer patches than words, or a store that keeps no descriptors.
     """
-    path = folder / FILE
-    if path.exists():
+    lacking = [kind for kind in KINDS if not (folder / words_file(kind)).exists()]
+    if not lacking:
         return
     if len(rows) < words:
         raise UserError(f"config.sift_words={words} are more than the {len(rows)} patches")
@@ -104,31 +142,40 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
     from sklearn.cluster import MiniBatchKMeans
 
     chosen = rows[evenly(len(rows), SAMPLES)]
-    compute = jax.jit(lambda batch: root_sift(augment.decode(batch)[1]))
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in lacking:
+        x = _described(kind, store, chosen)
+        kmeans = MiniBatchKMeans(words, batch_size=16_384, n_init=1, random_state=0)
+        centres = kmeans.fit(x).cluster_centers_.astype(np.float32)
+        with replacing(folder / words_file(kind), "wb") as file:
+            np.save(file, centres, allow_pickle=False)
+
+
+def _described(kind: str, store: Store, rows: np.ndarray) -> np.ndarray:
+    """RootSIFT of patches of a store, float32 [n, 128]."""
+    if kind == "found":
+        return root_sift(store.descriptors(rows))
+    compute = jax.jit(lambda batch: upright(augment.decode(batch)[1]))
     found = []
-    for first in range(0, len(chosen), _BATCH):
-        part = chosen[first : first + _BATCH]
+    for first in range(0, len(rows), _BATCH):
+        part = rows[first : first + _BATCH]
         # The last batch is filled up so that only one shape is compiled.
         batch = store.gather(np.resize(part, _BATCH))
         found.append(np.asarray(compute(batch))[: len(part)])
-    kmeans = MiniBatchKMeans(words, batch_size=16_384, n_init=1, random_state=0)
-    centres = kmeans.fit(np.concatenate(found)).cluster_centers_.astype(np.float32)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path, "wb") as file:
-        np.save(file, centres, allow_pickle=False)
+    return np.concatenate(found)
 
 
-def load_words(folder: Path) -> np.ndarray:
-    """The words of a run folder, float32 [v, 128].
+def load_words(folder: Path, kind: str) -> np.ndarray:
+    """The words of a kind of a run folder, float32 [v, 128].
 
     Raises:
       UserError: it has none, or they are damaged.
     """
-    path = folder / FILE
+    path = folder / words_file(kind)
     if not path.exists():
         raise UserError(
-            f"{folder} has no {FILE}, which finetuning writes with config.sift_words above 0; "
-            "finetune again, or embed with --config.sift_share=0"
+            f"{folder} has no {path.name}, which finetuning writes with config.sift_words above 0; "
+            f"finetune again, or embed with --config.sift.{kind}=0"
         )
     words = read_npy(path)
     if words.ndim != 2 or words.shape[1] != WIDTH or words.dtype != np.float32:

@@ -101,7 +101,7 @@ def fit(
                 n = len(cut.patches)
                 picked = np.unique(np.linspace(0, n - 1, min(n, each)).astype(int)) if n else []
                 picked = np.asarray(picked, int)
-                yield Cut(*(array[picked] for array in cut[:4]), None)
+                yield cut.take(picked)
 
     plain = Pooling("sum", 1.0, [None] * len(models))
     embedder = Embedder(models, plain, config.local_batch_size, config.pages_per_batch, config.mesh)

@@ -227,13 +227,19 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     found = {}
     for name, given in {
         "plain": {},
-        "third": {"sift_share": 1 / 3, "compare": ("sift",), "scales": (1.0, 0.5)},
-        "half": {"sift_share": 0.5},
+        "third": {
+            "sift.upright": 1 / 3,
+            "compare": ("sift_upright", "sift_found"),
+            "scales": (1.0, 0.5),
+        },
+        "half": {"sift.found": 0.5},
+        "both": {"sift.upright": 0.25, "sift.found": 0.5, "scales": (1.0, 0.5)},
     }.items():
         given = {"checkpoint": str(tmp_path / "finetune"), **given}
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / name)
         found[name] = load_embeddings(tmp_path / name)
-    alone = load_embeddings(tmp_path / "third" / "sift")
+    alone = load_embeddings(tmp_path / "third" / "sift_upright")
+    other = np.asarray(load_embeddings(tmp_path / "third" / "sift_found").descriptors)
     whole, plain = (np.asarray(found[name].descriptors) for name in ("third", "plain"))
     fixed, d = np.asarray(alone.descriptors), plain.shape[1]
     assert fixed.shape[1] == 2 * 5 * 128
@@ -242,17 +248,24 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     np.testing.assert_allclose(whole[:, :d], plain / np.float32(3**0.5), atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
     assert found["half"].descriptors.shape[1] == d + 5 * 128
+    both = np.asarray(found["both"].descriptors)
+    np.testing.assert_allclose(both[:, 2 * d :][:, : 2 * 5 * 128], fixed / 2, atol=1e-5)
+    np.testing.assert_allclose(both[:, -2 * 5 * 128 :], other * np.float32(0.5**0.5), atol=1e-5)
+    assert np.abs(other - fixed).max() > 0.01
     meta = found["third"].meta
-    assert "0.333333 of the similarity SIFT's" in meta["aggregation"]
-    assert (meta["sift_share"], meta["power"], alone.meta["power"]) == (1 / 3, 0.4, 0.5)
-    assert not (tmp_path / "half" / "sift").exists()
-    with pytest.raises(UserError, match="sift_share"):
+    assert "0.333333 of the similarity upright SIFT's" in meta["aggregation"]
+    assert (meta["sift"], meta["power"]) == ({"upright": 1 / 3}, 0.4)
+    assert (alone.meta["sift"], alone.meta["power"]) == ({}, 0.5)
+    assert list(found["both"].meta["sift_words"]) == ["upright", "found"]
+    assert not (tmp_path / "half" / "sift_found").exists()
+    with pytest.raises(UserError, match="embedded with sift"):
         check_comparable(found["half"], found["plain"])
-    given = {"sift_share": 0.5, "checkpoint": str(folder / "pretrain")}
-    with pytest.raises(UserError, match=r"no sift_words.npy, .* --config.sift_share=0"):
+    given = {"sift.found": 0.5, "checkpoint": str(folder / "pretrain")}
+    with pytest.raises(UserError, match=r"no sift_words_found.npy, .* --config.sift.found=0"):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
-    with pytest.raises(UserError, match="sift_share=1.0 must lie in"):
-        run_stage(toy(embed.get_config("plain"), folder, sift_share=1.0), tmp_path / "none")
+    given = {"sift.upright": 0.5, "sift.found": 0.5}
+    with pytest.raises(UserError, match=r"sift.found=0.5: shares of 0 or more that add up to less"):
+        run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
 
 
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):

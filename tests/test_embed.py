@@ -14,7 +14,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.manifest import Manifest
 from input_pipeline.patches import Cut
 from saghog_jax import embed, embed_parts
-from saghog_jax.embed_models import Model
+from saghog_jax.embed_models import Model, Seen
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.models.netrvlad import page_sum, vlad
@@ -30,12 +30,12 @@ def model():
     centroids = rng.standard_normal((V, D)).astype(np.float32)
     kernel = jnp.asarray(rng.standard_normal((32 * 32 * 3, V + D)) / 30, jnp.float32)
 
-    def describe(variables, images, binary):
-        y = images.reshape(images.shape[0], -1) @ variables["kernel"]
+    def describe(variables, seen):
+        y = seen.images.reshape(seen.images.shape[0], -1) @ variables["kernel"]
         return y[:, V:], jax.nn.softmax(y[:, :V])
 
-    def sums(variables, images, binary, segments):
-        x, a = describe(variables, images, binary)
+    def sums(variables, seen, segments):
+        x, a = describe(variables, seen)
         return page_sum(a, x, jnp.asarray(centroids), segments).reshape(segments.shape[0], -1)
 
     return Model("toy", "netrvlad", "page", {"kernel": kernel}, describe, sums, centroids, False)
@@ -58,7 +58,7 @@ def cuts(counts=(5, 0, 40, 1, 7)):
 
 def plain_vectors(model, cut, white=None):
     images = (cut.patches.astype(np.float32) / 255 - 0.5) / 0.5
-    x, a = model.describe(model.variables, jnp.asarray(images), None)
+    x, a = model.describe(model.variables, Seen(jnp.asarray(images), None))
     y = np.asarray(vlad(a, x, jnp.asarray(model.centroids))).reshape(len(x), -1)
     y = aggregate.l2_normalize(y)
     return y if white is None else whitening.apply(white, y)

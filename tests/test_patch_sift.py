@@ -6,10 +6,10 @@ import pytest
 from store_helpers import draw_page, make_store
 
 from input_pipeline.errors import UserError
-from input_pipeline.pseudo_labels import root_sift as root_of
+from input_pipeline.pseudo_labels import root_sift
 from saghog_jax import patch_sift
-from saghog_jax.embed_models import sift_model
-from saghog_jax.patch_sift import ensure_words, load_words, nearest_word, root_sift
+from saghog_jax.embed_models import Seen, sift_model
+from saghog_jax.patch_sift import ensure_words, load_words, nearest_word, upright
 
 
 def ink_of(seed, n=60, side=32):
@@ -29,12 +29,12 @@ def test_it_is_nearly_what_opencv_makes_of_the_page():
     ink, page, places = ink_of(0)
     keypoints = [cv2.KeyPoint(float(x), float(y), 32 / 6, 0.0, 1.0, 0) for x, y in places]
     _, theirs = cv2.SIFT_create().compute((1 - page) * 255, keypoints)
-    ours = np.asarray(root_sift(1.0 - ink[..., None].astype(np.float32)))
-    cosines = (ours * root_of(theirs)).sum(1)
+    ours = np.asarray(upright(1.0 - ink[..., None].astype(np.float32)))
+    cosines = (ours * root_sift(theirs)).sum(1)
     assert np.median(cosines) > 0.93
     assert cosines.min() > 0.8
     # A patch is like its own descriptor of OpenCV, and like no other's.
-    assert ((ours @ root_of(theirs).T).argmax(1) == np.arange(len(ours))).mean() > 0.95
+    assert ((ours @ root_sift(theirs).T).argmax(1) == np.arange(len(ours))).mean() > 0.95
 
 
 def by_loops(ink):
@@ -73,14 +73,14 @@ def by_loops(ink):
 @pytest.mark.parametrize("side", [32, 16])
 def test_it_is_what_its_definition_says(side):
     ink, _, _ = ink_of(1, n=2, side=side)
-    found = root_sift(ink[..., None].astype(np.float32))
+    found = upright(ink[..., None].astype(np.float32))
     # float32 against float64; an angle near a bin's middle may round either way, by little weight.
     np.testing.assert_allclose(found, [by_loops(patch) for patch in ink], atol=2e-3)
 
 
 def test_blank_patches_are_zeros():
     for value in (0.0, 1.0, -1.0):
-        found = np.asarray(root_sift(np.full((2, 32, 32, 1), value, np.float32)))
+        found = np.asarray(upright(np.full((2, 32, 32, 1), value, np.float32)))
         assert not found.any()
 
 
@@ -92,15 +92,19 @@ def test_words_are_assigned_as_they_are_nearest():
     np.testing.assert_array_equal(found, np.eye(7)[expected])
 
 
-def test_pages_are_sums_of_unit_residuals():
+@pytest.mark.parametrize("kind", ["upright", "found"])
+def test_pages_are_sums_of_unit_residuals(kind):
     ink, _, _ = ink_of(2, n=10)
     binary = ink[..., None].astype(np.float32)
-    x = np.asarray(root_sift(binary), np.float64)
+    raw = np.random.default_rng(3).integers(0, 256, (10, 128), np.uint8)
+    raw[4] = 0
+    x = np.asarray(upright(binary) if kind == "upright" else root_sift(raw), np.float64)
     words = np.random.default_rng(0).random((5, 128)).astype(np.float32) / 8
     segments = np.zeros((2, 10), np.float32)
     segments[0, :4] = segments[1, 4:9] = 1
-    model = sift_model(words)
-    found = np.asarray(model.sums(model.variables, None, binary, segments)).reshape(2, 5, 128)
+    model = sift_model(kind, words)
+    found = np.asarray(model.sums(model.variables, Seen(None, binary, raw), segments))
+    found = found.reshape(2, 5, 128)
     expected = np.zeros((2, 5, 128))
     for page, rows in enumerate((range(4), range(4, 9))):
         for i in rows:
@@ -115,22 +119,23 @@ def test_words_are_fitted_once_on_the_patches_that_may_be_used(tmp_path, monkeyp
     rows = np.flatnonzero(store.index["page"] == 0)
     for name, given in (("a", rows), ("b", rows), ("all", np.arange(len(store)))):
         ensure_words(tmp_path / name, store, given, 6)
-    a, b, every = (load_words(tmp_path / name) for name in ("a", "b", "all"))
-    assert a.shape == (6, 128)
-    np.testing.assert_array_equal(a, b)
-    assert np.abs(a - every).max() > 1e-3
-    monkeypatch.setattr(patch_sift, "root_sift", lambda *_: pytest.fail("fitted again"))
+    for kind in patch_sift.KINDS:
+        a, b, every = (load_words(tmp_path / name, kind) for name in ("a", "b", "all"))
+        assert a.shape == (6, 128)
+        np.testing.assert_array_equal(a, b)
+        assert np.abs(a - every).max() > 1e-3
+    monkeypatch.setattr(patch_sift, "_described", lambda *_: pytest.fail("fitted again"))
     ensure_words(tmp_path / "a", store, rows, 6)
     with pytest.raises(UserError, match="sift_words=51 are more than the 50 patches"):
         ensure_words(tmp_path / "c", store, rows, 51)
 
 
 def test_words_that_are_not_there_or_damaged(tmp_path):
-    with pytest.raises(UserError, match=r"no sift_words.npy, .* --config.sift_share=0"):
-        load_words(tmp_path)
-    np.save(tmp_path / "sift_words.npy", np.zeros((4, 64), np.float32))
+    with pytest.raises(UserError, match=r"no sift_words_found.npy, .* --config.sift.found=0"):
+        load_words(tmp_path, "found")
+    np.save(tmp_path / "sift_words_found.npy", np.zeros((4, 64), np.float32))
     with pytest.raises(UserError, match=r"float32 \[4, 64\], not float32 \[v, 128\]"):
-        load_words(tmp_path)
-    (tmp_path / "sift_words.npy").write_bytes(b"no array")
+        load_words(tmp_path, "found")
+    (tmp_path / "sift_words_found.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match="damaged"):
-        load_words(tmp_path)
+        load_words(tmp_path, "found")

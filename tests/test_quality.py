@@ -16,7 +16,7 @@ from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.manifest import BOX, read_csv
 
 TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
-TOY = {**SIZES, "global_batch_size": 16, "bag": 2}
+TOY = {**SIZES, "global_batch_size": 16, "bag": 2, "scales": [1.0, 0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def test_vlad_by_loops():
 def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "WORDS", 8)
     rows = ["sift_vlad", "random", "pretrained", "cluster", "page", "linked", "writer",
-            "scratch", "foreground", "pixel", "rgb", "fusion"]  # fmt: skip
+            "scratch", "foreground", "pixel", "rgb", "sift_found", "recipe",
+            "recipe_writer"]  # fmt: skip
     changes = [f"{key}={json.dumps(value)}" for key, value in TOY.items()]
     argv = ["quality", str(data), "--folder", str(tmp_path), "--whitening", "--rows", *rows]
     monkeypatch.setattr(sys, "argv", [*argv, "--set", *changes])

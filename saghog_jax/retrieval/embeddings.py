@@ -183,7 +183,7 @@ def check_comparable(a: Embeddings, b: Embeddings) -> None:
       UserError: other widths, scales or shares of SIFT, or other checkpoints where both folders
         name theirs.
     """
-    for name, default in (("scales", [1.0]), ("sift_share", 0.0), ("sift_words", "")):
+    for name, default in (("scales", [1.0]), ("sift", {}), ("sift_words", {})):
         values = a.meta.get(name, default), b.meta.get(name, default)
         if values[0] != values[1]:
             raise UserError(
