@@ -11,15 +11,14 @@ import csv
 import math
 import os
 import posixpath
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from input_pipeline import iiif
+from input_pipeline import iiif, image_names
 from input_pipeline.datasets import catalog, synthetic
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES
@@ -27,8 +26,6 @@ from input_pipeline.tables import read_table
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
-# Examples that a message names.
-_NAMED = 3
 
 
 class Page(NamedTuple):
@@ -175,7 +172,7 @@ def other_files(data: ConfigDict) -> list[str]:
     """
     if not _is_scanned(data):
         return []
-    names = _file_names(Path(data.pages).expanduser())
+    names = image_names.below(Path(data.pages).expanduser())
     return sorted(name for name in names if not name.lower().endswith(SUFFIXES))
 
 
@@ -218,7 +215,9 @@ def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
     Raises:
       UserError: no image; an expression that is malformed, has no group, or does not match.
     """
-    names, found, groups = search_names(folder, {"writer": writer_regex, "page": page_regex})
+    names, found, groups = image_names.search(
+        folder, {"writer": writer_regex, "page": page_regex}, reserved=("path", *BOX)
+    )
     columns = tuple(group for group in groups if group not in LABELS)
     pages = tuple(
         Page(
@@ -230,105 +229,6 @@ def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
         for name, values in zip(names, found)
     )
     return Manifest(Path(folder), pages, columns)
-
-
-def search_names(
-    folder: Path, expressions: Mapping[str, str]
-) -> tuple[list[str], list[dict[str, str]], list[str]]:
-    """What regular expressions find in the names of the images in a folder and below.
-
-    Args:
-      folder: see `scan_folder`.
-      expressions: for each label its expression, used as `scan_folder` uses them; empty ones are
-        left out.
-
-    Returns:
-      sorted paths of the images below the folder; for each the values of labels and named groups;
-      and the named groups in order.
-
-    Raises:
-      UserError: see `scan_folder`.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    names = sorted(_image_names(folder))
-    if not names:
-        raise UserError(f"{folder} holds no image, known: {' '.join(SUFFIXES)}")
-    found: list[dict[str, str]] = [{} for _ in names]
-    groups: list[str] = []
-    for label, regex in expressions.items():
-        if regex:
-            expression = _compile(label, regex)
-            _search(expression, label, names, found)
-            groups += [group for group in expression.groupindex if group not in groups]
-    return names, found, groups
-
-
-def _image_names(folder: Path) -> Iterator[str]:
-    for path in _file_names(folder):
-        if path.lower().endswith(SUFFIXES):
-            if not _is_utf8(path):
-                raise UserError(f"{folder}: the file name {path!r} is not UTF-8; rename the file")
-            yield path
-
-
-def _file_names(folder: Path) -> Iterator[str]:
-    """Paths of the files below the folder, relative to it, with forward slashes; no hidden ones."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
-
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        for name in files:
-            if not name.startswith("."):
-                yield (below / name).as_posix()
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _compile(label: str, regex: str) -> re.Pattern[str]:
-    where = f"data.{label}_regex={regex!r}"
-    try:
-        expression = re.compile(regex)
-    except re.error as error:
-        raise UserError(f"{where} is not a regular expression: {error}") from None
-    if not expression.groups:
-        raise UserError(f"{where} has no group; put the part that is the {label} in parentheses")
-    reserved = {"path", *BOX} & set(expression.groupindex)
-    if reserved:
-        raise UserError(f"{where}: a group cannot be named {min(reserved)!r}")
-    return expression
-
-
-def _search(
-    expression: re.Pattern[str], label: str, names: Sequence[str], found: list[dict[str, str]]
-) -> None:
-    """Adds to `found` what the expression finds in each of the names."""
-    missed = []
-    for name, values in zip(names, found):
-        match = expression.search(name)
-        if match is None:
-            missed.append(name)
-            continue
-        values.update(match.groupdict(default=""))
-        group = label if label in expression.groupindex else 1
-        values[label] = match[group] or ""
-    if missed:
-        named = ", ".join(map(repr, missed[:_NAMED]))
-        raise UserError(
-            f"data.{label}_regex={expression.pattern!r} does not match {len(missed)} of "
-            f"{len(names)} images, such as {named}; a part that may be missing can be made "
-            "optional with `?`"
-        )
 
 
 def read_csv(path: Path, root: Path | None = None) -> Manifest:

@@ -25,11 +25,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import image_names
 from input_pipeline.binarize import ink_mask, to_grey
 from input_pipeline.errors import PageError, UserError
 from input_pipeline.fingerprint import SETTLED_NS
 from input_pipeline.images import load_page
-from input_pipeline.manifest import Manifest, Page, search_names
+from input_pipeline.manifest import Manifest, Page
 from input_pipeline.store import Store, read_npy
 from input_pipeline.store_writer import (
     FORMAT_VERSION,
@@ -116,7 +117,7 @@ def ensure_ready_store(
         raise UserError("data.page_regex is empty; the names of patches must tell their page")
     source, root = Path(folder).expanduser(), Path(root)
     regexes = {"cluster": cluster_regex, "writer": writer_regex, "page": page_regex}
-    names, found, _ = search_names(source, regexes)
+    names, found, _ = image_names.search(source, regexes)
     names, found = _of_split(split, names, found)
     clusters = sorted({values.get("cluster", "") for values in found} - {""}, key=_by_number)
     pages = _group(names, found, clusters)
