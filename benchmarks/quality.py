@@ -38,7 +38,7 @@ from saghog_jax.retrieval.ranking import score_rows
 
 SAMPLES = 10_000
 SIFT = ("sift_upright", "sift_found")
-# Patches of an image at most; a fragment has fewer.
+# Patches of a page at a size, at most; the recipe takes more, at little gain (docs/quality.md).
 PATCHES_A_PAGE = 600
 
 

@@ -11,8 +11,8 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
         --config.data.split= --workdir=runs/mine/embed
 
 Variants: `compare` (default; at most 300 patches a page, so that it is quick), `plain` (the given
-checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: sums as they
-are, and also the patches whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
+checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: three sizes,
+sums as they are, SIFT beside, and also the patches whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +31,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # As in finetuning; on training pages a little better than ISauvola.
     config.store.binarization = "otsu"
     config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
-    if arg.variant == "small":
+    small = arg.variant == "small"
+    if small:
         config.store.keypoint_on_ink = False
+        # More change little (docs/quality.md), and enlarged pages have 20,000.
+        config.store.max_patches_per_page = 2500
     # Run folder of the model: one that finetune wrote (NetRVLAD) or pretrain (CLS).
     config.checkpoint = "runs/finetune"
     # Which of its checkpoints: `last`, or `best` where it was trained with `validation`.
@@ -45,10 +48,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
     # Factors that each page is embedded at, besides those of `store.scale` and a manifest; the page
     # descriptors of each stand side by side. Counts of patches are those of the first.
-    config.scales = (1.0, 0.5, 1.4) if arg.variant == "small" else (1.0,)
+    config.scales = (1.0, 0.5, 1.4) if small else (1.0,)
     # Shares of the similarity of two pages that are those of SIFT of the same patches, whose
     # descriptors stand beside the model's; the finetuning has fitted their words (`sift_words`).
-    small = arg.variant == "small"
     config.sift = ConfigDict(
         {
             # Of the ink of each patch, upright.
@@ -72,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Ridge of generalised max pooling.
     config.gmp_lambda = 1.0
     # Page descriptors are signed powers of that, made unit vectors; 1: as they are.
-    config.power = 1.0 if arg.variant == "small" else 0.4
+    config.power = 1.0 if small else 0.4
     config.patch_whitening = ConfigDict(
         {
             # Patch descriptors are PCA-whitened before they are pooled: `none`, `fit` (on patches

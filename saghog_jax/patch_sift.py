@@ -175,7 +175,7 @@ def load_words(folder: Path, kind: str) -> np.ndarray:
     if not path.exists():
         raise UserError(
             f"{folder} has no {path.name}, which finetuning writes with config.sift_words above 0; "
-            f"finetune again, or embed with --config.sift.{kind}=0"
+            f"finetune anew, or embed with --config.sift.{kind}=0"
         )
     words = read_npy(path)
     if words.ndim != 2 or words.shape[1] != WIDTH or words.dtype != np.float32:
