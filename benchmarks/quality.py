@@ -8,8 +8,9 @@ DATA holds the sets copiste_fr and hist_mss (benchmarks/quality_data.py says wha
 model is trained on both training halves by the variants `small` of pretrain and finetune; rows that
 differ in finetuning alone share their pretraining. `--evaluated validation` is for choosing: it
 sees training halves alone. What is there is not made again. Writes FOLDER/quality.json and
-FOLDER/quality.md: mAP and Top-1 with 95 % intervals, differences to SIFT-VLAD by a paired bootstrap
-over writers, patches seen; FOLDER/times.json has seconds on the clock and of all cores.
+FOLDER/quality.md: mAP and Top-1 with 95 % intervals, differences to SIFT-VLAD (in the JSON also to
+`linked` and `recipe`) by a paired bootstrap over writers, patches seen; FOLDER/times.json has
+seconds on the clock and of all cores.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from saghog_jax.retrieval.ranking import score_rows
 
 SAMPLES = 10_000
 SIFT = ("sift_upright", "sift_found")
+# Rows that later rows are compared with.
+COMPARED = ("sift_vlad", "linked", "recipe")
 # Patches of a page at a size, at most; the recipe takes more, at little gain (docs/quality.md).
 PATCHES_A_PAGE = 600
 
@@ -262,7 +265,7 @@ def whitened(x: np.ndarray, of: Embeddings, fit: np.ndarray, protocol: Protocol)
 def compare(bench: Bench, names: list[str], kinds: list[str], report: Report, whiten: bool) -> str:
     """Figures of the rows by the protocols into the report; returns them as a Markdown table."""
     protocols = [p for p in PROTOCOLS if p.kind in kinds]
-    baseline: dict[str, metrics.Evaluation] = {}
+    compared: dict[tuple[str, str], metrics.Evaluation] = {}
     lines = [
         "| row | patches | " + " | ".join(p.name for p in protocols) + " |",
         "|---|---|" + "---|" * len(protocols),
@@ -279,7 +282,7 @@ def compare(bench: Bench, names: list[str], kinds: list[str], report: Report, wh
                 pages, x, seen = found[protocol.kind]
                 if fit:
                     x = whitened(x, *fit[protocol.kind][:2], protocol)
-                figure = _figure(evaluate(pages, x, protocol), baseline, protocol, row.name + done)
+                figure = _figure(evaluate(pages, x, protocol), compared, protocol, row.name + done)
                 report.figures.append({**figure, "patches": seen})
                 cells.append(_cell(figure))
             lines.append(f"| {row.says}{done} | {seen:,} | " + " | ".join(cells) + " |")
@@ -287,8 +290,8 @@ def compare(bench: Bench, names: list[str], kinds: list[str], report: Report, wh
     return "\n".join(lines) + "\n"
 
 
-def _figure(found: tuple, baseline: dict, protocol: Protocol, name: str) -> dict:
-    """One row by one protocol; that of SIFT-VLAD becomes what later ones are compared with."""
+def _figure(found: tuple, compared: dict, protocol: Protocol, name: str) -> dict:
+    """One row by one protocol, and what it is above the rows of `compared`, which it may join."""
     e, labels = found
     figures = metrics.summarize(e)
     figure = {
@@ -298,10 +301,11 @@ def _figure(found: tuple, baseline: dict, protocol: Protocol, name: str) -> dict
         "top1": figures["top1"],
         "interval": metrics.confidence(e, labels, SAMPLES)["map"],
     }
-    if name == "sift_vlad":
-        baseline[protocol.name] = e
-    elif protocol.name in baseline:
-        figure["minus_sift_vlad"] = metrics.difference(e, baseline[protocol.name], labels, SAMPLES)
+    for (other, where), evaluation in compared.items():
+        if where == protocol.name:
+            figure[f"minus_{other}"] = metrics.difference(e, evaluation, labels, SAMPLES)
+    if name in COMPARED:
+        compared[name, protocol.name] = e
     return figure
 
 

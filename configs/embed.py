@@ -12,7 +12,8 @@ descriptors of random weights and of the pretrained encoder. On your own pages:
 
 Variants: `compare` (default; at most 300 patches a page, so that it is quick), `plain` (the given
 checkpoint only, all patches of a page) and `small` (for configs/finetune.py:small: three sizes,
-sums as they are, SIFT beside, and also the patches whose keypoint lies beside the ink). `regions` as in configs/pretrain.py.
+sums as they are, SIFT beside, also the patches whose keypoint lies beside the ink). `regions` as in
+configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict

@@ -119,6 +119,8 @@ def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
         other = by["sift_vlad", "hist_mss fragments, same source left out"]["map"]
         mine = by[name, "hist_mss fragments, same source left out"]["map"]
         assert gain[0] == pytest.approx(mine - other)
+    assert "minus_recipe" in by["recipe_writer", "hist_mss images"]
+    assert "minus_recipe" not in by["linked", "hist_mss images"]
     # Each row is a model of its own.
     whole = {name: by[name, "copiste_fr fragments, same source left out"]["map"] for name in rows}
     assert len(set(whole.values())) > len(rows) // 2
