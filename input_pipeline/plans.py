@@ -6,6 +6,7 @@ threads and processes and after every restart, and the position in the data is t
 """
 
 import threading
+from collections import Counter
 from typing import Protocol
 
 import numpy as np
@@ -125,9 +126,10 @@ class MPerClassPlan:
 class BagPlan:
     """Each batch: classes drawn without replacement, then `bags` bags of `bag` patches of each.
 
-    The patches of a bag are of one page and lie in a row. The pages of a class are drawn without
-    replacement, over again where it has fewer than `bags`; bags of one page have no patch in common
-    unless the page has too few.
+    Where there are fewer classes than a batch holds they are drawn over again: some give twice as
+    many bags, or more. The patches of a bag are of one page and lie in a row. The pages of a class
+    are drawn without replacement, over again where it has fewer than bags are drawn; bags of one
+    page have no patch in common unless the page has too few.
     """
 
     def __init__(
@@ -168,14 +170,18 @@ class BagPlan:
     def __getitem__(self, step: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, _checked(step, self)])
         count = self.global_batch_size // (self._bag * self._bags)
-        classes = rng.choice(self.num_classes, count, replace=False)
-        return np.concatenate([self._of_class(rng, c) for c in classes])
+        rounds, rest = divmod(count, self.num_classes)
+        drawn = [*range(self.num_classes)] * rounds
+        drawn += rng.choice(self.num_classes, rest, replace=False).tolist()
+        return np.concatenate(
+            [self._of_class(rng, c, self._bags * times) for c, times in Counter(drawn).items()]
+        )
 
-    def _of_class(self, rng: np.random.Generator, c: int) -> np.ndarray:
+    def _of_class(self, rng: np.random.Generator, c: int, bags: int) -> np.ndarray:
         """`bags` times `bag` patches of a class, int64 [bags * bag]."""
         first, n = self._firsts[c], self._firsts[c + 1] - self._firsts[c]
         # Whole rounds over its pages, then some of them.
-        rounds, rest = divmod(self._bags, n)
+        rounds, rest = divmod(bags, n)
         times = np.full(n, rounds)
         times[rng.permutation(n)[:rest]] += 1
         rows = []
@@ -255,14 +261,18 @@ def bag_plan(
       bags: bags of a class.
 
     Raises:
-      UserError: the batch is not a whole number of classes, or the labels have too few classes.
+      UserError: the batch is not a whole number of classes, or there is nothing to tell apart.
     """
     _check_sizes(global_batch_size, total_steps)
     _check_division(global_batch_size, bag * bags)
     plan = BagPlan(
         np.asarray(labels), np.asarray(pages), bag, bags, global_batch_size, total_steps, seed
     )
-    _check_classes(plan.num_classes, global_batch_size, bag * bags)
+    if plan.num_classes < 2:
+        raise UserError(
+            f"the labels have {plan.num_classes} classes; to tell hands apart there must be two at "
+            "least: give more pages, or other --config.labels"
+        )
     return plan
 
 

@@ -179,8 +179,24 @@ class TestBagPlan:
     def test_mistakes(self):
         with pytest.raises(UserError, match="batch of 40 is not a whole number of classes with 6 "):
             self.plan(bag=3)
-        with pytest.raises(UserError, match="needs 40 classes, the labels have 20; lower"):
-            self.plan(batch=320)
+        with pytest.raises(UserError, match="labels have 1 classes; .* there must be two at least"):
+            self.plan(labels=np.where(self.labels == 5, 5, -1))
+
+    def test_few_classes_are_drawn_over_again(self):
+        """50 draws of 20 classes of two bags: each two or three times, no patch of one twice."""
+        for batch in steps(self.plan(batch=400, total_steps=20)):
+            labels, pages = (a[batch].reshape(-1, 4) for a in (self.labels, self.pages))
+            assert (labels == labels[:, :1]).all()
+            assert (pages == pages[:, :1]).all()
+            counts = np.unique(labels[:, 0], return_counts=True)[1]
+            assert sorted(set(counts)) == [4, 6]
+            assert len(counts) == 20
+            for page in set(pages[:, 0]):
+                rows = batch[self.pages[batch] == page]
+                assert len(set(rows)) == len(rows) or len(rows) > (self.pages == page).sum()
+        third = steps(self.plan(batch=400, total_steps=400))[:, ::4]
+        counts = np.bincount(self.labels[third].reshape(-1), minlength=51)
+        assert counts[counts > 0].min() > 0.9 * counts.max()
 
 
 def test_subsets_are_subsets():
