@@ -9,8 +9,8 @@ model is trained on both training halves by the variants `small` of pretrain and
 differ in finetuning alone share their pretraining. `--evaluated validation` is for choosing: it
 sees training halves alone. What is there is not made again. Writes FOLDER/quality.json and
 FOLDER/quality.md: mAP and Top-1 with 95 % intervals, differences to SIFT-VLAD (in the JSON also to
-`linked` and `recipe`) by a paired bootstrap over writers, patches seen; FOLDER/times.json has
-seconds on the clock and of all cores.
+`linked`, `sift` and `recipe`) by a paired bootstrap over writers, patches seen; FOLDER/times.json
+has seconds on the clock and of all cores.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from saghog_jax.retrieval.ranking import score_rows
 SAMPLES = 10_000
 SIFT = ("sift_upright", "sift_found")
 # Rows that later rows are compared with.
-COMPARED = ("sift_vlad", "linked", "recipe")
+COMPARED = ("sift_vlad", "linked", "sift", "recipe")
 # Patches of a page at a size, at most; the recipe takes more, at little gain (docs/quality.md).
 PATCHES_A_PAGE = 600
 

@@ -11,9 +11,12 @@ import pytest
 from toy import SIZES
 
 from benchmarks import quality, quality_data
+from configs import embed
 from input_pipeline import sift_vlad
 from input_pipeline.datasets.synthetic import Corpus, write_corpus
 from input_pipeline.manifest import BOX, read_csv
+from saghog_jax.main import run_stage
+from saghog_jax.retrieval.embeddings import load_embeddings
 
 TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
 TOY = {**SIZES, "global_batch_size": 16, "bag": 2, "scales": [1.0, 0.5]}
@@ -122,11 +125,25 @@ def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
     assert "minus_recipe" in by["recipe_writer", "hist_mss images"]
     assert "minus_recipe" not in by["linked", "hist_mss images"]
     # Each row is a model of its own.
-    whole = {name: by[name, "copiste_fr fragments, same source left out"]["map"] for name in rows}
-    assert len(set(whole.values())) > len(rows) // 2
+    models = list((tmp_path / "fragments").glob("*/embeddings.npy"))
+    assert len(models) == 2 + 8
+    assert len({path.read_bytes() for path in models}) == len(models)
     assert by["page", "hist_mss images"]["patches"] == 2 * 4 * 16
     assert by["scratch", "hist_mss images"]["patches"] == 4 * 16
     assert len((tmp_path / "quality.md").read_text().splitlines()) == 2 + len(rows) * 3
+    # The row of the recipe is what the recipe's config embeds.
+    bench = quality.Bench(data, tmp_path, "test", TOY, quality_data.SETS)
+    recipe = next(row for row in quality.ROWS if row.name == "recipe")
+    _, expected, _ = bench.row(recipe, "images")
+    config = embed.get_config("small")
+    config.scales, config.precision = tuple(TOY["scales"]), TOY["precision"]
+    config.data.pages, config.data.split = str(tmp_path / "images.csv"), ""
+    config.store.root = str(tmp_path / "prepare")
+    config.store.max_patches_per_page = quality.PATCHES_A_PAGE
+    config.checkpoint = str(tmp_path / "finetune")
+    run_stage(config, tmp_path / "embed")
+    found = np.asarray(load_embeddings(tmp_path / "embed").descriptors)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     # What is there is not made again.
     times = Path(tmp_path / "times.json").read_text()
     assert set(json.loads(times)) >= {"pretrain", "pretrain-target=pixel", "images/sift_vlad"}
