@@ -31,6 +31,7 @@ from benchmarks.sift_vlad import WORDS, described
 from configs import embed, finetune, pretrain
 from input_pipeline import sift_vlad
 from input_pipeline.manifest import Manifest, read_csv
+from saghog_jax import patch_sift
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval import metrics, whitening
 from saghog_jax.retrieval.aggregate import side_by_side
@@ -38,7 +39,7 @@ from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_em
 from saghog_jax.retrieval.ranking import score_rows
 
 SAMPLES = 10_000
-SIFT = ("sift_upright", "sift_found")
+SIFT = tuple(patch_sift.name(kind) for kind in patch_sift.KINDS)
 # Rows that later rows are compared with.
 COMPARED = ("sift_vlad", "linked", "sift", "recipe")
 # Patches of a page at a size, at most; the recipe takes more, at little gain (docs/quality.md).
@@ -216,13 +217,13 @@ class Bench:
             folder, seen = self.model(row)
             parts.append(self.embed(folder, pages, _beside(row)))
             shares.append(1 - sum(row.sift.values()))
-        for kind, share in row.sift.items():
+        for kind in (kind for kind in patch_sift.KINDS if row.sift.get(kind)):
             # By the words of one model for all: each fits them on the same patches.
             one = Row("", "", {}, {})
             folder, _ = self.model(one)
             self.embed(folder, pages, _beside(one))
-            parts.append(load_embeddings(self.folder / pages / folder.name / f"sift_{kind}"))
-            shares.append(share)
+            parts.append(load_embeddings(self.folder / pages / folder.name / patch_sift.name(kind)))
+            shares.append(row.sift[kind])
         x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
         return parts[0], x, seen
 
