@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,14 +30,12 @@ from saghog_jax.embed_models import Model, load_models, rule_of
 from saghog_jax.embed_parts import PageResult, Parts
 from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.following import next_command
-from saghog_jax.logging import duration
+from saghog_jax.logging import Pace
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.aggregate import (
     GMP_MAX_WIDTH,
     POOLINGS,
 )
-
-_LOG_SECONDS = 10.0
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -221,7 +218,7 @@ def _embed(
             results[i] = PageResult(count, ink, reason)
             yield cut
 
-    began = last = time.monotonic()
+    pace = Pace(len(todo))
     done = patches = 0
     with contextlib.closing(parts):
         for i, descriptors in zip(share, embedder.pages(cuts()), strict=True):
@@ -229,11 +226,9 @@ def _embed(
                 continue
             parts.append(i, descriptors, results[i])
             done, patches = done + 1, patches + results[i].patches
-            now = time.monotonic()
-            if now - last > _LOG_SECONDS:
-                last = now
-                eta = duration((now - began) / done * (len(todo) - done))
-                rate = patches / (now - began)
+            if due := pace.due(done):
+                spent, eta = due
+                rate = patches / spent
                 print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
 
 

@@ -6,6 +6,7 @@ For each match it finds what every patch of the two pages contributes and which 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from saghog_jax.checkpoint import params_digest
 from saghog_jax.describer import Describer
 from saghog_jax.embed_models import COMPARE, Model, load_models, rule_of
 from saghog_jax.files import replacing
+from saghog_jax.logging import Pace
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
 from saghog_jax.retrieval.attribution import (
     Clusters,
@@ -46,6 +48,8 @@ _NEEDED = (
 )
 # A page whose descriptor comes out less alike than this is not the page that was embedded.
 _SAME_PAGE = 0.99
+# So that progress is seen in a log file too.
+_say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def gather(
     order: Sequence[int],
     config: ConfigDict,
     workdir: Path,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = _say,
 ) -> dict[tuple[int, int], Evidence]:
     """Evidence for the first matches of some queries, by rows of query and gallery.
 
@@ -109,7 +113,7 @@ def gather(
         return {}
     log(f"evidence: describing the pages of {len(wanted)} matches again, patch by patch")
     pages = _Pages(compared, models, config.max_pixels)
-    pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted})
+    pages.read({r for r, _, _ in wanted}, {o for _, o, _ in wanted}, log)
     mean = _average(compared.gallery_descriptors)
     found: dict[tuple[int, int], Evidence] = {}
     for row, other, rank in wanted:
@@ -195,9 +199,12 @@ class _Pages:
     def _key(self, row: int, of_query: bool) -> tuple[bool, int]:
         return of_query and self._compared.queries is not self._compared.gallery, row
 
-    def read(self, queries: Iterable[int], gallery: Iterable[int]) -> None:
+    def read(
+        self, queries: Iterable[int], gallery: Iterable[int], log: Callable[[str], None]
+    ) -> None:
         """Cuts and describes pages; those that cannot be go to `failed`."""
         keys = {self._key(r, True) for r in queries} | {self._key(r, False) for r in gallery}
+        pace, done = Pace(len(keys)), 0
         for of_query in sorted({of_query for of_query, _ in keys}):
             source = self._compared.queries if of_query else self._compared.gallery
             rows = sorted(row for is_query, row in keys if is_query == of_query)
@@ -219,6 +226,9 @@ class _Pages:
                 self._take(
                     source, row, of_query, cut, rule.patch_size, [next(factors) for _ in scales]
                 )
+                done += 1
+                if due := pace.due(done):
+                    log(f"{done:,}/{len(keys):,} pages  ETA {due[1]}")
 
     def _take(
         self,

@@ -15,6 +15,8 @@ from saghog_jax import distributed
 from saghog_jax.files import replacing
 from saghog_jax.tracking import Sink
 
+_PACE_SECONDS = 10.0
+
 
 def duration(seconds: float) -> str:
     """`75` as `1m15s`."""
@@ -23,6 +25,23 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+class Pace:
+    """When it is time to say how far a work of `total` pieces is: every ten seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began = self._last = time.monotonic()
+
+    def due(self, done: int) -> tuple[float, str] | None:
+        """Seconds since the beginning, and how long the rest will take; None if it is not time."""
+        now = time.monotonic()
+        if now - self._last <= _PACE_SECONDS:
+            return None
+        self._last = now
+        spent = now - self._began
+        return spent, duration(spent / done * (self._total - done))
 
 
 class MetricsLog:

@@ -83,3 +83,10 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
                 found.append(("forget", event.step))
             found += [(value.tag, event.step) for value in event.summary.value]
     assert found == [("loss", 1), ("forget", 5), ("loss", 5)]
+
+
+def test_pace_is_said_every_ten_seconds(monkeypatch):
+    now = iter([0.0, 4.0, 12.0, 20.0, 30.0])
+    monkeypatch.setattr(logging.time, "monotonic", lambda: next(now))
+    pace = logging.Pace(10)
+    assert [pace.due(done) for done in (1, 4, 5, 6)] == [None, (12.0, "18s"), None, (30.0, "20s")]
