@@ -42,7 +42,7 @@ SAMPLES = 10_000
 SIFT = tuple(patch_sift.name(kind) for kind in patch_sift.KINDS)
 # Rows that later rows are compared with.
 COMPARED = ("sift_vlad", "linked", "sift", "recipe")
-# Patches of a page at a size, at most; the recipe takes more, at little gain (docs/quality.md).
+# Patches of a page at a size, at most; the recipe takes 2,500, which whole images gain by.
 PATCHES_A_PAGE = 600
 
 
@@ -113,9 +113,15 @@ class Bench:
     """The folders of a comparison, and what each step took."""
 
     def __init__(
-        self, data: Path, folder: Path, evaluated: str, changes: dict, sets: dict[str, float]
+        self,
+        data: Path,
+        folder: Path,
+        evaluated: str,
+        changes: dict,
+        sets: dict[str, float],
+        patches: int = PATCHES_A_PAGE,
     ) -> None:
-        self.folder = folder
+        self.folder, self._patches = folder, patches
         self.paths = quality_data.write_manifests(data, folder, evaluated, sets)
         self._changes = changes
         self._done: set[str] = set()
@@ -176,11 +182,16 @@ class Bench:
         config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
-        config.store.max_patches_per_page = PATCHES_A_PAGE
+        config.store.max_patches_per_page = self._patches
         config.checkpoint, config.compare = str(folder), compare
-        out = self.folder / pages / folder.name
-        self.timed(f"{pages}/{folder.name}", lambda: run_stage(config, out))
+        out = self.embedded(folder, pages)
+        self.timed(f"{pages}/{out.name}", lambda: run_stage(config, out))
         return load_embeddings(out)
+
+    def embedded(self, folder: Path, pages: str) -> Path:
+        """Where the descriptors of a table by the model of a run folder lie."""
+        more = "" if self._patches == PATCHES_A_PAGE else f"-{self._patches}"
+        return self.folder / pages / (folder.name + more)
 
     def sift_vlad(self, pages: str) -> Embeddings:
         """Descriptors of a table by the classical baseline; its words are of training pages."""
@@ -210,7 +221,7 @@ class Bench:
             one = Row("", "", {}, None)
             folder, _ = self.model(one)
             self.embed(folder, pages, _beside(one))
-            found = load_embeddings(self.folder / pages / folder.name / "random")
+            found = load_embeddings(self.embedded(folder, pages) / "random")
             return found, np.asarray(found.descriptors), 0
         seen, parts, shares = 0, [], []
         if sum(row.sift.values()) < 1:
@@ -222,7 +233,7 @@ class Bench:
             one = Row("", "", {}, {})
             folder, _ = self.model(one)
             self.embed(folder, pages, _beside(one))
-            parts.append(load_embeddings(self.folder / pages / folder.name / patch_sift.name(kind)))
+            parts.append(load_embeddings(self.embedded(folder, pages) / patch_sift.name(kind)))
             shares.append(row.sift[kind])
         x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
         return parts[0], x, seen
@@ -342,10 +353,14 @@ def main() -> None:
         metavar="FACTOR",
         help="by which pages are resized, for each set",
     )
+    parser.add_argument(
+        "--patches", type=int, default=PATCHES_A_PAGE, help="of a page at a size, at most"
+    )
     args = parser.parse_args()
     sets = dict(zip(quality_data.SETS, args.scales, strict=True))
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
-    bench = Bench(args.data, args.folder.resolve(), args.evaluated, changes, sets)
+    folder = args.folder.resolve()
+    bench = Bench(args.data, folder, args.evaluated, changes, sets, args.patches)
     report = Report("quality")
     table = compare(bench, args.rows, args.kinds, report, args.whitening)
     (bench.folder / "quality.md").write_text(table)
