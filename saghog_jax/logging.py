@@ -35,9 +35,9 @@ class Pace:
         self._began = self._last = time.monotonic()
 
     def due(self, done: int) -> tuple[float, str] | None:
-        """Seconds since the beginning, and how long the rest will take; None if it is not time."""
+        """Seconds since the beginning, and how long the rest will take; None if not now."""
         now = time.monotonic()
-        if now - self._last <= _PACE_SECONDS:
+        if now - self._last <= _PACE_SECONDS or done >= self._total:
             return None
         self._last = now
         spent = now - self._began

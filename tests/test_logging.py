@@ -86,7 +86,9 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
 
 
 def test_pace_is_said_every_ten_seconds(monkeypatch):
-    now = iter([0.0, 4.0, 12.0, 20.0, 30.0])
+    now = iter([0.0, 4.0, 12.0, 20.0, 30.0, 50.0])
     monkeypatch.setattr(logging.time, "monotonic", lambda: next(now))
     pace = logging.Pace(10)
     assert [pace.due(done) for done in (1, 4, 5, 6)] == [None, (12.0, "18s"), None, (30.0, "20s")]
+    # Of the end there is another line.
+    assert pace.due(10) is None
