@@ -42,7 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tables.write_ranking(workdir / "ranking.csv", main, main, ranking)
     if config.annotations:
         decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
-        annotations.write(workdir / "annotations.json", main, main, ranking, decisions=decisions)
+        where = workdir / "annotations.json"
+        annotations.write(where, main, main, ranking, decisions=decisions)
+        print(f"annotations: {where}, with {len(decisions):,} decisions")
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
     hardness = evaluation_report.hardness(results[-1].evaluation)

@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.annotations:
         where = workdir / "annotations.json"
         annotations.write(where, queries, gallery, ranking, shares, decisions)
+        print(f"annotations: {where}, with {len(decisions):,} decisions")
     reading = _reading(calibration, config)
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     said = {row: {} for row in range(len(queries))}

@@ -280,7 +280,7 @@ def test_bad_choices(tmp_path, folder, fields, message):
         run(tmp_path, folder, **fields)
 
 
-def test_ranking_as_annotations(tmp_path):
+def test_ranking_as_annotations(tmp_path, capsys):
     canvas = {f"{writer}{i}.png": f"https://example.org/{i}" for i, writer in enumerate("abab")}
     e = planted(tmp_path / "e", [page(n, n[0], extra={"canvas": c}) for n, c in canvas.items()])
     run(tmp_path, e.folder)
@@ -288,6 +288,7 @@ def test_ranking_as_annotations(tmp_path):
     decisions = tmp_path / "decisions.csv"
     decisions.write_text('query,page,rank,distance,decision\n"b1.png","b3.png",1,0.1,accept\n')
     run(tmp_path, e.folder, annotations=True, decisions=str(decisions))
+    assert "annotations.json, with 1 decisions" in capsys.readouterr().out
     items = json.loads((tmp_path / "out" / "annotations.json").read_text())["items"]
     ranking = lines(tmp_path / "out" / "ranking.csv")
     assert len(items) == len(ranking) == 4 * 3
