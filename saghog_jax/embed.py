@@ -63,8 +63,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if done:
         skipped = embed_folders.read_skipped(workdir)
         if distributed.is_main():
+            new = embed_folders.relabel_pages(config, manifest, models, workdir)
             embed_folders.export(config, embed_folders.folders(config, models, workdir))
-            print(f"{workdir} holds these embeddings already")
+            said = "; their labels are those given now" if new else ""
+            print(f"{workdir} holds these embeddings already{said}")
             print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
         return len(skipped)
     found = distributed.main_first(masks.ensure) if masks else None
@@ -247,14 +249,17 @@ def _identity(
     digests: Sequence[str],
     masks: RegionMasks | None,
 ) -> str:
-    """SHA-256 over all that decides the embeddings: pages, their contents, rule, masks, models."""
+    """SHA-256 over all that decides the embeddings: contents of pages, rule, masks, models.
+
+    What pages are called does not: labels can be corrected without embedding again.
+    """
     contents = fingerprints(
         manifest.root,
         (page.path for page in manifest.pages),
         Path(config.store.root) / FINGERPRINTS,
     )
     decides = {
-        "pages": [[*page, contents[page.path]] for page in manifest.pages],
+        "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],
         "rule": dataclasses.asdict(rule),
         "max_pixels": config.data.max_pixels,
         "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],

@@ -20,7 +20,7 @@ from saghog_jax.files import replacing
 from saghog_jax.following import next_command
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
-from saghog_jax.retrieval.embeddings import load_embeddings, save_embeddings
+from saghog_jax.retrieval.embeddings import load_embeddings, relabel, save_embeddings
 
 # Columns that are added to the manifest.
 COUNTS = ("patch_count", "ink_pixels")
@@ -216,6 +216,28 @@ def made_from(folder: Path) -> str:
         return json.loads((folder / "meta.json").read_text()).get("made_from", "")
     except (OSError, ValueError):
         return ""
+
+
+def relabel_pages(
+    config: ConfigDict, manifest: Manifest, models: Sequence[Model], workdir: Path
+) -> bool:
+    """Gives the pages of an embedding that is done the labels of a manifest of the same pages.
+
+    Returns:
+      whether they had others.
+    """
+    skipped = {page_id for page_id, _ in read_skipped(workdir)}
+    kept = [page for page in manifest.pages if page.page_id not in skipped]
+    changed = []
+    for _, folder in folders(config, models, workdir):
+        table = load_embeddings(folder).table
+        counts = zip(*(table[name].tolist() for name in COUNTS), strict=True)
+        pages = [
+            page._replace(extra=page.extra | dict(zip(COUNTS, row)))
+            for page, row in zip(kept, counts, strict=True)
+        ]
+        changed.append(relabel(folder, pages, manifest.root))
+    return any(changed)
 
 
 def read_skipped(workdir: Path) -> list[list[str]]:

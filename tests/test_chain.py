@@ -220,6 +220,33 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     )
 
 
+def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monkeypatch, capsys):
+    lines = (folder / "pages" / "manifest.csv").read_text().splitlines()
+    table = folder / "pages" / "labelled.csv"
+    table.write_text("\n".join(lines) + "\n")
+    config = toy(embed.get_config(), folder, **{"data.pages": str(table)})
+    run_stage(config, tmp_path)
+    before = load_embeddings(tmp_path)
+    bits = (tmp_path / "embeddings.npy").read_bytes()
+    named = [line.replace(",w005,", ",somebody,") for line in lines]
+    assert named != lines
+    table.write_text("\n".join([named[0] + ",sheet", *(line + ",s" for line in named[1:])]) + "\n")
+    monkeypatch.setattr("saghog_jax.embed._embed", lambda *_: pytest.fail("embedded again"))
+    capsys.readouterr()
+    run_stage(config, tmp_path)
+    assert "already; their labels are those given now" in capsys.readouterr().out
+    for where in (tmp_path, tmp_path / "random", tmp_path / "pretrained"):
+        after = load_embeddings(where)
+        expected = [str(w).replace("w005", "somebody") for w in before.writers]
+        assert after.writers.tolist() == expected != before.writers.tolist()
+        assert set(after.column("sheet")) == {"s"}
+        assert after.column("patch_count").tolist() == before.column("patch_count").tolist()
+        assert after.meta["made_from"] == before.meta["made_from"]
+    assert (tmp_path / "embeddings.npy").read_bytes() == bits
+    run_stage(config, tmp_path)
+    assert "their labels" not in capsys.readouterr().out
+
+
 def test_sift_stands_beside_the_model(folder, tmp_path):
     """With a share of the similarity, and alone; a share needs words, which finetuning fits."""
     changes = {"sift_words": 5, "init_from": str(folder / "pretrain")}

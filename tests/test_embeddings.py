@@ -8,7 +8,12 @@ import pytest
 from planted import page, pages_of, planted
 
 from input_pipeline.errors import UserError
-from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings, save_embeddings
+from saghog_jax.retrieval.embeddings import (
+    check_comparable,
+    load_embeddings,
+    relabel,
+    save_embeddings,
+)
 
 
 @pytest.fixture
@@ -36,6 +41,29 @@ def test_what_is_saved_is_loaded(folder, tmp_path):
     assert e.meta["checkpoint"] == "abc"
     with pytest.raises(UserError, match=r"no column 'source', only: path, .*sheet"):
         e.column("source")
+
+
+def test_pages_get_other_labels_and_keep_their_descriptors(folder, tmp_path):
+    before = load_embeddings(folder)
+    bits = (folder / "embeddings.npy").read_bytes()
+    pages = [
+        page("a.png", "y", "1", box=(0, 0, 5, 9), extra={"hand": "1"}),
+        page("a.png", "x", "2", box=(5, 0, 9, 9)),
+        page('b "<é>,\n.png', "", "1"),
+    ]
+    assert relabel(folder, pages, tmp_path / "pages")
+    assert not relabel(folder, pages, tmp_path / "pages")
+    after = load_embeddings(folder)
+    assert after.writers.tolist() == ["y", "x", ""]
+    assert after.column("hand").tolist() == ["1", "", ""]
+    assert "sheet" not in after.table
+    assert after.meta == before.meta
+    assert relabel(folder, pages, tmp_path / "moved")
+    image = load_embeddings(folder).image(0).resolve()
+    assert image == (tmp_path / "moved" / "a.png").resolve()
+    with pytest.raises(UserError, match="holds other pages"):
+        relabel(folder, pages[::-1], tmp_path / "moved")
+    assert (folder / "embeddings.npy").read_bytes() == bits
 
 
 def test_numpy_and_csv_alone_open_it(folder):

@@ -6,6 +6,7 @@ folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,16 +96,7 @@ def save_embeddings(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     dim = _write_blocks(folder, descriptors, page_ids)
-    arrays = {
-        "writers": np.array([page.writer for page in pages], dtype=np.str_),
-        "pages": np.array([page.page for page in pages], dtype=np.str_),
-        "page_ids": page_ids,
-    }
-    for name, array in arrays.items():
-        with replacing(folder / f"{name}.npy", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-    with replacing(folder / "manifest.csv", "w") as file:
-        _write_rows(file, pages)
+    _write_pages(folder, pages)
     whole = {
         "format": FORMAT_VERSION,
         "rows": len(page_ids),
@@ -112,10 +104,55 @@ def save_embeddings(
         "pages_root": _relative(pages_root, folder),
         **meta,
     }
-    with replacing(folder / "meta.json", "w") as file:
-        json.dump(whole, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    _write_meta(folder, whole)
     return folder
+
+
+def relabel(folder: str | os.PathLike, pages: Sequence, pages_root: str | os.PathLike) -> bool:
+    """Replaces what a folder says of its pages; the descriptors stay as they are.
+
+    Args:
+      pages, pages_root: as for `save_embeddings`, the same pages in the same order.
+
+    Returns:
+      whether that was another thing than before.
+
+    Raises:
+      UserError: other pages; a folder that is none.
+    """
+    old = load_embeddings(folder)
+    if old.page_ids.tolist() != [page.page_id for page in pages]:
+        raise UserError(f"{folder} holds other pages: give another --workdir")
+    text = io.StringIO()
+    _write_rows(text, pages)
+    root = _relative(pages_root, old.folder)
+    before = (old.folder / "manifest.csv").read_bytes().decode()
+    if (text.getvalue(), root) == (before, old.meta.get("pages_root")):
+        return False
+    (old.folder / "meta.json").unlink()
+    _write_pages(old.folder, pages)
+    _write_meta(old.folder, old.meta | {"pages_root": root})
+    return True
+
+
+def _write_pages(folder: Path, pages: Sequence) -> None:
+    """The arrays of labels and the manifest."""
+    arrays = {
+        "writers": np.array([page.writer for page in pages], dtype=np.str_),
+        "pages": np.array([page.page for page in pages], dtype=np.str_),
+        "page_ids": np.array([page.page_id for page in pages], dtype=np.str_),
+    }
+    for name, array in arrays.items():
+        with replacing(folder / f"{name}.npy", "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    with replacing(folder / "manifest.csv", "w") as file:
+        _write_rows(file, pages)
+
+
+def _write_meta(folder: Path, meta: Mapping) -> None:
+    with replacing(folder / "meta.json", "w") as file:
+        json.dump(meta, file, indent=2, ensure_ascii=False)
+        file.write("\n")
 
 
 def load_embeddings(folder: str | os.PathLike) -> Embeddings:
