@@ -175,23 +175,20 @@ class Bench:
     def _train(self, config, folder: Path) -> None:
         self.timed(folder.name, lambda: run_stage(config, folder))
 
-    def embed(self, folder: Path, pages: str, compare: tuple[str, ...] = ()) -> Embeddings:
-        """Descriptors of a table of pages by the model of a run folder alone."""
+    def embed(self, row: Row, pages: str) -> tuple[Path, int]:
+        """Where a table is embedded by a row's model alone, and the patches that it has seen."""
+        folder, seen = self.model(row)
         config = embed.get_config("small")
         config.sift.upright = config.sift.found = 0.0
         config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = self._patches
-        config.checkpoint, config.compare = str(folder), compare
-        out = self.embedded(folder, pages)
-        self.timed(f"{pages}/{out.name}", lambda: run_stage(config, out))
-        return load_embeddings(out)
-
-    def embedded(self, folder: Path, pages: str) -> Path:
-        """Where the descriptors of a table by the model of a run folder lie."""
+        config.checkpoint, config.compare = str(folder), _beside(row)
         more = "" if self._patches == PATCHES_A_PAGE else f"-{self._patches}"
-        return self.folder / pages / (folder.name + more)
+        out = self.folder / pages / (folder.name + more)
+        self.timed(f"{pages}/{out.name}", lambda: run_stage(config, out))
+        return out, seen
 
     def sift_vlad(self, pages: str) -> Embeddings:
         """Descriptors of a table by the classical baseline; its words are of training pages."""
@@ -218,22 +215,18 @@ class Bench:
             return found, np.asarray(found.descriptors), 0
         if row.name == "random":
             # Beside the pretrained encoder, which had these weights before its first update.
-            one = Row("", "", {}, None)
-            folder, _ = self.model(one)
-            self.embed(folder, pages, _beside(one))
-            found = load_embeddings(self.embedded(folder, pages) / "random")
+            out, _ = self.embed(Row("", "", {}, None), pages)
+            found = load_embeddings(out / "random")
             return found, np.asarray(found.descriptors), 0
         seen, parts, shares = 0, [], []
         if sum(row.sift.values()) < 1:
-            folder, seen = self.model(row)
-            parts.append(self.embed(folder, pages, _beside(row)))
+            out, seen = self.embed(row, pages)
+            parts.append(load_embeddings(out))
             shares.append(1 - sum(row.sift.values()))
         for kind in (kind for kind in patch_sift.KINDS if row.sift.get(kind)):
             # By the words of one model for all: each fits them on the same patches.
-            one = Row("", "", {}, {})
-            folder, _ = self.model(one)
-            self.embed(folder, pages, _beside(one))
-            parts.append(load_embeddings(self.embedded(folder, pages) / patch_sift.name(kind)))
+            out, _ = self.embed(Row("", "", {}, {}), pages)
+            parts.append(load_embeddings(out / patch_sift.name(kind)))
             shares.append(row.sift[kind])
         x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
         return parts[0], x, seen

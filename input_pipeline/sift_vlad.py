@@ -16,13 +16,18 @@ FIT_A_PAGE = 200
 
 def fit_words(descriptors: Iterable[np.ndarray], words: int, seed: int = 0) -> np.ndarray:
     """k-means centres of RootSIFT, float32 [v, 128], of a sample of every page's raw SIFT."""
+    rng = np.random.default_rng(seed)
+    sample = [d[rng.permutation(len(d))[:FIT_A_PAGE]] for d in descriptors]
+    return centres(root_sift(np.concatenate(sample)), words, seed)
+
+
+def centres(x: np.ndarray, words: int, seed: int = 0) -> np.ndarray:
+    """k-means centres, float32 [v, 128], of RootSIFT [n, 128]."""
     # Imported here: only this function needs scikit-learn, which takes a second to import.
     from sklearn.cluster import MiniBatchKMeans
 
-    rng = np.random.default_rng(seed)
-    sample = [d[rng.permutation(len(d))[:FIT_A_PAGE]] for d in descriptors]
     kmeans = MiniBatchKMeans(words, batch_size=16_384, n_init=1, random_state=seed)
-    return kmeans.fit(root_sift(np.concatenate(sample))).cluster_centers_.astype(np.float32)
+    return kmeans.fit(x).cluster_centers_.astype(np.float32)
 
 
 def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:

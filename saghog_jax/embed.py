@@ -32,10 +32,7 @@ from saghog_jax.embedder import Embedder, Pooling
 from saghog_jax.following import next_command
 from saghog_jax.logging import Pace
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.aggregate import (
-    GMP_MAX_WIDTH,
-    POOLINGS,
-)
+from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -58,13 +55,14 @@ def run(config: ConfigDict, workdir: Path) -> int:
     made_from = distributed.main_first(
         lambda: _identity(config, views, rule, models, digests, masks)
     )
-    done = embed_folders.made_from(workdir) == made_from
+    folders = embed_folders.folders(config, models, workdir)
+    done = all(embed_folders.made_from(folder) == made_from for _, folder in folders)
     distributed.barrier("looked")
     if done:
         skipped = embed_folders.read_skipped(workdir)
         if distributed.is_main():
-            new = embed_folders.relabel_pages(config, manifest, models, workdir)
-            embed_folders.export(config, embed_folders.folders(config, models, workdir))
+            new = embed_folders.relabel_pages(manifest, folders)
+            embed_folders.export(config, folders)
             said = "; their labels are those given now" if new else ""
             print(f"{workdir} holds these embeddings already{said}")
             print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")

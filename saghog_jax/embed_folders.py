@@ -109,11 +109,15 @@ def write(done: Embedded, workdir: Path) -> None:
 
 
 class _Column(NamedTuple):
-    """A model whose page descriptors stand in a folder: its number, power and share."""
+    """A model whose page descriptors stand in a folder: its number, power and share.
+
+    sift: which of `patch_sift.KINDS` stands beside the folder's own model; that has none.
+    """
 
     model: int
     power: float
     share: float
+    sift: str = ""
 
 
 def _columns(done: Embedded, first: int) -> list[_Column]:
@@ -125,7 +129,7 @@ def _columns(done: Embedded, first: int) -> list[_Column]:
     columns = [_Column(first, power, 1 - sum(beside.values()))]
     for kind in (kind for kind in patch_sift.KINDS if kind in beside):
         number = names.index(patch_sift.name(kind))
-        columns.append(_Column(number, patch_sift.POWER, beside[kind]))
+        columns.append(_Column(number, patch_sift.POWER, beside[kind], kind))
     return columns
 
 
@@ -136,7 +140,7 @@ def _meta(done: Embedded, number: int, columns: Sequence[_Column]) -> dict:
     if fitted is not None:
         dims = len(fitted.variances)
         white = f"{config.patch_whitening.mode}, {dims} dims from {fitted.pages:,} patches"
-    kinds = {done.models[c.model].name.removeprefix("sift_"): c for c in columns[1:]}
+    kinds = {column.sift: column for column in columns[1:]}
     return {
         "model": model.name,
         "made_from": done.made_from,
@@ -218,18 +222,19 @@ def made_from(folder: Path) -> str:
         return ""
 
 
-def relabel_pages(
-    config: ConfigDict, manifest: Manifest, models: Sequence[Model], workdir: Path
-) -> bool:
+def relabel_pages(manifest: Manifest, where: Sequence[tuple[int, Path]]) -> bool:
     """Gives the pages of an embedding that is done the labels of a manifest of the same pages.
+
+    Args:
+      where: `folders` of the embedding.
 
     Returns:
       whether they had others.
     """
-    skipped = {page_id for page_id, _ in read_skipped(workdir)}
+    skipped = {page_id for page_id, _ in read_skipped(where[0][1])}
     kept = [page for page in manifest.pages if page.page_id not in skipped]
     changed = []
-    for _, folder in folders(config, models, workdir):
+    for _, folder in where:
         table = load_embeddings(folder).table
         counts = zip(*(table[name].tolist() for name in COUNTS), strict=True)
         pages = [

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline import sift_vlad
 from input_pipeline.errors import UserError
 from input_pipeline.pseudo_labels import root_sift
 from input_pipeline.store import Store, read_npy
@@ -138,15 +139,10 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
         return
     if len(rows) < words:
         raise UserError(f"config.sift_words={words} are more than the {len(rows)} patches")
-    # Imported here: scikit-learn takes a second, and most runs have their words.
-    from sklearn.cluster import MiniBatchKMeans
-
     chosen = rows[evenly(len(rows), SAMPLES)]
     folder.mkdir(parents=True, exist_ok=True)
     for kind in lacking:
-        x = _described(kind, store, chosen)
-        kmeans = MiniBatchKMeans(words, batch_size=16_384, n_init=1, random_state=0)
-        centres = kmeans.fit(x).cluster_centers_.astype(np.float32)
+        centres = sift_vlad.centres(_described(kind, store, chosen), words)
         with replacing(folder / words_file(kind), "wb") as file:
             np.save(file, centres, allow_pickle=False)
 

@@ -245,6 +245,11 @@ def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monk
     assert (tmp_path / "embeddings.npy").read_bytes() == bits
     run_stage(config, tmp_path)
     assert "their labels" not in capsys.readouterr().out
+    # A folder of it that is not whole is made again.
+    monkeypatch.undo()
+    (tmp_path / "random" / "meta.json").unlink()
+    run_stage(config, tmp_path)
+    assert load_embeddings(tmp_path / "random").writers.tolist() == expected
 
 
 def test_sift_stands_beside_the_model(folder, tmp_path):
