@@ -22,15 +22,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from saghog_jax.configs import common
+from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
+from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.datasets import synthetic
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import read_csv
+from saghog_jax.input_pipeline.processes.workers import keep_memory, keep_to_one_thread
 
 from benchmarks.measure import Report, alternate
-from configs import common
-from input_pipeline.binarize import ink_mask, to_grey
-from input_pipeline.datasets import synthetic
-from input_pipeline.images import load_page
-from input_pipeline.manifest import read_csv
-from input_pipeline.patches import Rule, cut_page
-from input_pipeline.workers import keep_memory, keep_to_one_thread
 
 
 def alone(page: np.ndarray, rule: Rule) -> tuple[np.ndarray, list]:

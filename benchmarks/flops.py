@@ -8,7 +8,7 @@ published, without what is left out here because it does not change the result.
 from ml_collections import ConfigDict
 
 from saghog_jax.models.mae import num_keep
-from saghog_jax.targets import target_dim
+from saghog_jax.models.targets import target_dim
 
 
 def block_flops(tokens: int, width: int, mlp_ratio: int) -> int:

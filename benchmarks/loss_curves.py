@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from saghog_jax.configs.pretrain import get_config
+
 from benchmarks.measure import FOLDER, Report
-from configs.pretrain import get_config
 from saghog_jax import pretrain
 
 PICTURE = Path("docs/images/mixed-precision.svg")

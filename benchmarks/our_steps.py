@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
 
 from benchmarks.measure import FOLDER
-from configs import finetune as finetune_config
-from configs import pretrain as pretrain_config
+from saghog_jax.devices.precision import resolve
 from saghog_jax.finetune import Finetuning
-from saghog_jax.precision import resolve
 from saghog_jax.pretrain import Pretraining
-from saghog_jax.task import Task, init_state, make_step
+from saghog_jax.training.task import Task, init_state, make_step
 
 BATCH = 256
 PER_CLASS = 16

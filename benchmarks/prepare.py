@@ -15,10 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from saghog_jax.configs import common
+from saghog_jax.input_pipeline.datasets import synthetic
+from saghog_jax.input_pipeline.store.build import ensure_store
+
 from benchmarks.measure import Report
-from configs import common
-from input_pipeline.build import ensure_store
-from input_pipeline.datasets import synthetic
 
 
 def cpu_seconds() -> float:

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from saghog_jax.configs import common
+from saghog_jax.configs.regions import regions_config
+from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
+from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.datasets import synthetic
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
+from saghog_jax.input_pipeline.processes.workers import one_thread
+from saghog_jax.input_pipeline.regions.ink import find_ink
 from sklearn.cluster import MiniBatchKMeans
 
 from benchmarks.measure import Report, alternate, peak_memory
-from configs import common
-from configs.regions import regions_config
-from input_pipeline.binarize import ink_mask, to_grey
-from input_pipeline.datasets import synthetic
-from input_pipeline.images import load_page
-from input_pipeline.manifest import Manifest, read_csv
-from input_pipeline.patches import Rule, cut_page
-from input_pipeline.regions.ink import find_ink
-from input_pipeline.workers import one_thread
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.ranking import score_rows
 

@@ -20,16 +20,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from saghog_jax.configs.regions import sam_config
+from saghog_jax.input_pipeline.datasets import synthetic
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import read_csv
 
 from benchmarks.measure import Report, alternate, peak_memory
-from configs.regions import sam_config
-from input_pipeline.datasets import synthetic
-from input_pipeline.images import load_page
-from input_pipeline.manifest import read_csv
-from saghog_jax.mask_generator import MaskGenerator, shrink
-from saghog_jax.models.sam import SIZES, SamSizes, parameter_shapes
-from saghog_jax.precision import operand_dtype
-from saghog_jax.regions_sam import FlaxSegmenter, find
+from saghog_jax.devices.precision import operand_dtype
+from saghog_jax.sam.backend import FlaxSegmenter, find
+from saghog_jax.sam.mask_generator import MaskGenerator, shrink
+from saghog_jax.sam.model import SIZES, SamSizes, parameter_shapes
 
 # Tokens of a prompt of one point: IoU, four masks, the point, and the point that is none.
 PROMPT_TOKENS = 7

@@ -21,8 +21,8 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import hlo
 from benchmarks.flops import pretraining_flops
 from benchmarks.our_steps import finetuning, pretraining, random_batch
-from saghog_jax import sharding
-from saghog_jax.task import Task, init_state, make_step
+from saghog_jax.devices import sharding
+from saghog_jax.training.task import Task, init_state, make_step
 
 DEVICES = 64
 PAGE = Path("docs/scaling.md")

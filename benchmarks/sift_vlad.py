@@ -11,10 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from input_pipeline import binarize, keypoints
-from input_pipeline.images import load_page
-from input_pipeline.manifest import Manifest, Page
+from saghog_jax.input_pipeline.cutting import binarize, keypoints
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 
 WORDS = 100
 _SIGMA = 1.6

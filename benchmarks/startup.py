@@ -26,7 +26,7 @@ from benchmarks.our_steps import arguments
 def child(batch_size: int, workdir: Path, began: float) -> None:
     """One run: prints the seconds to its first step, and stops a little later."""
     from benchmarks.our_steps import pretraining, random_batch
-    from saghog_jax.train import Run
+    from saghog_jax.training.loop import Run
 
     # No checkpoint after the first step, for which the loop would wait.
     task = pretraining("auto", batch_size, checkpoint_every=2, total_steps=100)

@@ -13,8 +13,7 @@ Every key is listed in report.txt: taken, missing, or unused and why.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common, finetune, pretrain
+from saghog_jax.configs import common, finetune, pretrain
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

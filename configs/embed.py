@@ -17,9 +17,8 @@ configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.regions import regions_config
+from saghog_jax.configs import common
+from saghog_jax.configs.regions import regions_config
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -1,6 +1,6 @@
 """docs/config.md: every field of every stage, with its default and the comment above it.
 
-python -m configs.fields
+python -m saghog_jax.configs.fields
 """
 
 import ast
@@ -21,8 +21,8 @@ SECTIONS = {"labels": "pseudo_labels", "sam": "regions.sam"}
 _REPEATED = ("stores.offline.", "mae.", "writer.", "encoder.")
 INTRODUCTION = """# Stages and the fields of their configs
 
-Made from the files in `configs/` by `python -m configs.fields`. A field is set on the command line
-by `--config.FIELD=VALUE`. Defaults are those of the config without an argument. The section `store`
+Made from the files in `configs/` by `python -m saghog_jax.configs.fields`. A field is set on the
+command line by `--config.FIELD=VALUE`. Defaults are those of the config without an argument. The section `store`
 is called `stores.pretrain` and `stores.offline` in configs/prepare.py.
 """
 
@@ -94,7 +94,7 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 def explained(stage: str) -> dict[str, tuple[object, str]]:
     """Default and comment of every field of a stage; the comment is empty where none is found."""
-    config = importlib.import_module(f"configs.{stage}").get_config()
+    config = importlib.import_module(f"saghog_jax.configs.{stage}").get_config()
     texts: dict[str, str] = {}
     # The section `report` of search is that of retrieve.
     for name in ("retrieve", stage, *SHARED):
@@ -138,7 +138,7 @@ def render() -> str:
     several = shared(fields)
     parts = [INTRODUCTION]
     for stage, found in fields.items():
-        doc = importlib.import_module(f"configs.{stage}").__doc__
+        doc = importlib.import_module(f"saghog_jax.configs.{stage}").__doc__
         own = {name: entry for name, entry in found.items() if name not in several}
         other = {
             name: default

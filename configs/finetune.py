@@ -21,9 +21,8 @@ triplet, triplet_semihard · `init` kmeans, random · `regions` as in configs/pr
 """
 
 from ml_collections import ConfigDict
-
-from configs import common, recipes, training
-from configs.regions import regions_config
+from saghog_jax.configs import common, recipes, training
+from saghog_jax.configs.regions import regions_config
 
 ENCODERS = ("pretrained", "frozen", "scratch", "resnet20", "resnet56")
 HEADS = ("netrvlad", "netvlad")

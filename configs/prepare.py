@@ -15,9 +15,8 @@ Variants: `cpu` (default: 3,000 clusters) and `paper` (5,000 clusters). `:only=p
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.regions import regions_config
+from saghog_jax.configs import common
+from saghog_jax.configs.regions import regions_config
 
 RULES = ("pretrain", "offline")
 
@@ -40,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.pseudo_labels.num_clusters = 5000
     # Pipeline options of Apache Beam, which then runs the work in place of a pool of processes; the
     # bytes are the same. For example `--runner=DirectRunner --direct_running_mode=multi_processing
-    # --direct_num_workers=8`; for clusters see input_pipeline/beam.py.
+    # --direct_num_workers=8`; for clusters see input_pipeline/processes/beam.py.
     config.beam = ""
     # Only say what was understood of the pages, what would be skipped and why, and how large the
     # stores would become; writes nothing but the built-in corpus.

@@ -22,9 +22,8 @@ cut there alone.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common, training
-from configs.regions import regions_config
+from saghog_jax.configs import common, training
+from saghog_jax.configs.regions import regions_config
 
 SOURCES = ("store", "crops")
 

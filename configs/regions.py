@@ -14,9 +14,8 @@ section `regions` of their config is the same.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from input_pipeline.regions.backends import BACKENDS
+from saghog_jax.configs import common
+from saghog_jax.input_pipeline.regions.backends import BACKENDS
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

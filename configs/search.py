@@ -13,9 +13,8 @@ For pages of your own, embed them with the same checkpoint, then name both folde
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.retrieve import report_config
+from saghog_jax.configs import common
+from saghog_jax.configs.retrieve import report_config
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

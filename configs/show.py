@@ -10,8 +10,7 @@ end. Another run, such as one that is still under way:
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from saghog_jax.configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -1,8 +1,7 @@
 """What both training stages share: the model, the run, augmentation and the optimiser."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from saghog_jax.configs import common
 
 
 def model_config(size: str) -> ConfigDict:

@@ -7,8 +7,7 @@ Reads all stores in runs/prepare at the speed of the disk, writes nothing, and e
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from saghog_jax.configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from input_pipeline.errors import UserError
-from saghog_jax import precision, torch_import
-from saghog_jax.checkpoint import (
+from saghog_jax.devices import precision
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.models.build import make_mae, make_writer_model
+from saghog_jax.runs.checkpoint import (
     KINDS,
     Checkpoints,
     Progress,
@@ -25,10 +27,9 @@ from saghog_jax.checkpoint import (
     params_digest,
     read_config,
 )
-from saghog_jax.files import replacing
-from saghog_jax.models.make import make_mae, make_writer_model
-from saghog_jax.torch_import import Report
-from saghog_jax.train_state import TrainState
+from saghog_jax.runs.train_state import TrainState
+from saghog_jax.weights import torch_names
+from saghog_jax.weights.torch_names import Report
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
 NEXT = {
@@ -91,7 +92,7 @@ def from_published(
     Raises:
       ValueError: weights of another architecture, or that do not fit each other.
     """
-    sizes = torch_import.architecture(weights)
+    sizes = torch_names.architecture(weights)
     decoder = "decoder_depth" in sizes and sizes["decoder_depth"] > 0
     kind = "writer" if "num_clusters" in sizes else "mae" if decoder else "encoder"
     run_config = (config.writer if kind == "writer" else config.mae).copy_and_resolve_references()
@@ -117,7 +118,7 @@ def from_published(
     template = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))["params"]
     if kind == "encoder":
         template = {"encoder": template["encoder"]}
-    params, report = torch_import.from_torch_names(weights, template)
+    params, report = torch_names.from_torch_names(weights, template)
     return params, report, run_config, kind
 
 
@@ -160,7 +161,7 @@ def _export(source: Path, workdir: Path) -> None:
     if meta["kind"] == "writer" and run_config.encoder != "vit":
         raise UserError(f"{source} has the encoder {run_config.encoder!r}: no published names")
     channels = _TARGET_CHANNELS[run_config.target] if meta["kind"] == "mae" else 0
-    weights, report = torch_import.to_torch_names(
+    weights, report = torch_names.to_torch_names(
         variables["params"], run_config.model.patch_size, channels
     )
     _write_report(workdir, report)

@@ -16,23 +16,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.build import FINGERPRINTS
-from input_pipeline.errors import UserError
-from input_pipeline.fingerprint import fingerprints
-from input_pipeline.manifest import Manifest, load_manifest
-from input_pipeline.patches import Cut, Rule
-from input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
-from input_pipeline.stream import stream_cuts
-from saghog_jax import distributed, embed_folders, embed_parts, patch_whitening, precision
-from saghog_jax.checkpoint import params_digest, read_config
-from saghog_jax.embed_folders import Embedded, listed
-from saghog_jax.embed_models import Model, load_models, rule_of
-from saghog_jax.embed_parts import PageResult, Parts
-from saghog_jax.embedder import Embedder, Pooling
-from saghog_jax.following import next_command
-from saghog_jax.logging import Pace
+from saghog_jax.devices import distributed, precision
+from saghog_jax.embedding import folders as embed_folders
+from saghog_jax.embedding import journal, patch_whitening
+from saghog_jax.embedding.describers import Model, load_models, rule_of
+from saghog_jax.embedding.folders import Embedded, listed
+from saghog_jax.embedding.journal import PageResult, Parts
+from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
+from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
+from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
+from saghog_jax.input_pipeline.store.build import FINGERPRINTS
+from saghog_jax.input_pipeline.store.stream import stream_cuts
+from saghog_jax.next_command import next_command
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS
+from saghog_jax.runs.checkpoint import params_digest, read_config
+from saghog_jax.runs.metrics_log import Pace
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -71,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     found = [mask for mask in found for _ in config.scales] if found else None
     folder = workdir / "parts"
     if distributed.is_main():
-        embed_parts.begin(folder, made_from)
+        journal.begin(folder, made_from)
     kept = folder / patch_whitening.FILE
     whitenings = _whitenings(config, models, digests, views, rule, found, kept)
     pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)

@@ -11,33 +11,27 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from sklearn.cluster import MiniBatchKMeans
 
-from input_pipeline import loader, plans
-from input_pipeline.errors import UserError
-from input_pipeline.page_links import ensure_links
-from input_pipeline.pseudo_labels import ensure_labels
-from input_pipeline.ready_patches import ready_labels
-from input_pipeline.store import Store
-from input_pipeline.stores import open_store
-from saghog_jax import (
-    augment,
-    distributed,
-    drawing,
-    evaluation,
-    losses,
-    optim,
-    patch_sift,
-    precision,
-)
-from saghog_jax.checkpoint import KINDS, load_variables, read_config, taken
-from saghog_jax.drawing import Picture
-from saghog_jax.evaluation import evenly
-from saghog_jax.following import next_command
-from saghog_jax.models.make import ENCODERS, make_writer_model, use_remat
+from saghog_jax.devices import distributed, precision
+from saghog_jax.devices.sharding import check_divisible, laid_like, replicated
+from saghog_jax.embedding import sift
+from saghog_jax.input_pipeline.batches import loader, plans
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.labels.page_links import ensure_links
+from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
+from saghog_jax.input_pipeline.store.opening import open_store
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.ready_patches import ready_labels
+from saghog_jax.models.build import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
-from saghog_jax.sharding import check_divisible, laid_like, replicated
-from saghog_jax.train import run_training
-from saghog_jax.train_state import split_params
+from saghog_jax.next_command import next_command
+from saghog_jax.runs import pictures as drawing
+from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config, taken
+from saghog_jax.runs.pictures import Picture
+from saghog_jax.runs.train_state import split_params
+from saghog_jax.training import augment, losses, optim, validation
+from saghog_jax.training.loop import run_training
+from saghog_jax.training.validation import evenly
 
 # What tells classes apart, and what a picture calls them.
 _CALLED = {
@@ -152,9 +146,9 @@ class Finetuning:
         self._shown = np.arange(len(labels))
         if held_out:
             per_page = config.validation.patches_per_page
-            self.held_out = evaluation.from_store(store, held_out, per_page)
-            evaluation.check(config, self.held_out, has_loss=False)
-            hidden = evaluation.belongs(store, held_out)
+            self.held_out = validation.from_store(store, held_out, per_page)
+            validation.check(config, self.held_out, has_loss=False)
+            hidden = validation.belongs(store, held_out)
             self._shown, labels = np.flatnonzero(~hidden), np.where(hidden, -1, labels)
         self.model = make_writer_model(config, config.dropout, use_remat(config))
         self.tx = optim.make_optimizer(
@@ -354,12 +348,10 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
         lambda: open_store(config.data, config.store, regions=config.regions)
     )
     labels = distributed.main_first(lambda: make_labels(config, store))
-    held_out = evaluation.plan(config, folder, store.manifest.pages)
+    held_out = validation.plan(config, folder, store.manifest.pages)
     if config.sift_words:
-        shown = np.flatnonzero(~evaluation.belongs(store, held_out))
-        distributed.main_first(
-            lambda: patch_sift.ensure_words(folder, store, shown, config.sift_words)
-        )
+        shown = np.flatnonzero(~validation.belongs(store, held_out))
+        distributed.main_first(lambda: sift.ensure_words(folder, store, shown, config.sift_words))
     return Finetuning(config, store, labels, held_out)
 
 

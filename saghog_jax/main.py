@@ -18,7 +18,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from input_pipeline.errors import RunError, StoppedError, UserError
+from saghog_jax.input_pipeline.errors import RunError, StoppedError, UserError
 
 STAGES = (
     *("prepare", "pretrain", "finetune", "embed", "retrieve"),
@@ -107,7 +107,7 @@ def execute(config: ConfigDict, work: Callable[[], int]) -> int:
     together = "distributed" in config and config.distributed.mode != "off"
     if together:
         # Not above: jax reads its environment, which `run_main` sets, as it is imported.
-        from saghog_jax import distributed
+        from saghog_jax.devices import distributed
     try:
         if together:
             distributed.initialize(config.distributed)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.build import ensure_store
-from input_pipeline.errors import UserError
-from input_pipeline.manifest import load_manifest, other_files
-from input_pipeline.patches import Rule
-from input_pipeline.pseudo_labels import ensure_labels
-from input_pipeline.regions.masks import open_masks
-from input_pipeline.store import Store
-from input_pipeline.survey import describe, survey
-from saghog_jax.following import next_command
+from saghog_jax.input_pipeline.cutting.patches import Rule
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
+from saghog_jax.input_pipeline.pages.manifest import load_manifest, other_files
+from saghog_jax.input_pipeline.regions.masks import open_masks
+from saghog_jax.input_pipeline.store.build import ensure_store
+from saghog_jax.input_pipeline.store.dry_run import describe, survey
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.next_command import next_command
 
 # The stage that reads a store, by the store's rule.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}

@@ -8,24 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.training import augment_config
-from input_pipeline import loader, plans
-from input_pipeline.crop_batches import PageCrops, open_crops
-from input_pipeline.errors import UserError
-from input_pipeline.manifest import load_manifest
-from input_pipeline.store import Store
-from input_pipeline.stores import open_store
-from saghog_jax import augment, distributed, drawing, evaluation, optim
-from saghog_jax.checkpoint import KINDS, load_variables, same_shapes, taken
-from saghog_jax.drawing import Picture
-from saghog_jax.following import next_command
+from saghog_jax.configs.training import augment_config
+from saghog_jax.devices import distributed
+from saghog_jax.devices.precision import operand_dtype, resolve
+from saghog_jax.devices.sharding import check_divisible
+from saghog_jax.input_pipeline.batches import loader, plans
+from saghog_jax.input_pipeline.batches.crop_batches import PageCrops, open_crops
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.store.opening import open_store
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.models.build import make_encoder, make_mae, use_remat
 from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
-from saghog_jax.models.make import make_encoder, make_mae, use_remat
-from saghog_jax.precision import operand_dtype, resolve
+from saghog_jax.models.targets import make_targets, target_dim
+from saghog_jax.next_command import next_command
 from saghog_jax.retrieval.aggregate import l2_normalize
-from saghog_jax.sharding import check_divisible
-from saghog_jax.targets import make_targets, target_dim
-from saghog_jax.train import run_training
+from saghog_jax.runs import pictures as drawing
+from saghog_jax.runs.checkpoint import KINDS, load_variables, same_shapes, taken
+from saghog_jax.runs.pictures import Picture
+from saghog_jax.training import augment, optim, validation
+from saghog_jax.training.loop import run_training
 
 SOURCES = ("store", "crops")
 
@@ -69,10 +71,10 @@ def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, 
       UserError: see `open_source` and `evaluation.plan`.
     """
     if config.source == "crops":
-        held_out = evaluation.plan(config, folder, load_manifest(config.data).pages)
+        held_out = validation.plan(config, folder, load_manifest(config.data).pages)
         return open_source(config, held_out), held_out
     source = open_source(config)
-    return source, evaluation.plan(config, folder, source.manifest.pages)
+    return source, validation.plan(config, folder, source.manifest.pages)
 
 
 class Pretraining:
@@ -91,13 +93,13 @@ class Pretraining:
         self.held_out = None
         if held_out:
             self.held_out = self._held_out_patches(source, held_out)
-            evaluation.check(config, self.held_out, has_loss=True)
+            validation.check(config, self.held_out, has_loss=True)
         self.model = model_of(config)
         self.tx = optim.make_optimizer(config.optim, config.total_steps)
         self._source = source
         check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
         if isinstance(source, Store):
-            chosen = np.flatnonzero(~evaluation.belongs(source, held_out))
+            chosen = np.flatnonzero(~validation.belongs(source, held_out))
             plan = plans.uniform_plan(
                 len(chosen), config.global_batch_size, config.total_steps, config.seed
             )
@@ -174,12 +176,12 @@ class Pretraining:
 
     def _held_out_patches(
         self, source: Store | PageCrops, held_out: frozenset[str]
-    ) -> evaluation.HeldOut:
+    ) -> validation.HeldOut:
         config = self.config
         if isinstance(source, Store):
             per_page = config.validation.patches_per_page
-            return evaluation.from_store(source, held_out, per_page)
-        return evaluation.from_pages(config, held_out)
+            return validation.from_store(source, held_out, per_page)
+        return validation.from_pages(config, held_out)
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """See `Task.batches`."""
@@ -205,10 +207,10 @@ class Pretraining:
 
     def _patches(self, count: int) -> dict[str, np.ndarray]:
         if isinstance(self._source, Store):
-            return self._source.gather(evaluation.evenly(len(self._source), count))
+            return self._source.gather(validation.evenly(len(self._source), count))
         with self._source.batches(0, 0, 1, self.config.loader) as batches:
             batch = next(batches)
-        chosen = evaluation.evenly(self.config.global_batch_size, count)
+        chosen = validation.evenly(self.config.global_batch_size, count)
         return {name: rows[chosen] for name, rows in batch.items()}
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import PageError, UserError
-from input_pipeline.images import load_page
-from input_pipeline.manifest import Manifest, Page, load_manifest
-from input_pipeline.regions.masks import open_masks
-from input_pipeline.regions.page_mask import OK, PageMask, read_mask
-from saghog_jax.files import replacing
-from saghog_jax.following import next_command
-from saghog_jax.retrieval.thumbnails import data_uri
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
+from saghog_jax.input_pipeline.regions.masks import open_masks
+from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, read_mask
+from saghog_jax.next_command import next_command
+from saghog_jax.reports.thumbnails import data_uri
 
 # Where no handwriting is, a page is shown faded in this colour.
 _VEIL = np.array([176, 64, 64], np.float32)

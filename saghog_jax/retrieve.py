@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax import evidence
-from saghog_jax.evidence import Compared
-from saghog_jax.retrieval import annotations, evaluation_report, tables, whitening
+from saghog_jax.evidence import gather
+from saghog_jax.evidence.gather import Compared
+from saghog_jax.reports import annotations, evaluation, tables
+from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
 from saghog_jax.retrieval.results import all_results, check_choices, groups_of, labels_of
@@ -47,12 +48,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
         print(f"annotations: {where}, with {len(decisions):,} decisions")
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
-    hardness = evaluation_report.hardness(results[-1].evaluation)
+    hardness = evaluation.hardness(results[-1].evaluation)
     # Without figures those come first whose nearest page is nearest.
     hardness = hardness or dict(enumerate(ranking.distances[:, :1].sum(1).tolist()))
     order = sorted(hardness, key=lambda row: (hardness[row], row))
-    found = evidence.gather(compared, order, config.report, workdir)
-    path = evaluation_report.write(workdir, main, results, ranking, config, found)
+    found = gather.gather(compared, order, config.report, workdir)
+    path = evaluation.write(workdir, main, results, ranking, config, found)
     print(*tables.describe(results, labels), f"report: {path}", sep="\n")
 
 

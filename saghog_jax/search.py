@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
-from saghog_jax import evidence
-from saghog_jax.evidence import Compared
-from saghog_jax.files import replacing
-from saghog_jax.retrieval import annotations, faiss_search, metrics, tables, whitening
+from saghog_jax.evidence import gather
+from saghog_jax.evidence.gather import Compared
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.reports import annotations, tables
+from saghog_jax.reports.sheets import Sheets, chosen, write_sheets
+from saghog_jax.retrieval import faiss_search, metrics, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
     Embeddings,
@@ -20,7 +22,6 @@ from saghog_jax.retrieval.embeddings import (
     load_embeddings,
 )
 from saghog_jax.retrieval.ranking import Ranking
-from saghog_jax.retrieval.report import Sheets, chosen, write_sheets
 from saghog_jax.retrieval.results import groups_of
 from saghog_jax.retrieval.search import search
 
@@ -79,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     nearest = dict(enumerate(ranking.distances[:, 0].tolist()))
     compared = Compared(queries, gallery, asked, answering, fitted, ranking)
     first = sorted(nearest, key=lambda row: (nearest[row], row))
-    known = evidence.gather(compared, first, config.report, workdir)
+    known = gather.gather(compared, first, config.report, workdir)
     shown = {row for row, _ in known}
     order = chosen(nearest, len(queries), config.report.max_queries, shown)
     sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)

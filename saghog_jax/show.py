@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
-from saghog_jax import finetune, pretrain, run_report
-from saghog_jax.checkpoint import KINDS, load_variables, read_config
-from saghog_jax.drawing import Picture
+from saghog_jax import finetune, pretrain
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.runs import report
+from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
+from saghog_jax.runs.pictures import Picture
 
 # Which kinds of checkpoint each choice can be drawn from.
 PICTURES = {"auto": KINDS, "reconstruction": ("mae",), "classes": ("writer",), "none": KINDS}
@@ -32,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.pictures != "none":
         variables, meta = load_variables(folder, PICTURES[config.pictures], config.which)
         pictures = _pictures(made_with, folder, variables, meta["kind"], config.rows)
-    print(f"report: {run_report.write(folder, pictures)}")
+    print(f"report: {report.write(folder, pictures)}")
 
 
 def _pictures(

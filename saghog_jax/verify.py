@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
-from input_pipeline.manifest import read_csv
-from input_pipeline.pseudo_labels import load_model
-from input_pipeline.store import read_npy, read_store_json
-from input_pipeline.store_writer import record_type
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.labels.pseudo_labels import load_model
+from saghog_jax.input_pipeline.pages.manifest import read_csv
+from saghog_jax.input_pipeline.store.reader import read_npy, read_store_json
+from saghog_jax.input_pipeline.store.writer import record_type
 
 # Problems that the final message names; all are printed.
 NAMED = 3

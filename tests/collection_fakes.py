@@ -2,9 +2,8 @@
 
 import numpy as np
 from PIL import Image
-
-from input_pipeline.datasets import catalog
-from input_pipeline.datasets.layout import read_rows
+from saghog_jax.input_pipeline.datasets import catalog
+from saghog_jax.input_pipeline.datasets.layout import read_rows
 
 # Names as in the real archives; of a table its lines.
 FAKES = {

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from places import TESTS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 
 
 class Row(NamedTuple):

@@ -1,8 +1,7 @@
 """Messages of mistakes: one line each."""
 
 import pytest
-
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError
 
 
 def message_of(function, *args, **changes) -> str:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from places import ROOT
 
-from saghog_jax.checkpoint import load_variables
+from saghog_jax.runs.checkpoint import load_variables
 
-ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, str(ROOT / "tests" / "regression.py")]
 
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from saghog_jax.configs import training
+from saghog_jax.input_pipeline.batches.loader import local_rows
 
-from configs import training
-from input_pipeline.loader import local_rows
-from saghog_jax import optim
 from saghog_jax.main import execute
-from saghog_jax.train import Run
+from saghog_jax.training import optim
+from saghog_jax.training.loop import Run
 
 
 class Batches:

@@ -7,11 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from configs import common
-from input_pipeline.manifest import Manifest, Page
-from input_pipeline.store import Store
-from input_pipeline.store_writer import PageResult, finish_store, shard_name, write_shard
+from saghog_jax.configs import common
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.writer import PageResult, finish_store, shard_name, write_shard
 
 
 def draw_page(seed: int, size: tuple[int, int] = (160, 200)) -> np.ndarray:

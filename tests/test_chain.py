@@ -16,22 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
+from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.store.build import ensure_store
+from saghog_jax.input_pipeline.store.reader import Store
 from toy import fields, toy
 
-from configs import embed, finetune, prepare, pretrain, retrieve
-from input_pipeline.build import ensure_store
-from input_pipeline.datasets.synthetic import Corpus, write_corpus
-from input_pipeline.errors import UserError
-from input_pipeline.images import load_page
-from input_pipeline.manifest import load_manifest
-from input_pipeline.store import Store
-from saghog_jax.embed_parts import Parts
+from saghog_jax.embedding.journal import Parts
 from saghog_jax.main import run_stage
-from saghog_jax.objective import batch_loss
-from saghog_jax.optim import match_rules
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
+from saghog_jax.training.gradients import batch_loss
+from saghog_jax.training.optim import match_rules
 
-ROOT = Path(__file__).parents[1]
 TINY = Corpus(train_writers=4, test_writers=3, pages=2, width=360, height=200, lines=3)
 
 
@@ -79,13 +79,14 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
 
 def test_embeddings_are_right_to_the_patch(folder):
     """The streamed sums equal a plain loop over pages with vectors written out."""
-    from input_pipeline.images import load_page
-    from input_pipeline.manifest import load_manifest
-    from input_pipeline.patches import Rule, cut_page
-    from saghog_jax import augment
-    from saghog_jax.checkpoint import load_variables, read_config
-    from saghog_jax.models.make import make_writer_model
+    from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+    from saghog_jax.input_pipeline.pages.images import load_page
+    from saghog_jax.input_pipeline.pages.manifest import load_manifest
+
+    from saghog_jax.models.build import make_writer_model
     from saghog_jax.models.netrvlad import vlad
+    from saghog_jax.runs.checkpoint import load_variables, read_config
+    from saghog_jax.training import augment
 
     config = toy(embed.get_config(), folder)
     manifest = load_manifest(config.data)
@@ -358,7 +359,7 @@ def test_poolings_and_patch_whitening_matter(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(("module", "stage"), [(pretrain, "pretrain"), (finetune, "finetune")])
 def test_same_command_same_bits(folder, tmp_path, module, stage):
-    from saghog_jax.checkpoint import load_variables, params_digest
+    from saghog_jax.runs.checkpoint import load_variables, params_digest
 
     run_stage(toy(module.get_config(), folder), tmp_path / stage)
     kinds = ("mae", "writer")
@@ -619,7 +620,7 @@ def test_two_processes_embed_what_one_does(folder, tmp_path):
 @pytest.mark.slow
 def test_killed_stages_finish_when_started_again(folder, tmp_path):
     """SIGKILL at several moments of every stage; the result is that of an undisturbed run."""
-    from saghog_jax.checkpoint import load_variables, params_digest
+    from saghog_jax.runs.checkpoint import load_variables, params_digest
 
     (tmp_path / "pages").symlink_to(folder / "pages")
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
@@ -651,7 +652,7 @@ def test_killed_stages_finish_when_started_again(folder, tmp_path):
 
 
 def test_a_run_folder_without_a_newer_field_has_its_default(folder, tmp_path):
-    from saghog_jax.checkpoint import read_config
+    from saghog_jax.runs.checkpoint import read_config
 
     config = json.loads((folder / "finetune" / "config.json").read_text())
     del config["embed_dim"], config["netrvlad"]["init_samples"]

@@ -6,15 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict, config_flags
+from places import ROOT
+from saghog_jax.configs import common, fields
 
-from configs import common, fields
 from saghog_jax.main import STAGES
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in fields.NO_STAGES
 )
@@ -31,14 +30,14 @@ def test_every_config_is_a_stage_and_the_other_way_round():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_builds_and_names_its_stage(name):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"saghog_jax.configs.{name}")
     assert module.get_config().stage == name
     assert f"python -m saghog_jax.main --config=configs/{name}.py" in module.__doc__
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_variant_named_in_the_docstring_builds(name):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"saghog_jax.configs.{name}")
     with pytest.raises(ValueError, match="unknown variant 'nonsense', known: ") as error:
         module.get_config("nonsense")
     known = re.search(r"known: ([\w, ]+)", str(error.value)).group(1).split(", ")

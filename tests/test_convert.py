@@ -3,24 +3,25 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import TESTS
 from safetensors.numpy import load_file, save_file
+from saghog_jax.configs import convert as convert_config
+from saghog_jax.input_pipeline.errors import UserError
 
-from configs import convert as convert_config
-from input_pipeline.errors import UserError
-from saghog_jax import convert, torch_import
-from saghog_jax.checkpoint import load_variables, read_config
+from saghog_jax import convert
+from saghog_jax.models.build import make_encoder, make_mae, make_writer_model
 from saghog_jax.models.mae import MaskedAutoencoder
-from saghog_jax.models.make import make_encoder, make_mae, make_writer_model
 from saghog_jax.models.netrvlad import l2_normalize, vlad
-from saghog_jax.targets import target_dim
+from saghog_jax.models.targets import target_dim
+from saghog_jax.runs.checkpoint import load_variables, read_config
+from saghog_jax.weights import torch_names
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = TESTS / "golden"
 GOLDEN = np.load(FOLDER / "mae_small.npz")
 PUBLISHED = {k[2:]: GOLDEN[k] for k in GOLDEN.files if k.startswith("w/")}
 SOBEL = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32)[None, None]
@@ -113,7 +114,7 @@ def test_any_width_and_depth(tmp_path, sizes):
     tokens = (32 // sizes.get("token_size", 4)) ** 2
     x, noise = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, tokens))
     params = jax.jit(lambda k: model.init(k, x, noise, 0.5))(jax.random.key(3))["params"]
-    weights, _ = torch_import.to_torch_names(params, 32, target_channels=1)
+    weights, _ = torch_names.to_torch_names(params, 32, target_channels=1)
     save_file(weights, tmp_path / "w.safetensors")
     source = config(tmp_path / "w.safetensors", heads=sizes["heads"])
     convert.run(source, tmp_path / "run")

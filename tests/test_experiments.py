@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
+from saghog_jax.configs import recipes
+from saghog_jax.input_pipeline.datasets import catalog
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.store.opening import open_store
 from toy import fields, toy
 
-from configs import finetune as finetune_config
-from configs import pretrain as pretrain_config
-from configs import recipes
-from input_pipeline.datasets import catalog
-from input_pipeline.datasets.synthetic import Corpus, write_corpus
-from input_pipeline.stores import open_store
 from saghog_jax import finetune, pretrain
 from saghog_jax.main import run_stage
-from saghog_jax.task import init_state, make_step
+from saghog_jax.training.task import init_state, make_step
 
 TINY = Corpus(train_writers=8, test_writers=0, pages=1, width=360, height=200, lines=3)
 PRETRAIN = [

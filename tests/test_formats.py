@@ -3,22 +3,22 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
+from saghog_jax.configs import common, embed, pretrain, regions, retrieve, search
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.labels.page_links import ensure_links
+from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
+from saghog_jax.input_pipeline.store.build import ensure_store
+from saghog_jax.input_pipeline.store.reader import Store
 from toy import toy
 
 from benchmarks.measure import Report
-from configs import common, embed, pretrain, regions, retrieve, search
-from input_pipeline.build import ensure_store
-from input_pipeline.datasets.synthetic import Corpus, write_corpus
-from input_pipeline.page_links import ensure_links
-from input_pipeline.pseudo_labels import ensure_labels
-from input_pipeline.store import Store
 from saghog_jax.main import run_stage
 
-TEXT = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+TEXT = (ROOT / "docs" / "formats.md").read_text()
 WORDS = set(re.findall(r"`([^`]+)`", TEXT))
 # A file counts as described if its name is, whatever folder the text names with it.
 FILES = {word.rsplit("/", 1)[-1] for word in WORDS}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_rows import GOLDEN, expand, read_rows, row_of
+from places import TESTS
 
 ROWS = read_rows()
 NPZ = sorted(path.name for path in GOLDEN.glob("*.npz"))
@@ -29,7 +30,7 @@ def test_every_other_file_has_a_row():
 
 
 def test_every_row_has_stored_arrays_and_tests_that_read_the_file():
-    tests = Path(__file__).parent
+    tests = TESTS
     for row in ROWS:
         if row.left_out:
             continue
@@ -42,7 +43,8 @@ def test_every_row_has_stored_arrays_and_tests_that_read_the_file():
         named = re.findall(r"\btest_\w+", row.text)
         assert named, row
         for module in named:
-            text = (tests / f"{module}.py").read_text()
+            (path,) = tests.rglob(f"{module}.py")
+            text = path.read_text()
             file = Path(expand(row.file)[0])
             mentions = file.parent.name if file.parent.name else file.stem
             assert mentions in text, f"{module} does not read {row.file}"

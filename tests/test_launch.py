@@ -7,18 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from places import ROOT
+from saghog_jax.configs import pretrain
 from store_helpers import write_pages
 from test_configs import parse_command
 from toy import SIZES, fields
 
-from configs import pretrain
-
-ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(
     path for path in [*LAUNCH.iterdir(), ROOT / ".ci" / "run"] if path.read_text().startswith("#!")

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 # A stage that compiles something; the process is not replaced for huge pages.
 PROGRAM = """
 from saghog_jax import main

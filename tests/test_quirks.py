@@ -2,14 +2,12 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from places import TESTS
+from saghog_jax.configs import embed, finetune, pretrain, retrieve
 from toy import fields
 
-from configs import embed, finetune, pretrain, retrieve
-
-TESTS = Path(__file__).parent
 LINES = (TESTS.parent / "docs" / "quirks.md").read_text().splitlines()
 ROWS = [[c.strip() for c in line.strip("|").split("|")] for line in LINES if line.startswith("| Q")]
 KNOWN = {}
@@ -37,5 +35,6 @@ def test_options_and_tests_exist(row):
     assert len(named) == tests.count("`") // 2
     assert named or tests.startswith("none: ")
     for file, function in named:
-        text = (TESTS / file).read_text()
+        (path,) = TESTS.rglob(file)
+        text = path.read_text()
         assert re.search(rf"def {function}\(", text), f"{file}::{function}"

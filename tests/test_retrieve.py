@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from planted import page, pages_of, planted
 from report_helpers import data_of
+from saghog_jax.configs import retrieve as retrieve_config
+from saghog_jax.input_pipeline.errors import UserError
 
-from configs import retrieve as retrieve_config
-from input_pipeline.errors import UserError
 from saghog_jax import retrieve
 from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import load_embeddings

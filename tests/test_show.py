@@ -4,15 +4,15 @@ import json
 import re
 
 import pytest
+from saghog_jax.configs import finetune, pretrain, show
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.errors import UserError
 from tensorboardX.proto import event_pb2
 from test_configs import parse_command
 from toy import toy
 
-from configs import finetune, pretrain, show
-from input_pipeline.datasets.synthetic import Corpus, write_corpus
-from input_pipeline.errors import UserError
 from saghog_jax.main import run_stage
-from saghog_jax.profiling import Profiler
+from saghog_jax.runs.profiler import Profiler
 
 TINY = Corpus(train_writers=4, test_writers=1, pages=2, width=360, height=200, lines=3)
 
@@ -152,7 +152,7 @@ def test_without_weights_and_biases_the_message_says_how_to_get_it(monkeypatch, 
 
 
 def test_the_command_in_a_report_without_pictures_is_understood():
-    from saghog_jax.run_report import NO_PICTURES
+    from saghog_jax.runs.report import NO_PICTURES
 
     words = NO_PICTURES.partition("saghog_jax.main ")[2].split()
     assert parse_command(words).run == "THIS_FOLDER"

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
-
-from configs.fields import flat as fields
+from saghog_jax.configs.fields import flat as fields
 
 SIZES = {
     "store.workers": 1,

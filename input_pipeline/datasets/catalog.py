@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.datasets import (
+from saghog_jax.input_pipeline.datasets import (
     cbad2019,
     clamm16,
     clamm17,
@@ -24,9 +24,9 @@ from input_pipeline.datasets import (
     historical_wi,
     icdar2013,
 )
-from input_pipeline.datasets.collection import Collection, Row
-from input_pipeline.datasets.layout import read_rows
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.datasets.collection import Collection, Row
+from saghog_jax.input_pipeline.datasets.layout import read_rows
+from saghog_jax.input_pipeline.errors import UserError
 
 PREFIX = "tfds:"
 COLLECTIONS: dict[str, Collection] = {

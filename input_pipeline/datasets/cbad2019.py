@@ -3,7 +3,7 @@
 Base lines (PAGE XML) lie beside the images in folders page/ and are not read here.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 _FILES = r".+\.(?:jpe?g|png|tiff?)"
 

@@ -6,7 +6,7 @@ images with two scripts both, joined by `+`.
 
 import re
 
-from input_pipeline.datasets.collection import Archive, Collection, Part, Table
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part, Table
 
 SCRIPTS = (
     "Caroline",

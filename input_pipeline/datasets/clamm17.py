@@ -4,8 +4,8 @@ The tables of the tests name their columns unlike that of the training, and one 
 its archive does not hold.
 """
 
-from input_pipeline.datasets.clamm16 import FILE_COLUMN, FILES, script_names
-from input_pipeline.datasets.collection import Archive, Collection, Part, Table
+from saghog_jax.input_pipeline.datasets.clamm16 import FILE_COLUMN, FILES, script_names
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part, Table
 
 # Years of the date classes 1 to 15.
 DATES = (

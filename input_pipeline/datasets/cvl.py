@@ -5,7 +5,7 @@ numbered 1, 2, 3, 4, 6, in train also 7 and 8. Writer 0431 left pages 3 and 4 bl
 out where the files exist, which makes 1,413 pages of the nominal 1,415.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 _TRAIN = r"00(?:0[1-6]|1[2-8]|2\d|4[127]|50)"
 _BLANK = r"0431-[34]\b"

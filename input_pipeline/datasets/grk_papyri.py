@@ -3,7 +3,7 @@
 The number after the last underscore is the page and all before it the writer, as in Apa_Rhasios_1.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 COLLECTION = Collection(
     name="grk_papyri",

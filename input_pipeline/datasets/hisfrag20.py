@@ -5,7 +5,7 @@ pages: they are kept as they are, so a model trained on writers of `train` has m
 The column page holds writer and page, as pages are numbered for each writer.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 _FILES = r"(?P<writer>\d+)_(?P<page>\d+)_(?P<fragment>\d+)\.jpe?g"
 

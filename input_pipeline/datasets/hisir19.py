@@ -5,7 +5,7 @@ has FILENAME, and only one has a category. Each CSV numbers its writers, and not
 numbers of both agree: the split is made part of the writer.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part, Table
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part, Table
 
 _FILES = r"(?P<page>\d+)\.(?:jpe?g|png|tiff?)"
 

@@ -3,7 +3,7 @@
 Training images are PNG, test images JPEG; the writer is what stands before the first hyphen.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 _FILES = r"(?P<writer>\d+)-IMG_MAX_(?P<page>\d+)\.(?:png|jpe?g)"
 

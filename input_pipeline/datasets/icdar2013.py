@@ -4,7 +4,7 @@ Both splits number their writers (train 027 to 126, test 001 to 250), for other 
 made part of the writer, so that nothing can join them.
 """
 
-from input_pipeline.datasets.collection import Archive, Collection, Part
+from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
 
 _FILES = r"(?P<writer>\d{3})_(?P<page>[1-4])\.tiff?"
 

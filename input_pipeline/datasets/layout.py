@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from input_pipeline.datasets.collection import Collection, Part, Row, Table
-from input_pipeline.errors import UserError
-from input_pipeline.images import SUFFIXES
-from input_pipeline.tables import read_table
+from saghog_jax.input_pipeline.csv_files import read_table
+from saghog_jax.input_pipeline.datasets.collection import Collection, Part, Row, Table
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.images import SUFFIXES
 
 # Examples that a message names.
 _NAMED = 3

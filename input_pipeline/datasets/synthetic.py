@@ -19,9 +19,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from input_pipeline.datasets import synthetic_hand, synthetic_page
-from input_pipeline.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.datasets import synthetic_hand, synthetic_page
+from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 
 # Part of the digest: goes up with every change of what is drawn.
 FORMAT = 2

@@ -2,9 +2,8 @@
 
 import cv2
 import numpy as np
-
-from input_pipeline.datasets.synthetic_hand import Hand, Path, join_paths, write_line
-from input_pipeline.datasets.synthetic_text import pseudo_words
+from saghog_jax.input_pipeline.datasets.synthetic_hand import Hand, Path, join_paths, write_line
+from saghog_jax.input_pipeline.datasets.synthetic_text import pseudo_words
 
 # Strokes are drawn this many times larger and then averaged, which smooths their edges.
 OVERSAMPLING = 4

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline.datasets.catalog import COLLECTIONS, find
-from input_pipeline.datasets.collection import Collection, Row
-from input_pipeline.datasets.layout import read_rows
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.datasets.catalog import COLLECTIONS, find
+from saghog_jax.input_pipeline.datasets.collection import Collection, Row
+from saghog_jax.input_pipeline.datasets.layout import read_rows
+from saghog_jax.input_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

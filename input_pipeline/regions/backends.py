@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError
 
 # For each name of `config.regions.backend` the module and function that make it of the section
 # `config.regions.NAME`. Imported when it is used: those on a device import jax or onnxruntime.
 _MAKERS = {
-    "ink": ("input_pipeline.regions.ink", "make"),
-    "masks": ("input_pipeline.regions.given", "make"),
-    "xml": ("input_pipeline.regions.page_xml", "make"),
-    "sam": ("saghog_jax.regions_sam", "make"),
-    "sam_onnx": ("saghog_jax.regions_sam_onnx", "make"),
+    "ink": ("saghog_jax.input_pipeline.regions.ink", "make"),
+    "masks": ("saghog_jax.input_pipeline.regions.given", "make"),
+    "xml": ("saghog_jax.input_pipeline.regions.page_xml", "make"),
+    "sam": ("saghog_jax.sam.backend", "make"),
+    "sam_onnx": ("saghog_jax.sam.onnx_backend", "make"),
 }
 BACKENDS = ("none", *_MAKERS)
 

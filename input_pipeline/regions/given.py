@@ -7,10 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.errors import PageError, UserError
-from input_pipeline.images import SUFFIXES, crop, load_page
-from input_pipeline.regions.backends import Backend, Place, RegionResult
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.images import SUFFIXES, crop, load_page
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
 VERSION = 1
 # Width / height of a mask may differ by this share from that of its image, which rounding explains.

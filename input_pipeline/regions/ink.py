@@ -10,10 +10,9 @@ scale does not matter, and along is treated as across, so that quarter turns do 
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.binarize import to_grey
-from input_pipeline.errors import UserError
-from input_pipeline.regions.backends import Backend, Place, RegionResult
+from saghog_jax.input_pipeline.cutting.binarize import to_grey
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
 VERSION = 2
 # Shares of the page's shorter side: the window of Sauvola's threshold, the shortest straight line

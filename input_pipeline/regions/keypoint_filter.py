@@ -7,10 +7,9 @@ many there are depends on the resolution, so they are counted at a stated one.
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.binarize import to_grey
-from input_pipeline.errors import UserError
-from input_pipeline.keypoints import detect
+from saghog_jax.input_pipeline.cutting.binarize import to_grey
+from saghog_jax.input_pipeline.cutting.keypoints import detect
+from saghog_jax.input_pipeline.errors import UserError
 
 _ON = ("page", "masked")
 _CANNY = (100, 200)

@@ -23,14 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ml_collections import ConfigDict
-
-from input_pipeline.beam import run_beam_jobs
-from input_pipeline.errors import UserError
-from input_pipeline.fingerprint import fingerprints
-from input_pipeline.manifest import Manifest
-from input_pipeline.regions import keypoint_filter
-from input_pipeline.regions.backends import Backend, make_backend
-from input_pipeline.regions.page_mask import (
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
+from saghog_jax.input_pipeline.pages.manifest import Manifest
+from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
+from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.regions import keypoint_filter
+from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
+from saghog_jax.input_pipeline.regions.page_mask import (
     OK,
     MaskJob,
     PageMask,
@@ -41,7 +41,6 @@ from input_pipeline.regions.page_mask import (
     one_line,
     write_json,
 )
-from input_pipeline.workers import run_jobs, usable_cores
 
 # Raised whenever the layout of the folder changes.
 FORMAT_VERSION = 1
@@ -178,7 +177,7 @@ class RegionMasks:
 def open_masks(
     manifest: Manifest, max_pixels: int, regions: ConfigDict, cache: Path | None = None
 ) -> RegionMasks | None:
-    """The masks of these pages by `regions` (`configs.regions.regions_config`); None for `none`.
+    """The masks of these pages by `regions` (configs/regions.py: regions_config); None for `none`.
 
     Args:
       cache: file of `fingerprint.fingerprints`, by default in `regions.root`.

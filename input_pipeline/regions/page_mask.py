@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-
-from input_pipeline.errors import PageError, UserError
-from input_pipeline.images import crop, load_page
-from input_pipeline.manifest import Page
-from input_pipeline.regions import keypoint_filter
-from input_pipeline.regions.backends import Backend, Place, make_backend
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.images import crop, load_page
+from saghog_jax.input_pipeline.pages.manifest import Page
+from saghog_jax.input_pipeline.regions import keypoint_filter
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, make_backend
 
 OK, EMPTY, FEW, ERROR, UNREADABLE = "ok", "empty", "too few keypoints", "error", "unreadable"
 

@@ -16,11 +16,10 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.errors import PageError, UserError
-from input_pipeline.images import crop
-from input_pipeline.regions.backends import Backend, Place, RegionResult
-from input_pipeline.regions.given import (
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.images import crop
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
+from saghog_jax.input_pipeline.regions.given import (
     check_proportions,
     existing_folder,
     first_file,

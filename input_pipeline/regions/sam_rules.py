@@ -1,7 +1,7 @@
 """Which of SAM's masks are handwriting: the rules of the published code, and those of the paper.
 
 SAM is shown the edges of the page. The code does not do what the paper says; both are here, each
-with its own section of thresholds (`configs.regions.sam_config`). Where neither says more, the
+with its own section of thresholds (configs/regions.py: sam_config). Where neither says more, the
 reading taken is stated. The code also cuts every black row and column out of the masked page, those
 between two lines too: here the page is never written to, and patches are cut where the mask is.
 
@@ -13,9 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-
-from input_pipeline.binarize import to_grey
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.cutting.binarize import to_grey
+from saghog_jax.input_pipeline.errors import UserError
 
 RULES = ("published_code", "paper")
 INPUTS = ("edges", "page")

@@ -104,7 +104,7 @@ class Decoder(nn.Module):
 
     Attributes:
       width, depth, heads, mlp_ratio: of the transformer.
-      target_dim: t, see `saghog_jax.targets.target_dim`.
+      target_dim: t, see `saghog_jax.models.targets.target_dim`.
       grid: rows and columns of tokens in a patch.
       dtype: of the operands of the products.
     """

@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from saghog_jax.files import replacing
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
@@ -78,7 +78,7 @@ def save_embeddings(
     Args:
       folder: made if missing; other files in it (other models' subfolders) are left alone.
       descriptors: [p, d], one row a page; or blocks of rows, which are held one at a time.
-      pages: p rows of a manifest (`input_pipeline.manifest.Page`).
+      pages: p rows of a manifest (`saghog_jax.input_pipeline.pages.manifest.Page`).
       pages_root: the folder that the pages' paths start from.
       meta: kept in `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the embeddings
         in tables, `checkpoint` (a digest of the weights) tells which embeddings may be compared.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from saghog_jax.files import replacing
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.embeddings import Embeddings
 
 FORMATS = ("npz", "parquet")

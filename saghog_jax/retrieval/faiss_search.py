@@ -10,8 +10,8 @@ from types import ModuleType
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from saghog_jax.files import replacing
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 # Rows that go into the index at a time: 256 MiB at width 512.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from input_pipeline.workers import usable_cores
+from saghog_jax.input_pipeline.processes.workers import usable_cores
 
 # Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
 ScoreRows = Callable[[np.ndarray], np.ndarray]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import metrics, rerank, whitening
 from saghog_jax.retrieval.embeddings import Embeddings, check_comparable, load_embeddings
 from saghog_jax.retrieval.ranking import ScoreRows, score_rows

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from input_pipeline.errors import UserError
-from saghog_jax.files import replacing
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 MODES = ("none", "transductive", "inductive")

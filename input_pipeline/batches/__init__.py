@@ -1,0 +1,1 @@
+"""From a patch store, or from pages, to batches."""

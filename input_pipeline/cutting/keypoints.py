@@ -1,0 +1,171 @@
+"""SIFT keypoints and descriptors, and keypoints read from files."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from saghog_jax.input_pipeline.errors import PageError
+
+_OCTAVE_LAYERS = 3
+# SIFT takes 250 MB a megapixel. Pages up to this many pixels are one piece, larger ones are worked
+# on in tiles: squares of _CORE pixels a side and _MARGIN around them, multiples of the octaves'
+# steps. Positions were the same on whole pages and on tiles, but for one in 10,000 at the seams.
+_WHOLE = 12_000_000
+_CORE = 3072
+_MARGIN = 256
+
+
+class Keypoints(NamedTuple):
+    """Keypoints of a page: positions in pixels, float32 [n, 2] (x, y), and OpenCV's objects."""
+
+    positions: np.ndarray
+    objects: Sequence[cv2.KeyPoint]
+
+
+class _Tile(NamedTuple):
+    """Part of a page, left <= x < right and top <= y < bottom, and the view worked on for it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    view: np.ndarray
+    offset: tuple[int, int]
+
+    def owns(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions [n, 2] of the page are this tile's, bool [n]."""
+        x, y = positions.T
+        return (self.left <= x) & (x < self.right) & (self.top <= y) & (y < self.bottom)
+
+
+def _tiles(grey: np.ndarray) -> Iterator[_Tile]:
+    h, w = grey.shape
+    if h * w <= _WHOLE:
+        yield _Tile(0, 0, w, h, grey, (0, 0))
+        return
+    for top in range(0, h, _CORE):
+        for left in range(0, w, _CORE):
+            right, bottom = min(left + _CORE, w), min(top + _CORE, h)
+            x, y = max(left - _MARGIN, 0), max(top - _MARGIN, 0)
+            view = np.ascontiguousarray(grey[y : bottom + _MARGIN, x : right + _MARGIN])
+            yield _Tile(left, top, right, bottom, view, (x, y))
+
+
+def detect(grey: np.ndarray, sigma: float) -> Keypoints:
+    """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; none is a fine answer.
+
+    OpenCV's defaults but for `sigma`, the blur of the first octave in pixels (1.6 by default).
+    """
+    sift = cv2.SIFT_create(sigma=sigma)
+    positions, objects = [np.zeros((0, 2), np.float32)], []
+    for tile in _tiles(grey):
+        found = sift.detect(tile.view, None)
+        # Without keypoints OpenCV gives an empty tuple.
+        if not found:
+            continue
+        where = cv2.KeyPoint_convert(found) + np.float32(tile.offset)
+        owned = tile.owns(where)
+        positions.append(where[owned])
+        objects += found if owned.all() else [found[i] for i in np.flatnonzero(owned)]
+    return Keypoints(np.concatenate(positions), objects)
+
+
+def describe(
+    grey: np.ndarray, keypoints: Keypoints, chosen: np.ndarray, sigma: float
+) -> np.ndarray:
+    """Computes SIFT descriptors at some of the keypoints, with their scale and angle.
+
+    A descriptor does not depend on which other keypoints are chosen.
+
+    Args:
+      grey: uint8 [h, w], the image described (not necessarily the one the keypoints are from).
+      keypoints: of the page.
+      chosen: int [n], rows of `keypoints`.
+      sigma: as in `detect`.
+
+    Returns:
+      uint8 [n, 128]: OpenCV's descriptors, whose floats hold whole numbers from 0 to 255.
+    """
+    descriptors = np.zeros((len(chosen), 128), np.uint8)
+    if not len(chosen):
+        return descriptors
+    sift = cv2.SIFT_create(sigma=sigma)
+    # OpenCV builds its pyramid from the lowest octave asked for, and blurs differently where
+    # that is not the doubled image; one keypoint of it keeps the pyramid the same.
+    lowest = min((keypoint.octave for keypoint in keypoints.objects), key=_octave)
+    anchor = cv2.KeyPoint(0, 0, 1, 0, 0, lowest)
+    positions = keypoints.positions[chosen]
+    for tile in _tiles(grey):
+        rows = np.flatnonzero(tile.owns(positions))
+        if not len(rows):
+            continue
+        local = (positions[rows] - np.float32(tile.offset)).tolist()
+        asked = [
+            cv2.KeyPoint(x, y, keypoint.size, keypoint.angle, 0, keypoint.octave)
+            for (x, y), keypoint in zip(local, (keypoints.objects[i] for i in chosen[rows]))
+        ]
+        _, computed = sift.compute(tile.view, [*asked, anchor])
+        descriptors[rows] = computed[:-1]
+    return descriptors
+
+
+def from_table(table: np.ndarray, sigma: float) -> Keypoints:
+    """Makes keypoints of a table, for positions that were found elsewhere.
+
+    Args:
+      table: float [n, 2] (x, y), or [n, 4] (x, y, size, angle) with the diameter in pixels and
+        the angle in degrees, as OpenCV means them. Without them: a diameter of 4 sigma, upright.
+      sigma: blur of the first octave; with the size it says at which level of the pyramid a
+        descriptor is computed.
+    """
+    if table.ndim != 2 or table.shape[1] not in (2, 4):
+        raise PageError(f"keypoints are x,y or x,y,size,angle, got an array {list(table.shape)}")
+    if not np.isfinite(table).all() or (table[:, 2:3] <= 0).any():
+        raise PageError("keypoints hold a number that is not finite, or a size that is not > 0")
+    if table.shape[1] == 2:
+        table = np.concatenate([table, np.tile([[4 * sigma, 0]], (len(table), 1))], axis=1)
+    objects = [
+        cv2.KeyPoint(x, y, size, angle, 0, _pack_octave(size, sigma))
+        for x, y, size, angle in table.tolist()
+    ]
+    return Keypoints(table[:, :2].astype(np.float32), objects)
+
+
+def read_table(path: Path) -> np.ndarray:
+    """Reads keypoints of one page from a `.npy` array or a CSV with header `x,y[,size,angle]`.
+
+    Returns:
+      float64 [n, 2] or [n, 4].
+
+    Raises:
+      PageError: missing or unreadable file, missing column, a cell that is no number.
+    """
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False).astype(np.float64)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns = [c for c in ("x", "y", "size", "angle") if c in (rows.fieldnames or [])]
+            table = [[float(row[c]) for c in columns] for row in rows]
+    except (OSError, ValueError, TypeError, EOFError, csv.Error) as error:
+        raise PageError(f"keypoints {path.name!r}: {error}") from None
+    if columns not in (["x", "y"], ["x", "y", "size", "angle"]):
+        raise PageError(f"keypoints {path.name!r}: the header must be x,y or x,y,size,angle")
+    return np.array(table, np.float64).reshape(len(table), len(columns))
+
+
+def _octave(packed: int) -> int:
+    """The octave in OpenCV's packed field: its lowest byte, signed."""
+    return (packed & 255) - 256 if packed & 128 else packed & 255
+
+
+def _pack_octave(size: float, sigma: float) -> int:
+    """OpenCV's packed octave and layer of a keypoint of this size (octave -1 is doubled)."""
+    level = max(1, round(_OCTAVE_LAYERS * math.log2(size / sigma)))
+    octave = (level - 1) // _OCTAVE_LAYERS
+    layer = level - octave * _OCTAVE_LAYERS
+    return ((octave - 1) & 255) | (layer << 8)

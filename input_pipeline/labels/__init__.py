@@ -1,0 +1,1 @@
+"""Classes without writers: clusters of SIFT descriptors, linked pages."""

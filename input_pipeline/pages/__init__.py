@@ -1,0 +1,1 @@
+"""Collections of page images: manifests, IIIF, folders, decoding."""

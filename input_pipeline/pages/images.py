@@ -1,0 +1,165 @@
+"""Page images to RGB arrays: every pixel type that scanners write, and no surprise from bad files.
+
+Transparent parts are laid on white paper, 16-bit greys are scaled to 8 bits, the EXIF orientation
+is applied, and of a file with several frames the first is read.
+"""
+
+import functools
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+from saghog_jax.input_pipeline.errors import PageError
+
+# What a folder of pages may hold, by the end of the file's name; of other files nothing is read.
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".j2k", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# Pillow's readers for these; formats that run other programs (EPS) stay out.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow's own limit, lower than what scanners reach, gives way to `max_pixels` below.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def load_page(
+    path: Path, box: tuple[int, int, int, int] | None, max_pixels: int, scale: float = 1.0
+) -> np.ndarray:
+    """Reads a page.
+
+    Args:
+      path: image file.
+      box: x0, y0, x1, y1 in pixels of the upright image, the last two exclusive: only this part.
+      max_pixels: largest accepted width x height, before and after scaling; checked in the
+        file's header, before anything is decoded.
+      scale: the page is resized by this factor, with cubic interpolation.
+
+    Returns:
+      uint8 [h, w, 3], RGB.
+
+    Raises:
+      PageError: whatever is wrong with this file or box, in one line.
+    """
+    try:
+        with open(path, "rb") as file:
+            page = _read(file, max_pixels)
+    except PageError:
+        raise
+    except MemoryError:
+        raise PageError("too little memory to decode it") from None
+    # A damaged file makes Pillow's readers fail in many ways; none of them is this program's bug.
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise PageError(f"cannot read it: {error.strerror}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PageError(f"damaged image: {reason}") from None
+    if box is not None:
+        page = crop(page, box)
+    if scale != 1.0:
+        page = _resize(page, scale, max_pixels)
+    return np.ascontiguousarray(page)
+
+
+def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
+    """The first frame of an open file, upright."""
+    if not file.read(1):
+        raise PageError("an empty file (0 bytes)")
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=_known_formats())
+    except Image.UnidentifiedImageError:
+        raise PageError("not an image, or of a kind that is not read") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PageError(
+            f"{width} x {height} pixels are more than data.max_pixels={max_pixels} allows"
+        )
+    if image.format == "JPEG":
+        _check_jpeg_end(file)
+    image.load()
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return _rgb(image)
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _check_jpeg_end(file: BinaryIO) -> None:
+    """Rejects a JPEG whose end is missing.
+
+    Pillow notices a file that is cut short, but not one that a broken download filled with zeros:
+    those decode as flat bars.
+    """
+    start = file.tell()
+    # Pillow has read the header; the end-of-image marker must follow in what is left.
+    complete = b"\xff\xd9" in file.read()
+    file.seek(start)
+    if not complete:
+        raise PageError("damaged image: the end of the JPEG is missing")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where the metadata cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Broken metadata is no reason to lose a page whose pixels are whole.
+    except Exception:
+        return 1
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, 3] of an image of any mode."""
+    if image.mode == "F":
+        raise PageError("pixels are floating-point numbers; save the page with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PageError("pixels are 32-bit numbers; save the page with 8 or 16 bits")
+        grey = ((values + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The part x0, y0, x1, y1 of a page [h, w, ...], a view.
+
+    Raises:
+      PageError: the box does not lie in the page.
+    """
+    x0, y0, x1, y1 = box
+    height, width = page.shape[:2]
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise PageError(
+            f"the box {x0},{y0},{x1},{y1} does not lie in the image of {width} x {height} pixels"
+        )
+    return page[y0:y1, x0:x1]
+
+
+def _resize(page: np.ndarray, scale: float, max_pixels: int) -> np.ndarray:
+    height, width = (round(side * scale) for side in page.shape[:2])
+    if min(height, width) < 1 or height * width > max_pixels:
+        raise PageError(
+            f"scaled by {scale} the page has {width} x {height} pixels; at least 1 x 1 and at "
+            f"most data.max_pixels={max_pixels} are needed"
+        )
+    return cv2.resize(page, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)

@@ -1,0 +1,135 @@
+"""Worker processes that cut pages: light, single-threaded, and gone when their parent is."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+import cv2
+from saghog_jax.input_pipeline.errors import UserError
+from threadpoolctl import threadpool_limits
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+# Of glibc's malloc.h: the parameters, and the largest values they take.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 2**25
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_to_one_thread() -> None:
+    """Keeps OpenCV and numeric libraries to one thread from now on."""
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
+
+
+def keep_memory() -> None:
+    """Makes this process keep the memory that it frees for what it allocates next.
+
+    By default glibc returns large blocks to the system at once and asks for them again, zeroed page
+    by page. SIFT allocates dozens of them for each image: without this, cutting a page took 1.2 to
+    1.7 times as long, a crop of 256 pixels 1.1 to 1.5 times. The peak stays the same. Without
+    effect where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP)
+
+
+def start_worker() -> None:
+    """Keeps a worker to one thread, and ends it when its parent is gone."""
+    keep_memory()
+    # Ctrl-C reaches the whole process group; the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_to_one_thread()
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps OpenCV and numeric libraries to one thread meanwhile."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+@contextmanager
+def hidden_main() -> Iterator[None]:
+    """Hides the main program from the processes started meanwhile.
+
+    A spawned process runs the main program's module again, which would load jax in every worker
+    and start an unguarded script a second time; the workers need nothing of it.
+    """
+    main = vars(sys.modules["__main__"])
+    spec, file = main["__spec__"], main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main["__spec__"] = spec
+        if file is not None:
+            main["__file__"] = file
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
+    """Runs function(job) for every job, yielding results as they come, in any order.
+
+    Args:
+      function: importable by name.
+      workers: processes; up to 1 works in this one. Each keeps to one thread, and the memory that
+        it frees.
+
+    Raises:
+      UserError: a worker was killed.
+      Exception: the first that a job raises; the other jobs are given up at once.
+    """
+    if workers <= 1:
+        keep_memory()
+        with one_thread():
+            yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    try:
+        with hidden_main():
+            # Submitting is what starts the processes.
+            futures: list[Future[Result]] = [pool.submit(function, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; if so, lower the number of "
+            f"workers (now {workers}, --config...workers)"
+        ) from None
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

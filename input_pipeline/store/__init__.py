@@ -1,0 +1,1 @@
+"""Patch stores: format, building, reading."""

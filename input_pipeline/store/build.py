@@ -1,0 +1,333 @@
+"""Pages to a patch store: on one core or many, resumable, the same bytes however it was run.
+
+A store is named after the digest of what made it: the cutting rule, the shard size, the manifest
+rows and the contents of the page files. The unit of work is a shard, a fixed group of pages; a
+shard is a pure function of its `ShardJob` and gets its name when it is whole. So a build that was
+killed goes on where it stopped, and several builders in one folder (the processes of a training
+job, or machines on a shared file system) share the work: each takes the missing shards in an order
+of its own, and where two finish the same shard the bytes are equal and the first stays.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
+from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
+from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.regions.masks import open_masks
+from saghog_jax.input_pipeline.regions.page_mask import PageMask
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.writer import (
+    FORMAT_VERSION,
+    PageResult,
+    assemble_shard,
+    finish_store,
+    read_shard,
+    record_type,
+    shard_name,
+)
+
+LOG_SECONDS = 10.0
+# Skipped pages that a summary names; all are in the store's manifest.csv.
+NAMED_SKIPPED = 5
+FINGERPRINTS = "page_fingerprints.json"
+
+
+class ShardJob(NamedTuple):
+    """All that decides a shard, and where it goes; sent to the workers."""
+
+    folder: Path
+    workspace: Path
+    number: int
+    first_row: int
+    root: Path
+    pages: tuple[Page, ...]
+    rule: Rule
+    max_pixels: int
+    masks: tuple[PageMask, ...] | None
+
+
+def ensure_store(
+    data: ConfigDict,
+    store: ConfigDict,
+    log: Callable[[str], None] = print,
+    beam: str = "",
+    regions: ConfigDict | None = None,
+) -> Path:
+    """Returns the folder of the store of these pages cut by this rule, building what is missing.
+
+    Args:
+      data: `saghog_jax.configs.common.data_config()`.
+      store: `saghog_jax.configs.common.store_config()`.
+      log: called with one line at a time.
+      beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
+      regions: the section of configs/regions.py; None is its backend `none`. Masks that are
+        missing are made first.
+
+    Raises:
+      UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a
+        worker was killed; whole shards are kept.
+    """
+    manifest = load_manifest(data)
+    rule = Rule.from_config(store)
+    masks = None if regions is None else open_masks(manifest, data.max_pixels, regions)
+    config = store_identity(rule, store.pages_per_shard, data.max_pixels)
+    if masks is not None:
+        config["regions"] = masks.identity
+    root = Path(store.root)
+    digest = store_digest(manifest, config, root / FINGERPRINTS, masks.digests if masks else ())
+    folder = root / f"{store.rule}-{digest[:12]}"
+    if not (folder / "store.json").exists():
+        workers = store.workers or usable_cores()
+        found = masks.ensure(log, beam) if masks else None
+        _build(folder, manifest, rule, config, digest, workers, beam, log, found)
+    return folder
+
+
+def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[str, object]:
+    """The settings that decide a store's bytes."""
+    return {
+        **dataclasses.asdict(rule),
+        "pages_per_shard": pages_per_shard,
+        "max_pixels": max_pixels,
+    }
+
+
+def store_digest(
+    manifest: Manifest, config: dict[str, object], cache: Path, masks: Sequence[str] = ()
+) -> str:
+    """SHA-256 over settings, manifest rows and page contents; not over where the pages lie.
+
+    Args:
+      masks: what identifies the masks of the pages, if they have any.
+    """
+    contents = fingerprints(manifest.root, (page.path for page in manifest.pages), cache)
+    rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
+    made_from = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
+    text = json.dumps(made_from, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def build_shard(job: ShardJob) -> int:
+    """Cuts and writes one shard, unless it is there already; returns its number.
+
+    Raises:
+      UserError: the shard cannot be written.
+    """
+    return assemble_shard(job, functools.partial(_cut, job))
+
+
+def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:
+    """One page's patches as the arrays of a shard; empty arrays if it gives none."""
+    found = job.masks[row - job.first_row] if job.masks else None
+    if found and found.status != "ok":
+        return PageResult(0, found.status, found.reason), _no_patches(job.rule)
+    try:
+        scale = job.rule.scale * page.scale
+        image = load_page(job.root / page.path, page.box, job.max_pixels, scale)
+        mask = found.read(image.shape[:2]) if found else None
+        cut = cut_page(image, job.rule, page_seed=row, mask=mask)
+    except PageError as error:
+        return PageResult(0, "unreadable", " ".join(str(error).split())), _no_patches(job.rule)
+    except Exception as error:
+        error.add_note(f"while cutting page {page.page_id}")
+        raise
+    n = len(cut.patches)
+    if n == 0:
+        reason = "no patch passed the rule (a blank page?)"
+        return PageResult(0, "empty", reason), _no_patches(job.rule)
+    arrays = {
+        "patches": cut.patches,
+        "ink": cut.ink,
+        "page": np.full(n, row, np.int32),
+        "x": cut.x,
+        "y": cut.y,
+    }
+    if job.rule.descriptors:
+        arrays["descriptors"] = cut.descriptors
+    return PageResult(n, "ok", ""), arrays
+
+
+def _no_patches(rule: Rule) -> dict[str, np.ndarray]:
+    keys = ("patches", "ink", "page", "x", "y") + ("descriptors",) * rule.descriptors
+    empty = {}
+    for key in keys:
+        dtype, shape = record_type(key, rule.patch_size)
+        empty[key] = np.empty((0, *shape), dtype)
+    return empty
+
+
+def _build(
+    folder: Path,
+    manifest: Manifest,
+    rule: Rule,
+    config: dict[str, object],
+    digest: str,
+    workers: int,
+    beam: str,
+    log: Callable[[str], None],
+    masks: Sequence[PageMask] | None,
+) -> None:
+    start = time.monotonic()
+    with _workspace(folder) as workspace:
+        jobs = _jobs(folder, workspace, manifest, rule, config, masks)
+        missing = [
+            job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
+        ]
+        random.SystemRandom().shuffle(missing)
+        ready = len(manifest) - sum(len(job.pages) for job in missing)
+        log(
+            f"cutting {len(manifest):,} pages into {folder}"
+            + (f", {ready:,} of them are there already" if ready else "")
+            + (f"; Apache Beam with {beam}" if beam else f"; {workers} processes")
+        )
+        # Beam says nothing until all is done.
+        progress = _Progress(len(manifest), ready, (lambda line: None) if beam else log)
+        pages_of = {job.number: len(job.pages) for job in missing}
+        try:
+            for number in _run(missing, workers, beam):
+                progress.add(pages_of[number])
+        except UserError as error:
+            raise UserError(
+                f"{error}; {progress.done:,} of {len(manifest):,} pages are kept, "
+                "the same command goes on from there"
+            ) from None
+        try:
+            finish_store(folder, workspace, manifest, config, digest)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {folder / 'store.json'}: {error.strerror}; all shards are kept, "
+                "the same command finishes the store"
+            ) from error
+        except UserError:
+            # A store without a patch: worth nothing, and the next attempt should look again.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    _summarise(folder, time.monotonic() - start, log)
+
+
+def _run(jobs: list[ShardJob], workers: int, beam: str) -> Iterator[int]:
+    if not beam:
+        return run_jobs(build_shard, jobs, min(workers, len(jobs)))
+    return (job.number for job in run_beam_jobs(build_shard, jobs, beam))
+
+
+def _jobs(
+    folder: Path,
+    workspace: Path,
+    manifest: Manifest,
+    rule: Rule,
+    config: dict[str, object],
+    masks: Sequence[PageMask] | None,
+) -> list[ShardJob]:
+    step = config["pages_per_shard"]
+    return [
+        ShardJob(
+            folder,
+            workspace,
+            number,
+            first,
+            manifest.root,
+            manifest.pages[first : first + step],
+            rule,
+            config["max_pixels"],
+            None if masks is None else tuple(masks[first : first + step]),
+        )
+        for number, first in enumerate(range(0, len(manifest), step))
+    ]
+
+
+def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None:
+    store = Store.open(folder)
+    skipped = store.skipped
+    size = sum(f.stat().st_size for f in folder.rglob("*.npy"))
+    log(
+        f"{len(store.manifest):,} pages gave {len(store):,} patches ({size / 1e6:,.0f} MB) "
+        f"in {seconds:.1f} s"
+    )
+    if skipped:
+        named = "; ".join(f"{page}: {reason}" for page, reason in skipped[:NAMED_SKIPPED])
+        # File names may hold line breaks.
+        named = " ".join(named.split())
+        more = len(skipped) - NAMED_SKIPPED
+        log(
+            f"{len(skipped):,} pages skipped: {named}"
+            + (f"; and {more:,} more, all in {folder / 'manifest.csv'}" if more > 0 else "")
+        )
+
+
+class _Progress:
+    """Says how far the build is, once every LOG_SECONDS."""
+
+    def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
+        self.done = ready
+        self._total, self._ready, self._log = total, ready, log
+        self._start = self._last = time.monotonic()
+
+    def add(self, pages: int) -> None:
+        self.done += pages
+        now = time.monotonic()
+        if now - self._last < LOG_SECONDS or self.done == self._total:
+            return
+        self._last = now
+        rate = (self.done - self._ready) / (now - self._start)
+        self._log(
+            f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
+            f"{(self._total - self.done) / rate:,.0f} s left"
+        )
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A folder of this builder's own beside the shards; removes those of builders now dead.
+
+    A builder holds a lock on its workspace as long as it lives, however it ends.
+    """
+    for other in folder.glob("building-*"):
+        with _locked(other / "lock") as dead:
+            if dead:
+                shutil.rmtree(other, ignore_errors=True)
+    try:
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    except OSError as error:
+        raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
+    try:
+        with _locked(workspace / "lock"):
+            yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether this process could lock the file; where files cannot be locked, it could not."""
+    try:
+        file = path.open("a")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,213 @@
+"""What a build would make of a manifest: every page read once, a few of them cut."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from saghog_jax.input_pipeline.cutting import binarize
+from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.cutting.stroke_width import stroke_width
+from saghog_jax.input_pipeline.errors import PageError
+from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.regions.masks import RegionMasks
+from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
+from saghog_jax.input_pipeline.store.writer import record_type
+
+# Rows, writers and pages that a survey shows.
+SHOWN = 5
+# Strokes of this width, in pixels, were best for `small` (docs/quality.md): lowest, highest, and
+# what is aimed at outside of these, in steps.
+_BEST, _AIM, _STEP = (4.5, 7.0), 6.0, 0.25
+
+
+class SurveyJob(NamedTuple):
+    """A page to look at; cut by every rule in `rules`."""
+
+    row: int
+    root: Path
+    page: Page
+    max_pixels: int
+    rules: tuple[Rule, ...]
+    mask: MaskJob | None
+
+
+class Finding(NamedTuple):
+    """Of one page: height and width, or why it cannot be used; patches a rule, if it was cut.
+
+    share: of the page that is in its mask, if it was cut and the mask is known.
+    stroke: width of its strokes in pixels as the first rule resizes it, if it was cut; 0: no ink.
+    """
+
+    row: int
+    shape: tuple[int, int] | None
+    reason: str
+    n_patches: tuple[int, ...]
+    share: float | None = None
+    stroke: float | None = None
+
+
+def look(job: SurveyJob) -> Finding:
+    """Reads a page as the build would."""
+    try:
+        image = load_page(job.root / job.page.path, job.page.box, job.max_pixels)
+        mask = preview(job.mask) if job.mask else None
+        if isinstance(mask, PageMask):
+            return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
+        counts = []
+        for rule in job.rules:
+            scaled = image
+            scale = rule.scale * job.page.scale
+            if scale != 1:
+                path = job.root / job.page.path
+                scaled = load_page(path, job.page.box, job.max_pixels, scale)
+            inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
+            counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
+        share = None if mask is None else float(mask.mean())
+        stroke = _stroke(image, job) if job.rules else None
+        return Finding(job.row, image.shape[:2], "", tuple(counts), share, stroke)
+    except PageError as error:
+        return Finding(job.row, None, " ".join(str(error).split()), ())
+
+
+def _stroke(image: np.ndarray, job: SurveyJob) -> float:
+    rule = job.rules[0]
+    ink = binarize.ink_mask(binarize.to_grey(image, rule.grey), rule.binarization)
+    return stroke_width(ink) * rule.scale * job.page.scale
+
+
+def survey(
+    manifest: Manifest,
+    rules: Sequence[Rule],
+    max_pixels: int,
+    samples: int,
+    workers: int,
+    masks: RegionMasks | None = None,
+) -> list[Finding]:
+    """Reads all pages and cuts `samples` of them, evenly picked; in the manifest's order.
+
+    Args:
+      workers: processes; 0 takes one a core.
+      masks: where handwriting is looked for, on the samples; nothing is written.
+    """
+    chosen = set(np.linspace(0, len(manifest) - 1, min(samples, len(manifest))).astype(int))
+    jobs = [
+        SurveyJob(
+            row,
+            manifest.root,
+            page,
+            max_pixels,
+            tuple(rules) if row in chosen else (),
+            masks.job(row) if masks and row in chosen else None,
+        )
+        for row, page in enumerate(manifest.pages)
+    ]
+    return sorted(run_jobs(look, jobs, min(workers or usable_cores(), len(jobs))))
+
+
+def patch_bytes(rule: Rule) -> int:
+    """Bytes a patch takes in a store."""
+    keys = ("patches", "ink", "page", "x", "y") + ("descriptors",) * rule.descriptors
+    types = [record_type(key, rule.patch_size) for key in keys]
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in types)
+
+
+def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Finding]) -> list[str]:
+    """The survey in words, a line each."""
+    return [
+        *_describe_pages(manifest),
+        *_describe_files(manifest, findings),
+        *_describe_regions(findings),
+        *_describe_strokes(rules[0].scale, findings),
+        *(_describe_store(i, rule, findings) for i, rule in enumerate(rules)),
+    ]
+
+
+def _describe_pages(manifest: Manifest) -> Iterator[str]:
+    yield f"{len(manifest):,} pages below {manifest.root}"
+    columns = ", ".join(manifest.columns)
+    if columns:
+        yield f"further columns: {columns}"
+    splits = Counter(page.split for page in manifest.pages)
+    if set(splits) != {""}:
+        yield "splits: " + ", ".join(f"{s or '(none)'} {n:,}" for s, n in sorted(splits.items()))
+    writers = Counter(page.writer for page in manifest.pages)
+    unknown = writers.pop("", 0)
+    if writers:
+        counts = np.array(list(writers.values()))
+        yield (
+            f"{len(writers):,} writers with {counts.min()} to {counts.max()} pages "
+            f"(median {np.median(counts):g}), {(counts == 1).sum():,} of them with one page only: "
+            + ", ".join(f"{w} {n}" for w, n in sorted(writers.items())[:SHOWN])
+            + (", ..." if len(writers) > SHOWN else "")
+        )
+    if unknown:
+        yield f"{unknown:,} pages without a writer"
+    yield "first pages (path, writer, page, split, box, further columns):"
+    for page in manifest.pages[:SHOWN]:
+        row = (*page[:4], page.box or "", *page.extra.values())
+        yield "  " + _one_line(", ".join(map(str, row)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator[str]:
+    shapes = np.array([f.shape for f in findings if f.shape is not None])
+    if len(shapes):
+        areas = np.argsort(shapes.prod(axis=1), kind="stable")
+        smallest, median, largest = (
+            "{1} x {0}".format(*shapes[areas[i]]) for i in (0, len(areas) // 2, -1)
+        )
+        yield f"sizes in pixels: smallest {smallest}, median {median}, largest {largest}"
+    unreadable = [f for f in findings if f.shape is None]
+    yield f"{len(unreadable):,} pages would be skipped" + (":" if unreadable else "")
+    for finding in unreadable:
+        yield f"  {_one_line(manifest.pages[finding.row].page_id)}: {finding.reason}"
+
+
+def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
+    shares = [f.share for f in findings if f.share is not None]
+    if shares:
+        yield (
+            f"handwriting on {min(shares):.0%} to {max(shares):.0%} of the sample pages (median "
+            f"{np.median(shares):.0%}); configs/regions.py shows where"
+        )
+
+
+def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str]:
+    widths = [f.stroke for f in findings if f.stroke]
+    if not widths:
+        return
+    width = float(np.median(widths))
+    text = f"strokes are {width:.1f} pixels wide (median of the sample pages)"
+    low, high = _BEST
+    if not low <= width <= high:
+        better = max(1, round(_AIM * scale / width / _STEP)) * _STEP
+        text += (
+            f"; the recipe `small` is best at {low} to {high}: give pretrain, finetune and embed "
+            f"--config.store.scale={better:g}"
+        )
+    yield text
+
+
+def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
+    counts = np.array([f.n_patches[i] for f in findings if f.n_patches])
+    readable = sum(f.shape is not None for f in findings)
+    each = patch_bytes(rule)
+    if not len(counts):
+        return f"store {rule.rule}: no page could be cut"
+    patches = counts.mean() * readable
+    text = (
+        f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, by "
+        f"{len(counts)} sample pages with {counts.min():,} to {counts.max():,} patches"
+    )
+    if rule.max_patches_per_page != -1:
+        most = rule.max_patches_per_page * readable * each
+        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches a page)"
+    empty = int((counts == 0).sum())
+    return text + (f"; {empty} of the sample pages gave no patch" if empty else "")

@@ -1,0 +1,1 @@
+"""Devices and processes: mesh and shardings, several hosts, precision."""

@@ -1,0 +1,45 @@
+"""Which number type the operands of matrix products have; everything else stays float32.
+
+`mixed` rounds operands to bfloat16 and keeps float32 sums, parameters, normalisation and losses. It
+pays on accelerators, and on CPUs with bfloat16 instructions.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import UserError
+
+PRECISIONS = ("auto", "float32", "mixed")
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with `auto` replaced by what suits this machine.
+
+    Raises:
+      UserError: an unknown precision.
+    """
+    if config.precision not in PRECISIONS:
+        raise UserError(
+            f"unknown config.precision {config.precision!r}, known: {', '.join(PRECISIONS)}"
+        )
+    if config.precision == "auto":
+        config = config.copy_and_resolve_references()
+        config.precision = "mixed" if _mixed_pays() else "float32"
+    return config
+
+
+def operand_dtype(precision: str) -> DTypeLike:
+    """The type of the operands of products, for a resolved precision."""
+    return {"float32": jnp.float32, "mixed": jnp.bfloat16}[precision]
+
+
+def _mixed_pays() -> bool:
+    if jax.default_backend() != "cpu":
+        return True
+    info = Path("/proc/cpuinfo")
+    return info.exists() and any(flag in info.read_text() for flag in _CPU_FLAGS)

@@ -1,0 +1,1 @@
+"""From pages to page descriptors: describers of patches, pooling, embeddings folders."""

@@ -1,0 +1,44 @@
+"""What a model makes of each single patch of a page, where `embed` keeps only their sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saghog_jax.embedding.describers import Model, Seen
+from saghog_jax.evidence.attribution import PagePatches
+from saghog_jax.input_pipeline.cutting.patches import Cut
+from saghog_jax.training import augment
+
+# Patches a device call.
+_BATCH = 256
+
+
+class Describer:
+    """Features and assignments of patches by one model, in batches of one compiled shape."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._compute = jax.jit(self._on_device)
+
+    def page(self, cut: Cut, side: int) -> PagePatches:
+        """The patches of a page, `side` pixels wide, with float32 features and assignments."""
+        parts = []
+        # Once at least, so that a page without a patch has arrays of the right width.
+        for first in range(0, max(1, len(cut.patches)), _BATCH):
+            batch = {name: array[first:][:_BATCH] for name, array in cut.shipped().items()}
+            n = len(batch["ink"])
+            blank = {k: np.zeros((_BATCH, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+            for name, array in batch.items():
+                blank[name][:n] = array
+            made = self._compute(self._model.variables, blank)
+            parts.append([np.asarray(array, np.float32)[:n] for array in made])
+        x, assignment = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return PagePatches(x, assignment, np.stack([cut.x, cut.y], axis=1), side)
+
+    def _on_device(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        images, binary = augment.decode(batch)
+        if self._model.input == "binary":
+            images = jnp.broadcast_to(binary, images.shape)
+        return self._model.describe(
+            variables, Seen(augment.normalize(images), binary, batch.get("descriptors"))
+        )

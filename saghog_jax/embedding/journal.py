@@ -1,0 +1,139 @@
+"""Pages that are embedded already, on disk page by page, so that a killed embedding goes on.
+
+Each process appends to files of its own: PROCESS.jsonl, a line a page, and PROCESS-MODEL.f32, one
+row of float32 a line. A line is written after its rows and holds their checksum, so that what was
+half-written when the power went counts as not there. Any number of processes may go on with what
+any other number left.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from saghog_jax.input_pipeline.files import replacing
+
+
+class PageResult(NamedTuple):
+    """What is known of a page besides its descriptors.
+
+    patches: how many were cut; ink: their ink pixels, counted in each patch that has them.
+    reason: why the page was skipped, empty where it was not.
+    """
+
+    patches: int
+    ink: int
+    reason: str
+
+
+def begin(folder: Path, made_from: str) -> None:
+    """Makes the folder, empty unless it was begun for the same `made_from`; by one process only."""
+    mark = folder / "made_from.txt"
+    if not mark.exists() or mark.read_text() != made_from:
+        shutil.rmtree(folder, ignore_errors=True)
+        with replacing(mark, "w") as file:
+            file.write(made_from)
+
+
+class Parts:
+    """Results of pages in a folder, each whole or not there.
+
+    Args:
+      models: name and width of each.
+      process: number of this process.
+    """
+
+    def __init__(self, folder: Path, models: Sequence[tuple[str, int]], process: int = 0) -> None:
+        self._folder, self._models = folder, list(models)
+        self._process = process
+        self._found: dict[int, tuple[int, int, PageResult]] = {}
+        self._files: list[IO] = []
+
+    def read(self) -> dict[int, PageResult]:
+        """Finds the results that all processes have left, by page."""
+        self._found = {}
+        for path in self._folder.glob("*.jsonl"):
+            process = int(path.stem)
+            for row, (page, result) in enumerate(self._lines(process)):
+                self._found[page] = (process, row, result)
+        return {page: result for page, (_, _, result) in self._found.items()}
+
+    def append(self, page: int, descriptors: Sequence[np.ndarray], result: PageResult) -> None:
+        """Keeps what was made of a page."""
+        if not self._files:
+            self._open()
+        rows = [np.ascontiguousarray(x, np.float32) for x in descriptors]
+        for file, row in zip(self._files[1:], rows, strict=True):
+            file.write(row.data)
+            file.flush()
+        line = {"page": page, **result._asdict(), "crc": _checksum(rows)}
+        self._files[0].write((json.dumps(line) + "\n").encode())
+        self._files[0].flush()
+
+    def close(self) -> None:
+        """Closes what `append` has opened."""
+        for file in self._files:
+            file.close()
+        self._files = []
+
+    def blocks(self, model: int, pages: Sequence[int], at_a_time: int) -> Iterator[np.ndarray]:
+        """The descriptors of `pages` by a model, in that order: float32 [at most at_a_time, d]."""
+        name, width = self._models[model]
+        processes = {self._found[page][0] for page in pages}
+        rows = {process: self._rows(process, name, width) for process in processes}
+        for start in range(0, len(pages), at_a_time):
+            part = [self._found[page] for page in pages[start : start + at_a_time]]
+            yield np.stack([rows[process][row] for process, row, _ in part])
+
+    def _lines(self, process: int) -> Iterator[tuple[int, PageResult]]:
+        """The lines of a process that are whole, up to the first that is not."""
+        files = [self._rows(process, *model) for model in self._models]
+        have = min((len(rows) for rows in files), default=0)
+        with (self._folder / f"{process}.jsonl").open("rb") as file:
+            for row, text in enumerate(file):
+                try:
+                    line = json.loads(text)
+                    crc, page = line.pop("crc"), line.pop("page")
+                    result = PageResult(**line)
+                except (ValueError, KeyError, TypeError):
+                    return
+                if row >= have or not text.endswith(b"\n"):
+                    return
+                if _checksum([rows[row] for rows in files]) != crc:
+                    return
+                yield page, result
+
+    def _rows(self, process: int, name: str, width: int) -> np.ndarray:
+        path = self._folder / f"{process}-{name}.f32"
+        count = path.stat().st_size // (4 * width) if path.exists() else 0
+        if not count:
+            return np.zeros((0, width), np.float32)
+        return np.memmap(path, np.float32, "r", shape=(count, width))
+
+    def _open(self) -> None:
+        """Opens this process's files behind their last whole line."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        journal = self._folder / f"{self._process}.jsonl"
+        whole = sum(1 for _ in self._lines(self._process)) if journal.exists() else 0
+        at = 0
+        if whole:
+            with journal.open("rb") as file:
+                at = sum(len(next(file)) for _ in range(whole))
+        ends = [(journal, at)]
+        for name, width in self._models:
+            ends.append((self._folder / f"{self._process}-{name}.f32", 4 * width * whole))
+        for path, end in ends:
+            file = path.open("ab")
+            file.truncate(end)
+            self._files.append(file)
+
+
+def _checksum(rows: Sequence[np.ndarray]) -> int:
+    crc = 0
+    for row in rows:
+        crc = zlib.crc32(np.ascontiguousarray(row).data, crc)
+    return crc

@@ -1,0 +1,1 @@
+"""Which patches of two pages make their similarity."""

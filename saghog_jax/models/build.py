@@ -1,0 +1,91 @@
+"""Modules from the sections of a config; the one place where fields meet constructors.
+
+`dtype` is that of the operands of matrix products, see precision.py.
+"""
+
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
+
+from saghog_jax.devices.precision import operand_dtype
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.models.mae import MaskedAutoencoder
+from saghog_jax.models.resnet import DEPTHS, ResNet
+from saghog_jax.models.vit import Encoder
+from saghog_jax.models.writer_model import WriterModel
+
+ENCODERS = ("vit", *DEPTHS)
+REMATS = ("none", "blocks")
+
+
+def use_remat(config: ConfigDict) -> bool:
+    """Whether `config.remat` asks for recomputation.
+
+    Raises:
+      UserError: an unknown choice.
+    """
+    if config.remat not in REMATS:
+        raise UserError(f"unknown config.remat {config.remat!r}, known: {', '.join(REMATS)}")
+    return config.remat == "blocks"
+
+
+def make_mae(
+    model: ConfigDict, target_dim: int, dtype: DTypeLike, remat: bool = False
+) -> MaskedAutoencoder:
+    """The masked autoencoder of a `model` section, predicting `target_dim` channels a token."""
+    return MaskedAutoencoder(
+        patch_size=model.patch_size,
+        token_size=model.token_size,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        decoder_width=model.decoder_width,
+        decoder_depth=model.decoder_depth,
+        decoder_heads=model.decoder_heads,
+        target_dim=target_dim,
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+def make_encoder(
+    model: ConfigDict,
+    dtype: DTypeLike,
+    dropout: float = 0.0,
+    kind: str = "vit",
+    remat: bool = False,
+) -> Encoder | ResNet:
+    """The encoder alone: a ViT of the `model` section, or a baseline that has its own sizes.
+
+    Args:
+      dropout: on the ViT's tokens, with `train=True` only.
+      kind: one of `ENCODERS`.
+      remat: see `Encoder`; of no effect on a baseline.
+    """
+    if kind != "vit":
+        return ResNet(kind, dtype)
+    return Encoder(
+        token_size=model.token_size,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        dropout=dropout,
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+def make_writer_model(config: ConfigDict, dropout: float = 0.0, remat: bool = False) -> WriterModel:
+    """Encoder and NetRVLAD of a finetuning config whose precision is resolved."""
+    dtype = operand_dtype(config.precision)
+    return WriterModel(
+        encoder=make_encoder(config.model, dtype, dropout, config.encoder, remat),
+        num_clusters=config.netrvlad.num_clusters,
+        normalized=config.netrvlad.normalized,
+        descriptor=config.descriptor,
+        min_token_ink=config.min_token_ink,
+        embed_dim=config.embed_dim,
+        dropout=config.embed_dropout,
+        dtype=dtype,
+    )

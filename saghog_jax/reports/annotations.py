@@ -1,0 +1,121 @@
+"""Matches as W3C web annotations (a IIIF annotation page), for viewers and other programs."""
+
+import csv
+import json
+import os
+import urllib.parse
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.retrieval.embeddings import Embeddings
+from saghog_jax.retrieval.ranking import Ranking
+
+CONTEXT = "http://iiif.io/api/presentation/3/context.json"
+DECISIONS = ("accept", "reject", "unsure")
+_NAMES = uuid.uuid5(uuid.NAMESPACE_URL, CONTEXT)
+
+
+def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
+    """What was decided of pairs of page ids, from a decisions.csv that a report exported.
+
+    Raises:
+      UserError: no such file, or no such table; names the line.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no decisions.csv ({error})") from None
+    found = {}
+    for line, row in enumerate(rows, start=2):
+        decision = row.get("decision")
+        if "query" not in row or "page" not in row or decision not in DECISIONS:
+            raise UserError(
+                f"{path} line {line}: expected columns query, page and decision, the last one of "
+                f"{', '.join(DECISIONS)}; found {decision!r}"
+            )
+        found[row["query"], row["page"]] = decision
+    return found
+
+
+def write(
+    path: Path,
+    queries: Embeddings,
+    gallery: Embeddings,
+    ranking: Ranking,
+    shares: np.ndarray | None = None,
+    decisions: Mapping[tuple[str, str], str] | None = None,
+) -> None:
+    """Writes an annotation page: one annotation a listed match, on the page that asked.
+
+    Its body names the page that was found, says rank, distance and (with `shares`) what the
+    calibration says of it, and the decision where there is one. A page that came from a IIIF
+    manifest is named by its canvas, any other by the path of its image relative to the file; a box
+    is a selector in pixels of the image.
+
+    Args:
+      shares: [q, k], as in `tables.write_ranking`.
+    """
+    decisions = decisions or {}
+    items = []
+    for row in range(len(queries)):
+        query = str(queries.page_ids[row])
+        target = _resource(queries, row, path.parent)
+        for i, (other, distance) in enumerate(ranking.hits(row)):
+            page = str(gallery.page_ids[other])
+            said = f"rank {i + 1}, distance {distance:.4f}"
+            if gallery.writers[other]:
+                said += f", writer {gallery.writers[other]}"
+            if shares is not None and not np.isnan(shares[row, i]):
+                said += (
+                    f", {100 * shares[row, i]:.0f} % of the pairs at that distance by one writer"
+                )
+            found = _resource(gallery, other, path.parent)
+            if isinstance(found, str):
+                found = {"type": "SpecificResource", "source": found}
+            body = [{**found, "purpose": "linking"}, _text("describing", said)]
+            decision = decisions.get((query, page))
+            if decision is not None:
+                body.append(_text("assessing", decision))
+            items.append(
+                {
+                    "id": uuid.uuid5(_NAMES, json.dumps([query, page])).urn,
+                    "type": "Annotation",
+                    "motivation": "linking" if decision is None else "assessing",
+                    "target": target,
+                    "body": body,
+                }
+            )
+    name = uuid.uuid5(_NAMES, json.dumps([item["id"] for item in items])).urn
+    content = {"@context": CONTEXT, "id": name, "type": "AnnotationPage", "items": items}
+    with replacing(path, "w") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def _text(purpose: str, value: str) -> dict:
+    return {"type": "TextualBody", "purpose": purpose, "format": "text/plain", "value": value}
+
+
+def _resource(pages: Embeddings, row: int, folder: Path) -> str | dict:
+    source = str(pages.table["canvas"][row]) if "canvas" in pages.table else ""
+    if not source:
+        image = os.path.relpath(pages.image(row).resolve(), folder.resolve())
+        source = urllib.parse.quote(Path(image).as_posix())
+    box = pages.box(row)
+    if box is None:
+        return source
+    x0, y0, x1, y1 = box
+    selector = {
+        "type": "FragmentSelector",
+        "conformsTo": "http://www.w3.org/TR/media-frags/",
+        "value": f"xywh={x0},{y0},{x1 - x0},{y1 - y0}",
+    }
+    return {"type": "SpecificResource", "source": source, "selector": selector}

@@ -1,0 +1,108 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard events, Weights & Biases.
+
+TensorBoard events need no TensorFlow. Weights & Biases is the extra `[wandb]`, off unless a project
+is named, and offline unless told otherwise.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import UserError
+
+WANDB_MODES = ("offline", "online")
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Sink(Protocol):
+    """Takes the numbers of logged steps."""
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the numbers of update `step`."""
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+
+
+def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
+    """The sinks that a training config asks for.
+
+    Args:
+      config: `tensorboard` and `wandb` of `saghog_jax.configs.training.run_config`.
+      folder: the run folder.
+      start_step: what was written of later steps does not count any more: they happen again.
+
+    Raises:
+      UserError: an unknown mode of Weights & Biases, or it is not installed.
+    """
+    sinks: list[Sink] = []
+    # First what can be refused: nothing is left open then.
+    if config.wandb.project:
+        sinks.append(_WeightsAndBiases(config, folder))
+    if config.tensorboard:
+        sinks.append(_TensorBoard(folder / TENSORBOARD_FOLDER, start_step))
+    return sinks
+
+
+class _TensorBoard:
+    """Writes events at once: tensorboardX's own writer hands them to a thread, and a run would wait
+    for ever for one that has ended, by a full disk or a clock that jumps."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{start_step}")
+        if start_step:
+            # TensorBoard then forgets what it has of these steps and later ones.
+            begin = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=start_step + 1, session_log=begin))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            summary = self._scalar(name, value)
+            event = self._event(wall_time=time.time(), step=step, summary=summary)
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, config: ConfigDict, folder: Path) -> None:
+        if config.wandb.mode not in WANDB_MODES:
+            raise UserError(
+                f"unknown config.wandb.mode {config.wandb.mode!r}, known: {', '.join(WANDB_MODES)}"
+            )
+        try:
+            with warnings.catch_warnings():
+                # Its own use of what others have deprecated is not ours to mend.
+                warnings.simplefilter("ignore")
+                import wandb
+        except ImportError:
+            raise UserError(
+                f"config.wandb.project={config.wandb.project!r} needs Weights & Biases: "
+                "pip install -e '.[wandb]'"
+            ) from None
+        self._run = wandb.init(
+            project=config.wandb.project,
+            name=folder.name,
+            dir=str(folder),
+            mode=config.wandb.mode,
+            config=json.loads(config.to_json()),
+        )
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,1 @@
+"""Segment Anything in JAX, and the region backends that use it."""

@@ -1,0 +1,189 @@
+"""Handwriting by Segment Anything: the region backend `sam`, and what it shares with `sam_onnx`.
+
+The page's edges are shown to SAM, masks are generated from a grid of points, and the rules of the
+published code or of the paper choose among them (input_pipeline/regions/sam_rules.py).
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
+
+from saghog_jax.convert import read_weights
+from saghog_jax.devices import precision
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.regions import sam_rules
+from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
+from saghog_jax.sam.mask_generator import MaskGenerator, Segmenter, to_page
+from saghog_jax.sam.model import PIXEL_MEAN, PIXEL_STD, Sam, SamSizes, single_points
+from saghog_jax.sam.weights import from_published
+
+# Raised whenever the same page and parameters would give another mask.
+VERSION = 1
+
+
+class FlaxSegmenter:
+    """SAM on the accelerator, see `mask_generator.Segmenter`."""
+
+    def __init__(self, params: dict, sizes: SamSizes, dtype: DTypeLike) -> None:
+        """Parameters and sizes as `sam_import.from_published` gives them."""
+        self.image_size = sizes.image_size
+        self._variables = jax.device_put({"params": params})
+        model = Sam(sizes, dtype)
+
+        def encode(variables: dict, images: jax.Array) -> jax.Array:
+            return model.apply(variables, images, method="encode")[0]
+
+        def decode(
+            variables: dict, embedding: jax.Array, points: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            logits, iou = model.apply(variables, embedding, *single_points(points), method="decode")
+            # The first mask is for prompts without ambiguity, which a single point is not.
+            return logits[:, 1:], iou[:, 1:]
+
+        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+
+    def encode(self, frame: np.ndarray) -> jax.Array:
+        """[h, w, 3] -> [g, g, d]."""
+        return self._encode(self._variables, normalised(frame, self.image_size))
+
+    def decode(self, embedding: jax.Array, points: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """[q, 2] -> logits [q, m, l, l], IoU [q, m]."""
+        return self._decode(self._variables, embedding, points)
+
+
+def normalised(frame: np.ndarray, side: int) -> np.ndarray:
+    """Normalises a frame and fills it up with zeros: uint8 [h, w, 3] -> float32 [1, s, s, 3]."""
+    h, w = frame.shape[:2]
+    image = np.zeros((1, side, side, 3), np.float32)
+    image[0, :h, :w] = (frame - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+    return image
+
+
+def make(section: ConfigDict) -> Backend:
+    """The backend `sam` of `config.regions.sam`; weights are loaded with the first page.
+
+    Raises:
+      UserError: no weights given, or an unknown name in a field.
+    """
+    section = precision.resolve(section)
+
+    def segmenter() -> FlaxSegmenter:
+        path = Path(section.weights)
+        arrays = read_weights(path)
+        try:
+            params, sizes, report = from_published(arrays)
+        except ValueError as error:
+            raise UserError(f"regions.sam.weights={path}: {error}") from None
+        print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
+        for line in report.lines()[len(report.taken) :]:
+            print("  " + line)
+        return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
+
+    files = {"weights": section.weights}
+    return backend("sam", section, files, segmenter, {"precision": section.precision})
+
+
+def backend(
+    name: str,
+    section: ConfigDict,
+    files: dict[str, str],
+    make_segmenter: Callable[[], Segmenter],
+    parameters: dict[str, Any],
+) -> Backend:
+    """A backend that finds handwriting by some form of SAM.
+
+    Args:
+      name: of the backend.
+      section: `config.regions.NAME`.
+      files: the file of each field that names one.
+      make_segmenter: called once, with the first page.
+      parameters: what decides masks beside the fields that all forms share.
+
+    Raises:
+      UserError: a file that is not given or missing, or an unknown name in a field.
+    """
+    sam_rules.check(section)
+    for field, file in files.items():
+        if not file:
+            raise UserError(
+                f"regions.{name}.{field} is empty: give the file, --config.regions.{name}.{field}="
+                "PATH; docs/segment_anything.md says where the weights come from"
+            )
+        if not Path(file).is_file():
+            raise UserError(f"regions.{name}.{field}: there is no file {file}")
+    if min(section.points_per_side, section.points_per_batch) < 1:
+        raise UserError(
+            f"regions.{name}: points_per_side={section.points_per_side} and points_per_batch="
+            f"{section.points_per_batch} must be at least 1"
+        )
+    rules = section[section.rules]
+
+    @functools.cache
+    def generator() -> MaskGenerator:
+        return MaskGenerator(
+            make_segmenter(),
+            section.points_per_side,
+            section.points_per_batch,
+            rules.min_iou,
+            rules.min_stability,
+            rules.max_overlap,
+            section.max_masks,
+        )
+
+    return Backend(
+        name=name,
+        version=VERSION,
+        parameters={
+            **parameters,
+            "input": section.input,
+            "points_per_side": section.points_per_side,
+            "max_masks": section.max_masks,
+            "rules": section.rules,
+            **rules.to_dict(),
+        },
+        find=lambda image, _: find(image, generator(), section),
+        weights={field: _sha256(file) for field, file in files.items()},
+        on_device=True,
+    )
+
+
+def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> RegionResult:
+    """The handwriting of a page.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      generator: of masks.
+      section: `config.regions.NAME`: `input` and `rules` are used.
+    """
+    edge_map = sam_rules.edges(image)
+    seen = np.repeat(edge_map[..., None], 3, axis=-1) if section.input == "edges" else image
+    masks = generator(seen)
+    choice = sam_rules.choose(masks.masks, edge_map, section)
+    mask = np.zeros(image.shape[:2], bool)
+    for i in choice.taken:
+        mask |= to_page(masks.logits[i], masks.masks.shape[1:], mask.shape)
+    mask = sam_rules.without_border(mask, section[section.rules].border)
+    shares = masks.masks.mean((1, 2), dtype=np.float64)
+    meta = {
+        "masks_found": masks.found,
+        "masks": [
+            {"iou": round(float(iou), 4), "stability": round(float(stability), 4),
+             "share": round(float(share), 4), "verdict": verdict}
+            for iou, stability, share, verdict in zip(
+                masks.iou, masks.stability, shares, choice.verdicts, strict=True
+            )
+        ],
+    }  # fmt: skip
+    return RegionResult(mask, tuple(float(masks.iou[i]) for i in choice.taken), meta)
+
+
+def _sha256(file: str) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,259 @@
+"""From shipped bytes to images, and augmentation, on the device, batched.
+
+Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary` is 1 on paper and
+0 on ink, float32 [b, h, w, 1]. Everything random is a function of the key alone. Augmentation that
+moves the ink (`move`) acts on images and binary alike, so that targets made of them still fit; the
+rest (`augment`) acts on what the encoder sees.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import UserError
+
+# ITU-R 601-2 luma, as in the published code.
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Images and binary of a batch as the loader ships it.
+
+    Args:
+      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], bits, 1 = ink.
+
+    Returns:
+      images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
+    """
+    b, h, w, _ = batch["patches"].shape
+    images = batch["patches"].astype(jnp.float32) / 255.0
+    bits = jnp.unpackbits(batch["ink"], axis=-1).reshape(b, h, w, 1)
+    return images, 1.0 - bits.astype(jnp.float32)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """[0, 1] to [-1, 1], what the encoder reads."""
+    return images * 2.0 - 1.0
+
+
+def to_gray(images: jax.Array) -> jax.Array:
+    """Luma of [b, h, w, 3], repeated over the three channels."""
+    gray = images @ jnp.asarray(_LUMA, images.dtype)
+    return jnp.broadcast_to(gray[..., None], images.shape)
+
+
+def random_gray(rng: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Patches become grey with the given probability, each by itself."""
+    return _choose(rng, probability, to_gray(images), images)
+
+
+def random_binarize(
+    rng: jax.Array, images: jax.Array, binary: jax.Array, probability: float
+) -> jax.Array:
+    """Patches are replaced by their binary form with the given probability."""
+    return _choose(rng, probability, jnp.broadcast_to(binary, images.shape), images)
+
+
+def erode(images: jax.Array, kernels: jax.Array) -> jax.Array:
+    """Minimum over each patch's own 3x3 kernel: dark ink grows; outside is ignored.
+
+    Args:
+      images: float32 [b, h, w, c].
+      kernels: bool [b, 3, 3]; out[y, x] is the minimum of in[y + dy, x + dx] where the kernel is
+        set at (dy, dx), the kernel's centre being (0, 0).
+    """
+    return _morph(images, kernels, jnp.minimum, jnp.inf)
+
+
+def dilate(images: jax.Array, kernels: jax.Array) -> jax.Array:
+    """Maximum over in[y - dy, x - dx] where the kernel is set: dark ink shrinks."""
+    return _morph(images, kernels[:, ::-1, ::-1], jnp.maximum, -jnp.inf)
+
+
+def random_kernels(rng: jax.Array, b: int) -> jax.Array:
+    """bool [b, 3, 3], each cell set with probability one half, the centre always."""
+    return jax.random.bernoulli(rng, 0.5, (b, 3, 3)).at[:, 1, 1].set(True)
+
+
+def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Resamples each patch by its own affine map, bilinearly; outside is paper (1).
+
+    Args:
+      images: float32 [b, h, w, c].
+      matrices: float32 [b, 2, 3]; the pixel (x, y) of the result is the patch at
+        matrix @ (x, y, 1), between the centres of pixels.
+    """
+    h, w = images.shape[1:3]
+    y, x = jnp.indices((h, w), jnp.float32)
+    m = matrices[..., None, None]
+    # One pixel of paper around the patch is as good as endless paper.
+    from_x = jnp.clip(m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], -1, w)
+    from_y = jnp.clip(m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2], -1, h)
+    left, top = jnp.floor(from_x), jnp.floor(from_y)
+    right_share, lower_share = (from_x - left)[..., None], (from_y - top)[..., None]
+    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=1.0)
+    rows, columns = top.astype(jnp.int32) + 1, left.astype(jnp.int32) + 1
+
+    def at(rows: jax.Array, columns: jax.Array) -> jax.Array:
+        take = jax.vmap(lambda p, r, c: p.at[r, c].get(mode="promise_in_bounds"))
+        return take(padded, rows, columns)
+
+    def mixed(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
+        return a * (1.0 - share) + b * share
+
+    upper = mixed(at(rows, columns), at(rows, columns + 1), right_share)
+    lower = mixed(at(rows + 1, columns), at(rows + 1, columns + 1), right_share)
+    return mixed(upper, lower, lower_share)
+
+
+def random_matrices(
+    rng: jax.Array,
+    b: int,
+    h: int,
+    w: int,
+    degrees: float,
+    translate: float,
+    scale_low: float,
+    scale_high: float,
+) -> jax.Array:
+    """Maps for `affine`, float32 [b, 2, 3]: each patch turned, scaled and moved.
+
+    Args:
+      degrees: turned about the centre by up to this, both ways.
+      translate: moved by up to this share of the sides, both ways.
+      scale_low, scale_high: range of the factor that enlarges.
+    """
+    turn, shift, zoom = jax.random.split(rng, 3)
+    limit = float(np.deg2rad(degrees))
+    angle = jax.random.uniform(turn, (b,), minval=-limit, maxval=limit)
+    scale = jax.random.uniform(zoom, (b,), minval=scale_low, maxval=scale_high)
+    moved = jax.random.uniform(shift, (b, 2), minval=-translate, maxval=translate)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
+    centre = jnp.asarray([(w - 1) / 2, (h - 1) / 2], jnp.float32)
+    target = centre + moved * jnp.asarray([w, h], jnp.float32)
+    offset = centre - jnp.einsum("bij,bj->bi", linear, target)
+    return jnp.concatenate([linear, offset[..., None]], axis=-1)
+
+
+def jitter(
+    images: jax.Array, brightness: jax.Array, contrast: jax.Array, saturation: jax.Array
+) -> jax.Array:
+    """Changes brightness, then contrast, then saturation, each by a factor a patch, [b].
+
+    The formulas are torchvision's: mixtures with black, with the patch's mean luma, and with its
+    luma, the original weighing as much as the factor, cut to [0, 1]; a factor of 1 changes nothing.
+    """
+
+    def mix(images: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
+        factor = factor[:, None, None, None]
+        return jnp.clip(factor * images + (1.0 - factor) * other, 0.0, 1.0)
+
+    images = mix(images, 0.0, brightness)
+    images = mix(images, to_gray(images).mean((1, 2, 3), keepdims=True), contrast)
+    return mix(images, to_gray(images), saturation)
+
+
+def move(
+    rng: jax.Array, images: jax.Array, binary: jax.Array, config: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
+    """Turns, scales and moves patches with the probability `config.affine`.
+
+    Args:
+      rng: the key of this update's movements.
+      images: float32 [b, h, w, 3] in [0, 1].
+      binary: float32 [b, h, w, 1]; moved as the images and then rounded, so that it stays binary.
+      config: the `augment` section.
+
+    Raises:
+      UserError: a field of the section is out of its range.
+    """
+    _check(config)
+    if not config.affine:
+        return images, binary
+    chosen, draw = jax.random.split(rng)
+    matrices = random_matrices(
+        draw,
+        *images.shape[:3],
+        config.degrees,
+        config.translate,
+        config.scale_low,
+        config.scale_high,
+    )
+    moved = jnp.where(affine(binary, matrices) > 0.5, 1.0, 0.0)
+    return (
+        _choose(chosen, config.affine, affine(images, matrices), images),
+        _choose(chosen, config.affine, moved, binary),
+    )
+
+
+def augment(rng: jax.Array, images: jax.Array, binary: jax.Array, config: ConfigDict) -> jax.Array:
+    """The augmentations that leave the ink in place, each with its own probability a patch.
+
+    Args:
+      rng: the key of this update's augmentation.
+      images: float32 [b, h, w, 3] in [0, 1].
+      binary: float32 [b, h, w, 1], what `binarize` swaps in.
+      config: the `augment` section.
+
+    Raises:
+      UserError: a field of the section is out of its range.
+    """
+    _check(config)
+    gray, binarize, erosion, dilation, kernel_a, kernel_b, colour, factors = jax.random.split(
+        rng, 8
+    )
+    b = images.shape[0]
+    if config.jitter:
+        changed = jitter(images, *_random_factors(factors, b, config))
+        images = _choose(colour, config.jitter, changed, images)
+    if config.gray:
+        images = random_gray(gray, images, config.gray)
+    if config.binarize:
+        images = random_binarize(binarize, images, binary, config.binarize)
+    if config.erode:
+        images = _choose(erosion, config.erode, erode(images, random_kernels(kernel_a, b)), images)
+    if config.dilate:
+        thinner = dilate(images, random_kernels(kernel_b, b))
+        images = _choose(dilation, config.dilate, thinner, images)
+    return images
+
+
+def _check(config: ConfigDict) -> None:
+    for name in ("gray", "binarize", "erode", "dilate", "affine", "jitter"):
+        if not 0 <= config[name] <= 1:
+            raise UserError(f"augment.{name}={config[name]} is a probability, 0 to 1")
+    for name in ("degrees", "translate", "brightness", "contrast", "saturation"):
+        if config[name] < 0:
+            raise UserError(f"augment.{name}={config[name]} must not be negative")
+    if not 0 < config.scale_low <= config.scale_high:
+        raise UserError(
+            f"augment.scale_low={config.scale_low} and augment.scale_high={config.scale_high} must "
+            "satisfy 0 < scale_low <= scale_high"
+        )
+
+
+def _random_factors(rng: jax.Array, b: int, config: ConfigDict) -> list[jax.Array]:
+    strengths = (config.brightness, config.contrast, config.saturation)
+    return [
+        jax.random.uniform(key, (b,), minval=max(0.0, 1.0 - strength), maxval=1.0 + strength)
+        for key, strength in zip(jax.random.split(rng, 3), strengths, strict=True)
+    ]
+
+
+def _choose(rng: jax.Array, probability: float, new: jax.Array, old: jax.Array) -> jax.Array:
+    chosen = jax.random.bernoulli(rng, probability, (old.shape[0], 1, 1, 1))
+    return jnp.where(chosen, new, old)
+
+
+def _morph(images: jax.Array, kernels: jax.Array, best: object, neutral: float) -> jax.Array:
+    b, h, w, _ = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=neutral)
+    out = jnp.full_like(images, neutral)
+    for dy in range(3):
+        for dx in range(3):
+            shifted = lax.dynamic_slice(padded, (0, dy, dx, 0), (b, h, w, images.shape[-1]))
+            out = best(out, jnp.where(kernels[:, dy, dx, None, None, None], shifted, neutral))
+    return out

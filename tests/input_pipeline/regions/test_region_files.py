@@ -1,0 +1,196 @@
+"""Backends that look masks up: given masks, PAGE and ALTO in the namespaces in use."""
+
+import cv2
+import numpy as np
+import pytest
+from saghog_jax.configs.regions import regions_config
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.regions.backends import Place, make_backend
+
+SHAPE = 120, 200
+IMAGE = np.full((*SHAPE, 3), 255, np.uint8)
+PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/{}"
+ALTO = "http://www.loc.gov/standards/alto/ns-v{}#"
+
+
+def page_xml(version="2019-07-15", size=(120, 200), outline='<Coords points="20,30 100,30 60,90"/>',
+             namespace=PAGE, line='<Coords points="30,35 80,35 60,60"/>'):  # fmt: skip
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?><PcGts xmlns="{namespace.format(version)}">'
+        f'<Metadata/><Page imageFilename="b.jpg" imageWidth="{size[1]}" imageHeight="{size[0]}">'
+        f'<ImageRegion><Coords points="0,0 199,0 199,119"/></ImageRegion>'
+        f"<TextRegion>{outline}<TextLine>{line}</TextLine></TextRegion></Page></PcGts>"
+    )
+
+
+def alto_xml(version=4, size=(120, 200), block="", shape='POINTS="20,30 100,30 60,90"'):
+    inner = f"<Shape><Polygon {shape}/></Shape>" if shape else ""
+    return (
+        f'<alto xmlns="{ALTO.format(version)}"><Layout><Page WIDTH="{size[1]}" HEIGHT="{size[0]}">'
+        f'<PrintSpace HPOS="0" VPOS="0" WIDTH="200" HEIGHT="120"><TextBlock {block}>{inner}'
+        '<TextLine HPOS="30" VPOS="35" WIDTH="50" HEIGHT="20"><Shape><Polygon POINTS="30 35 80 35'
+        ' 60 60"/></Shape></TextLine></TextBlock></PrintSpace></Page></Layout></alto>'
+    )
+
+
+def drawn(points, shape=SHAPE):
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.array(points, np.int32)], 1)
+    return mask > 0
+
+
+REGION = drawn([(20, 30), (100, 30), (60, 90)])
+LINE = drawn([(30, 35), (80, 35), (60, 60)])
+
+
+def xml(folder, text, level="region", box=None, shape=SHAPE):
+    """What the backend finds with this file for the page a/b.jpg."""
+    regions = regions_config("xml")
+    regions.xml.folder, regions.xml.level = str(folder), level
+    (folder / "a").mkdir(exist_ok=True)
+    (folder / "a" / "b.xml").write_text(text, encoding="utf-8")
+    backend = make_backend(regions)
+    found = backend.source(folder / "elsewhere", "a/b.jpg")
+    assert found == folder / "a" / "b.xml"
+    return backend.find(IMAGE, Place(shape, box, found))
+
+
+class TestXml:
+    @pytest.mark.parametrize(
+        "version", ["2010-03-19", "2013-07-15", "2016-07-15", "2017-07-15", "2018-07-15",
+                    "2019-07-15"],
+    )  # fmt: skip
+    def test_page_of_every_version(self, tmp_path, version):
+        found = xml(tmp_path, page_xml(version))
+        np.testing.assert_array_equal(found.mask, REGION)
+        assert found.meta == {"format": "PcGts", "polygons": 1, "without_polygon": 0}
+
+    @pytest.mark.parametrize("version", [2, 3, 4])
+    def test_alto_of_every_version(self, tmp_path, version):
+        np.testing.assert_array_equal(xml(tmp_path, alto_xml(version)).mask, REGION)
+
+    def test_without_a_namespace_and_with_point_elements(self, tmp_path):
+        text = page_xml(namespace="").replace(' xmlns=""', "")
+        np.testing.assert_array_equal(xml(tmp_path, text).mask, REGION)
+        points = "".join(f'<Point x="{x}" y="{y}"/>' for x, y in ((20, 30), (100, 30), (60, 90)))
+        text = page_xml("2010-03-19", outline=f"<Coords>{points}</Coords>")
+        np.testing.assert_array_equal(xml(tmp_path, text).mask, REGION)
+
+    @pytest.mark.parametrize("text", [page_xml(), alto_xml()])
+    def test_the_level_says_whose_polygons(self, tmp_path, text):
+        np.testing.assert_array_equal(xml(tmp_path, text, "line").mask, LINE)
+        assert (LINE != REGION).any()
+
+    @pytest.mark.parametrize("make", [page_xml, alto_xml])
+    def test_another_resolution_is_scaled(self, tmp_path, make):
+        found = xml(tmp_path, make(size=(60, 100)), shape=(120, 200))
+        expected = drawn([(40, 60), (200, 60), (120, 180)])
+        np.testing.assert_array_equal(found.mask, expected)
+
+    @pytest.mark.parametrize("make", [page_xml, alto_xml])
+    def test_other_proportions_are_refused(self, tmp_path, make):
+        with pytest.raises(PageError, match="of 200 x 200 pixels, which the page of 200 x 120 is"):
+            xml(tmp_path, make(size=(200, 200)))
+
+    def test_a_box_is_that_part(self, tmp_path):
+        found = xml(tmp_path, page_xml(), box=(50, 20, 120, 80))
+        np.testing.assert_array_equal(found.mask, REGION[20:80, 50:120])
+
+    def test_rectangles_of_alto_without_polygons(self, tmp_path):
+        block = 'HPOS="10" VPOS="20" WIDTH="30" HEIGHT="40"'
+        found = xml(tmp_path, alto_xml(block=block, shape=""))
+        np.testing.assert_array_equal(found.mask, drawn([(10, 20), (40, 20), (40, 60), (10, 60)]))
+
+    @pytest.mark.parametrize("text", [page_xml(outline=""), alto_xml(shape=""),
+                                      page_xml(outline='<Coords points="3,4"/>')])  # fmt: skip
+    def test_a_missing_polygon_is_counted(self, tmp_path, text):
+        found = xml(tmp_path, text)
+        assert not found.mask.any()
+        assert (found.meta["polygons"], found.meta["without_polygon"]) == (0, 1)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("<alto", "b.xml is not XML"),
+            ("<html/>", "neither PAGE nor ALTO; its root is 'html'"),
+            ('<PcGts xmlns="x"/>', "has no element Page"),
+            (page_xml(size=("x", 1)), "no imageHeight and imageWidth"),
+            (page_xml(size=(0, 1)), "is of 1 x 0 pixels"),
+            (page_xml(outline='<Coords points="1,2 a,3"/>'), "not coordinates: '1,2 a,3'"),
+            (page_xml(outline='<Coords points="1,2 3"/>'), "not coordinates: '1,2 3'"),
+            (page_xml(outline='<Coords points="1,2 nan,3"/>'), "not coordinates"),
+            ('<!DOCTYPE PcGts [<!ENTITY a "b">]><PcGts>&a;</PcGts>', "has a document type"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said(self, tmp_path, text, message):
+        with pytest.raises(PageError, match=message):
+            xml(tmp_path, text)
+
+    @pytest.mark.parametrize("name", ["b.xml", "b.jpg.xml", "page/b.xml", "alto/b.xml"])
+    def test_files_beside_the_page(self, tmp_path, name):
+        backend = make_backend(regions_config("xml"))
+        assert backend.source(tmp_path, "a/b.jpg") is None
+        file = tmp_path / "a" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(page_xml())
+        assert backend.source(tmp_path, "a/b.jpg") == file
+
+    def test_no_file_and_unknown_fields(self, tmp_path):
+        regions = regions_config("xml")
+        with pytest.raises(PageError, match="there is no PAGE or ALTO file of its name"):
+            make_backend(regions).find(IMAGE, Place(SHAPE, None, None))
+        regions.xml.level = "word"
+        with pytest.raises(
+            UserError, match="unknown regions.xml.level 'word', known: region, line"
+        ):
+            make_backend(regions)
+        regions.xml.level, regions.xml.folder = "line", str(tmp_path / "none")
+        with pytest.raises(UserError, match="regions.xml.folder=.*none' is not a folder"):
+            make_backend(regions)
+
+
+class TestMasks:
+    def find(self, folder, mask, box=None, name="b.png"):
+        regions = regions_config("masks")
+        regions.masks.folder = str(folder)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), mask)
+        backend = make_backend(regions)
+        found = backend.source(folder, "a/b.jpg")
+        assert found == folder / name
+        return backend.find(IMAGE, Place(SHAPE, box, found)).mask
+
+    @pytest.mark.parametrize("name", ["b.png", "a/b.png", "a/b.jpg.png", "b.tif"])
+    def test_it_is_found_by_name_and_taken_as_it_is(self, tmp_path, name):
+        mask = self.find(tmp_path, REGION.astype(np.uint8) * 255, name=name)
+        np.testing.assert_array_equal(mask, REGION)
+
+    def test_zeros_and_ones_are_a_mask_too(self, tmp_path):
+        np.testing.assert_array_equal(self.find(tmp_path, REGION.astype(np.uint8)), REGION)
+        assert not self.find(tmp_path, np.zeros(SHAPE, np.uint8)).any()
+
+    def test_sizes(self, tmp_path):
+        small = np.zeros((60, 100), np.uint8)
+        small[10:20, 30:50] = 255
+        expected = np.zeros(SHAPE, bool)
+        expected[20:40, 60:100] = True
+        np.testing.assert_array_equal(self.find(tmp_path, small), expected)
+        box = 50, 10, 90, 50
+        np.testing.assert_array_equal(self.find(tmp_path, small, box), expected[10:50, 50:90])
+        with pytest.raises(
+            PageError, match="its mask b.png is of 100 x 100 pixels, which the page"
+        ):
+            self.find(tmp_path, np.zeros((100, 100), np.uint8))
+
+    def test_no_mask_no_image_no_folder(self, tmp_path):
+        regions = regions_config("masks")
+        with pytest.raises(UserError, match="regions.masks.folder='' is not a folder"):
+            make_backend(regions)
+        regions.masks.folder = str(tmp_path)
+        backend = make_backend(regions)
+        assert backend.source(tmp_path, "../a/b.jpg") is None
+        with pytest.raises(PageError, match="there is no mask of it"):
+            backend.find(IMAGE, Place(SHAPE, None, None))
+        (tmp_path / "b.png").write_text("no image")
+        with pytest.raises(PageError, match="its mask b.png: not an image"):
+            backend.find(IMAGE, Place(SHAPE, None, tmp_path / "b.png"))
