@@ -23,12 +23,12 @@ import doxapy
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+
+from benchmarks.measure import Report, alternate
 from saghog_jax.configs.pretrain import get_config
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.processes.workers import keep_memory, keep_to_one_thread
-
-from benchmarks.measure import Report, alternate
 
 SIZE, PATCH, MOST = 256, 32, 32
 ALGORITHMS = doxapy.Binarization.Algorithms

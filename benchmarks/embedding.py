@@ -14,15 +14,15 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import torch
-from saghog_jax.configs.embed import get_config
-from saghog_jax.input_pipeline.cutting.patches import Cut
 
 from benchmarks import torch_model
 from benchmarks.flops import encoding_flops
 from benchmarks.measure import Report, alternate, peak_memory, rates
 from benchmarks.our_steps import arguments, binary_of, finetuning, random_batch
+from saghog_jax.configs.embed import get_config
 from saghog_jax.embedding.describers import netrvlad_model
 from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.main import use_huge_pages
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 

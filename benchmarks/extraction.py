@@ -22,6 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+
+from benchmarks.measure import Report, alternate
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
@@ -29,8 +31,6 @@ from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import read_csv
 from saghog_jax.input_pipeline.processes.workers import keep_memory, keep_to_one_thread
-
-from benchmarks.measure import Report, alternate
 
 
 def alone(page: np.ndarray, rule: Rule) -> tuple[np.ndarray, list]:

@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from saghog_jax.configs import embed
-from saghog_jax.input_pipeline.cutting.patches import Rule
-from saghog_jax.input_pipeline.pages.manifest import read_csv
-from saghog_jax.input_pipeline.store.stream import stream_cuts
 
 from benchmarks import quality_data
+from saghog_jax.configs import embed
 from saghog_jax.embedding.describer import Describer
 from saghog_jax.embedding.describers import load_models
 from saghog_jax.evidence.attribution import Clusters, PagePatches, page_total
+from saghog_jax.input_pipeline.cutting.patches import Rule
+from saghog_jax.input_pipeline.pages.manifest import read_csv
+from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 

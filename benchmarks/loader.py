@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.measure import Report, alternate, rates
 from saghog_jax.input_pipeline.batches.loader import batches
 from saghog_jax.input_pipeline.batches.plans import m_per_class_plan, uniform_plan
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.writer import PageResult, finish_store, shard_name, write_shard
-
-from benchmarks.measure import Report, alternate, rates
 
 BATCH, PER_CLASS, CLASSES = 2048, 16, 5000
 PATCHES_A_PAGE, PAGES_A_SHARD = 1000, 16

@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from saghog_jax.configs.pretrain import get_config
-
 from benchmarks.measure import FOLDER, Report
 from saghog_jax import pretrain
+from saghog_jax.configs.pretrain import get_config
 
 PICTURE = Path("docs/images/mixed-precision.svg")
 PRECISIONS = ("float32", "mixed")

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from saghog_jax.configs import finetune as finetune_config
-from saghog_jax.configs import pretrain as pretrain_config
 
 from benchmarks.measure import FOLDER
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices.precision import resolve
 from saghog_jax.finetune import Finetuning
 from saghog_jax.pretrain import Pretraining

@@ -15,11 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import Report
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.store.build import ensure_store
-
-from benchmarks.measure import Report
 
 
 def cpu_seconds() -> float:

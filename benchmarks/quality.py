@@ -24,14 +24,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from saghog_jax.configs import embed, finetune, pretrain
-from saghog_jax.input_pipeline.labels import sift_vlad
-from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 
 from benchmarks import quality_data
 from benchmarks.measure import Report
 from benchmarks.sift_vlad import WORDS, described
+from saghog_jax.configs import embed, finetune, pretrain
 from saghog_jax.embedding import sift as patch_sift
+from saghog_jax.input_pipeline.labels import sift_vlad
+from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval import metrics, whitening
 from saghog_jax.retrieval.aggregate import side_by_side

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+
+from benchmarks.measure import Report, alternate, peak_memory
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
@@ -28,9 +31,6 @@ from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.input_pipeline.processes.workers import one_thread
 from saghog_jax.input_pipeline.regions.ink import find_ink
-from sklearn.cluster import MiniBatchKMeans
-
-from benchmarks.measure import Report, alternate, peak_memory
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.ranking import score_rows
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
+from benchmarks.measure import Report, alternate, peak_memory
 from saghog_jax.configs.regions import sam_config
+from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import read_csv
-
-from benchmarks.measure import Report, alternate, peak_memory
-from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.sam.backend import FlaxSegmenter, find
 from saghog_jax.sam.mask_generator import MaskGenerator, shrink
 from saghog_jax.sam.model import SIZES, SamSizes, parameter_shapes

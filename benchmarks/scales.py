@@ -17,13 +17,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from benchmarks import quality_data
+from benchmarks.sift_vlad import WORDS, described
 from saghog_jax.input_pipeline.cutting import binarize
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, read_csv
-
-from benchmarks import quality_data
-from benchmarks.sift_vlad import WORDS, described
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.ranking import score_rows
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from saghog_jax.configs import training
 
 from benchmarks.measure import FOLDER, Report, alternate
+from saghog_jax.configs import training
 from saghog_jax.models.build import make_encoder, make_mae
 from saghog_jax.models.mae import mask_noise, masked_loss, random_masking, removed_errors
 from saghog_jax.models.netrvlad import cosine_gram, l2_normalize, page_sum

@@ -13,6 +13,7 @@ Every key is listed in report.txt: taken, missing, or unused and why.
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common, finetune, pretrain
 
 

@@ -17,6 +17,7 @@ configs/pretrain.py.
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 

@@ -22,8 +22,8 @@ _REPEATED = ("stores.offline.", "mae.", "writer.", "encoder.")
 INTRODUCTION = """# Stages and the fields of their configs
 
 Made from the files in `configs/` by `python -m saghog_jax.configs.fields`. A field is set on the
-command line by `--config.FIELD=VALUE`. Defaults are those of the config without an argument. The section `store`
-is called `stores.pretrain` and `stores.offline` in configs/prepare.py.
+command line by `--config.FIELD=VALUE`. Defaults are those of the config without an argument. The
+section `store` is called `stores.pretrain` and `stores.offline` in configs/prepare.py.
 """
 
 

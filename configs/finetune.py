@@ -21,6 +21,7 @@ triplet, triplet_semihard · `init` kmeans, random · `regions` as in configs/pr
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common, recipes, training
 from saghog_jax.configs.regions import regions_config
 

@@ -15,6 +15,7 @@ Variants: `cpu` (default: 3,000 clusters) and `paper` (5,000 clusters). `:only=p
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 

@@ -22,6 +22,7 @@ cut there alone.
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common, training
 from saghog_jax.configs.regions import regions_config
 

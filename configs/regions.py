@@ -14,6 +14,7 @@ section `regions` of their config is the same.
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.regions.backends import BACKENDS
 

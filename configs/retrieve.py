@@ -11,6 +11,7 @@ evaluated pages, 512 components, only beyond 500 pages); `historical_wi`, `hisir
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 
 VARIANTS = ("default", "paper", "historical_wi", "hisir19", "hisfrag20", "hisfrag20_page")

@@ -13,6 +13,7 @@ For pages of your own, embed them with the same checkpoint, then name both folde
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 from saghog_jax.configs.retrieve import report_config
 

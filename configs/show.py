@@ -10,6 +10,7 @@ end. Another run, such as one that is still under way:
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 
 

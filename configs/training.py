@@ -1,6 +1,7 @@
 """What both training stages share: the model, the run, augmentation and the optimiser."""
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 
 

@@ -7,6 +7,7 @@ Reads all stores in runs/prepare at the speed of the disk, writes nothing, and e
 """
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 
 

@@ -1,9 +1,15 @@
-"""Writing a file so that a reader sees the old one or the whole new one, never a half."""
+"""Names of image files, and writing a file whole or not at all."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+# Endings of the names of image files; other files in a folder of pages are not read.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".j2k", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ File formats and folders are here; names and layouts of the arrays are torch_imp
 """
 
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from saghog_jax.devices import precision
 from saghog_jax.input_pipeline.errors import UserError
@@ -29,9 +27,9 @@ from saghog_jax.runs.checkpoint import (
 )
 from saghog_jax.runs.train_state import TrainState
 from saghog_jax.weights import torch_names
+from saghog_jax.weights.files import read_weights
 from saghog_jax.weights.torch_names import Report
 
-SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
 NEXT = {
     "encoder": "configs/finetune.py --config.init_from=",
     "mae": "configs/finetune.py --config.init_from=",
@@ -169,45 +167,6 @@ def _export(source: Path, workdir: Path) -> None:
     with replacing(path, "wb") as file:
         file.write(save(weights, metadata={"format": "pt", "kind": meta["kind"]}))
     print(f"exported {source} of kind {meta['kind']!r}, {len(weights)} arrays, to {path}")
-
-
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name from .pt or .pth (needs PyTorch; nothing but arrays is unpickled),
-    .safetensors or .npz.
-
-    Raises:
-      UserError: an unknown suffix, a damaged file, PyTorch missing.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown kind of file, known: {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        if path.suffix == ".safetensors":
-            return load_file(path)
-    except (ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
-        raise UserError(f"{path} is no readable {path.suffix[1:]} file: {error}") from None
-    return _read_torch(path)
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path}: reading {path.suffix} files needs PyTorch: pip install 'saghog_jax[torch]', "
-            f"or save the weights as .safetensors where PyTorch is installed"
-        ) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged or unsafe files
-        raise UserError(f"{path} cannot be read safely: {str(error).splitlines()[0]}") from None
-    content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no weights: neither model_state_dict nor a state dict")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def _write_report(workdir: Path, report: Report) -> None:

@@ -18,9 +18,11 @@ from saghog_jax.input_pipeline.batches import loader, plans
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.page_links import ensure_links
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
+from saghog_jax.models import inputs
 from saghog_jax.models.build import ENCODERS, make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.models.writer_model import DESCRIPTORS, token_ink
@@ -31,7 +33,6 @@ from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.train_state import split_params
 from saghog_jax.training import augment, losses, optim, validation
 from saghog_jax.training.loop import run_training
-from saghog_jax.training.validation import evenly
 
 # What tells classes apart, and what a picture calls them.
 _CALLED = {
@@ -41,7 +42,6 @@ _CALLED = {
     "writer": "writers",
 }
 LABELS = tuple(_CALLED)
-INPUTS = ("page", "binary")
 LOSSES = ("multi_similarity", "contrastive", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
 HEAD_INITS = ("kmeans", "random", "checkpoint")
@@ -57,7 +57,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     for field, value, known in (
         ("labels", config.labels, LABELS),
-        ("input", config.input, INPUTS),
+        ("input", config.input, inputs.INPUTS),
         ("encoder", config.encoder, ENCODERS),
         ("descriptor", config.descriptor, DESCRIPTORS),
         ("netrvlad.init", config.netrvlad.init, HEAD_INITS),
@@ -195,10 +195,11 @@ class Finetuning:
         """Normalised images, binary, label and the key of its dropout, of each patch."""
         config = self.config
         move_rng, augment_rng, dropout_rng = jax.random.split(rng, 3)
-        images, binary = augment.move(move_rng, *augment.decode(batch), config.augment)
-        images = augment.augment(augment_rng, self._input(images, binary), binary, config.augment)
+        images, binary = augment.move(move_rng, *inputs.decode(batch), config.augment)
+        images = inputs.model_input(images, binary, config.input)
+        images = augment.augment(augment_rng, images, binary, config.augment)
         return {
-            "images": augment.normalize(images),
+            "images": inputs.normalize(images),
             "binary": binary,
             "label": batch["label"],
             "key": jax.random.split(dropout_rng, images.shape[0]),
@@ -237,8 +238,8 @@ class Finetuning:
     ) -> dict[str, jax.Array]:
         """Sums by page of the held-out patches' vectors, as embedding makes them."""
         del rng
-        images, binary = augment.decode(batch)
-        images = augment.normalize(self._input(images, binary))
+        images, binary = inputs.decode(batch)
+        images = inputs.normalize(inputs.model_input(images, binary, self.config.input))
         x, assignment = self.model.apply(variables, images, binary=binary)
         centroids = variables["params"]["netrvlad"]["centroids"]
         sums = page_sum(assignment, x, centroids, segments, self.config.netrvlad.normalized)
@@ -266,16 +267,11 @@ class Finetuning:
         members = [np.flatnonzero(self._labels == name) for name in chosen]
         per_class = min(_SHOWN, *map(len, members))
         indices = np.concatenate([m[evenly(len(m), per_class)] for m in members])
-        images, binary = augment.decode(self._store.gather(indices))
-        images = np.asarray(self._input(images, binary))
+        images, binary = inputs.decode(self._store.gather(indices))
+        images = np.asarray(inputs.model_input(images, binary, self.config.input))
         shown = images.reshape(len(chosen), per_class, *images.shape[1:])
         names = [str(name) for name in chosen]
         return [drawing.classes(shown, names, _CALLED[self.config.labels])]
-
-    def _input(self, images: jax.Array, binary: jax.Array) -> jax.Array:
-        if self.config.input == "binary":
-            return jnp.broadcast_to(binary, images.shape)
-        return images
 
     def _feature_centres(self, variables: dict) -> np.ndarray:
         """k-means centres [v, d] of descriptors of patches drawn evenly from the store."""
@@ -287,10 +283,9 @@ class Finetuning:
 
         @functools.partial(jax.jit, out_shardings=whole)
         def describe(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-            images, binary = augment.decode(batch)
-            x = self.model.apply(
-                variables, augment.normalize(self._input(images, binary)), method="encode"
-            )
+            images, binary = inputs.decode(batch)
+            images = inputs.normalize(inputs.model_input(images, binary, config.input))
+            x = self.model.apply(variables, images, method="encode")
             return x, token_ink(binary, self.model.encoder.token_size)
 
         chosen = self._shown[evenly(len(self._shown), config.netrvlad.init_samples)]

@@ -16,11 +16,13 @@ from saghog_jax.input_pipeline.batches import loader, plans
 from saghog_jax.input_pipeline.batches.crop_batches import PageCrops, open_crops
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.models.build import make_encoder, make_mae, use_remat
-from saghog_jax.models.mae import MaskedAutoencoder, mask_noise, removed_errors
-from saghog_jax.models.targets import make_targets, target_dim
+from saghog_jax.models import inputs
+from saghog_jax.models.build import init_variables, make_encoder, model_of
+from saghog_jax.models.mae import mask_noise, removed_errors
+from saghog_jax.models.targets import make_targets
 from saghog_jax.next_command import next_command
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs import pictures as drawing
@@ -30,23 +32,6 @@ from saghog_jax.training import augment, optim, validation
 from saghog_jax.training.loop import run_training
 
 SOURCES = ("store", "crops")
-
-
-def model_of(config: ConfigDict) -> MaskedAutoencoder:
-    """The masked autoencoder of a pretraining config."""
-    channels = target_dim(
-        config.target, config.model.token_size, config.hog.cell_size, config.hog.num_bins
-    )
-    remat = use_remat(config)
-    return make_mae(config.model, channels, operand_dtype(config.precision), remat)
-
-
-def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
-    """The model before the first update: {"params": {"encoder": ..., "decoder": ...}}."""
-    model, size = model_of(config), config.model.patch_size
-    tokens = (size // config.model.token_size) ** 2
-    images, noise = jnp.zeros((1, size, size, 3)), jnp.zeros((1, tokens))
-    return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
 def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> Store | PageCrops:
@@ -136,7 +121,7 @@ class Pretraining:
         config = self.config
         changes = config.augment if augmented else augment_config()
         move_rng, augment_rng, mask_rng = jax.random.split(rng, 3)
-        images, binary = augment.move(move_rng, *augment.decode(batch), changes)
+        images, binary = augment.move(move_rng, *inputs.decode(batch), changes)
         targets = make_targets(
             config.target,
             images,
@@ -148,7 +133,7 @@ class Pretraining:
         )
         images = augment.augment(augment_rng, images, binary, changes)
         noise = mask_noise(mask_rng, *targets.shape[:2])
-        return {"images": augment.normalize(images), "targets": targets, "noise": noise}
+        return {"images": inputs.normalize(images), "targets": targets, "noise": noise}
 
     def outputs(self, variables: dict, rows: dict) -> tuple[jax.Array, dict]:
         """The mean squared error of the removed tokens of each patch, [b]."""
@@ -196,7 +181,7 @@ class Pretraining:
     def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
         """See `Task.pictures`: a reconstruction of `rows` patches, drawn evenly from the source."""
         batch = self._patches(rows)
-        images, binary = augment.decode(batch)
+        images, binary = inputs.decode(batch)
         rng = jax.random.key(self.config.seed)
         prepared = self.prepare(batch, rng, augmented=False)
         out = self.model.apply(
@@ -207,10 +192,10 @@ class Pretraining:
 
     def _patches(self, count: int) -> dict[str, np.ndarray]:
         if isinstance(self._source, Store):
-            return self._source.gather(validation.evenly(len(self._source), count))
+            return self._source.gather(evenly(len(self._source), count))
         with self._source.batches(0, 0, 1, self.config.loader) as batches:
             batch = next(batches)
-        chosen = validation.evenly(self.config.global_batch_size, count)
+        chosen = evenly(self.config.global_batch_size, count)
         return {name: rows[chosen] for name, rows in batch.items()}
 
 

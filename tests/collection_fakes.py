@@ -2,6 +2,7 @@
 
 import numpy as np
 from PIL import Image
+
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.layout import read_rows
 

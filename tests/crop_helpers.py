@@ -5,9 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+from store_helpers import draw_page, sections, write_pages
+
 from saghog_jax.input_pipeline.batches.crops import Recipe
 from saghog_jax.input_pipeline.pages.manifest import read_csv
-from store_helpers import draw_page, sections, write_pages
 
 SIZE, WANTED = 96, 8
 BLANK = np.full((160, 200, 3), 235, np.uint8)

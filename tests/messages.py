@@ -1,6 +1,7 @@
 """Messages of mistakes: one line each."""
 
 import pytest
+
 from saghog_jax.input_pipeline.errors import UserError
 
 

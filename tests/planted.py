@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from saghog_jax.input_pipeline.pages.manifest import Page
 
+from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
 

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+
 from saghog_jax.input_pipeline.datasets import synthetic_hand, synthetic_page
 
 CLUTTER = ("bed", "rulings", "frame", "stamp", "decoration", "specks")

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import training
 from saghog_jax.input_pipeline.batches.loader import local_rows
-
 from saghog_jax.main import execute
 from saghog_jax.training import optim
 from saghog_jax.training.loop import Run

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.store.reader import Store

@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from toy import fields, toy
+
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
+from saghog_jax.embedding.journal import Parts
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from toy import fields, toy
-
-from saghog_jax.embedding.journal import Parts
 from saghog_jax.main import run_stage
+from saghog_jax.models import inputs
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 from saghog_jax.training.gradients import batch_loss
 from saghog_jax.training.optim import match_rules
@@ -82,11 +83,9 @@ def test_embeddings_are_right_to_the_patch(folder):
     from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
     from saghog_jax.input_pipeline.pages.images import load_page
     from saghog_jax.input_pipeline.pages.manifest import load_manifest
-
     from saghog_jax.models.build import make_writer_model
     from saghog_jax.models.netrvlad import vlad
     from saghog_jax.runs.checkpoint import load_variables, read_config
-    from saghog_jax.training import augment
 
     config = toy(embed.get_config(), folder)
     manifest = load_manifest(config.data)
@@ -101,9 +100,9 @@ def test_embeddings_are_right_to_the_patch(folder):
     for i, page in list(enumerate(manifest.pages))[:2]:
         image = load_page(manifest.root / page.path, page.box, config.data.max_pixels)
         cut = cut_page(image, Rule.from_config(config.store))
-        _, binary = augment.decode({"patches": jnp.asarray(cut.patches),
+        _, binary = inputs.decode({"patches": jnp.asarray(cut.patches),
                                     "ink": jnp.asarray(cut.ink)})  # fmt: skip
-        images = augment.normalize(jnp.broadcast_to(binary, cut.patches.shape))
+        images = inputs.normalize(jnp.broadcast_to(binary, cut.patches.shape))
         x, assignment = apply({"params": params}, images)
         vectors = vlad(assignment, x, params["netrvlad"]["centroids"]).reshape(len(x), -1)
         cls = apply({"params": {**params, "encoder": before["encoder"]}}, images,

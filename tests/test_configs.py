@@ -10,8 +10,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict, config_flags
 from places import ROOT
-from saghog_jax.configs import common, fields
 
+from saghog_jax.configs import common, fields
 from saghog_jax.main import STAGES
 
 CONFIGS = sorted(

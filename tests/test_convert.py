@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from places import TESTS
 from safetensors.numpy import load_file, save_file
-from saghog_jax.configs import convert as convert_config
-from saghog_jax.input_pipeline.errors import UserError
 
 from saghog_jax import convert
+from saghog_jax.configs import convert as convert_config
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.models.build import make_encoder, make_mae, make_writer_model
 from saghog_jax.models.mae import MaskedAutoencoder
 from saghog_jax.models.netrvlad import l2_normalize, vlad
 from saghog_jax.models.targets import target_dim
 from saghog_jax.runs.checkpoint import load_variables, read_config
 from saghog_jax.weights import torch_names
+from saghog_jax.weights.files import read_weights
 
 FOLDER = TESTS / "golden"
 GOLDEN = np.load(FOLDER / "mae_small.npz")
@@ -214,7 +215,7 @@ def test_pt_files_where_torch_is_installed(tmp_path, weights):
 
     tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
     torch.save({"model_state_dict": tensors, "epoch": 3}, tmp_path / "w.pt")
-    read = convert.read_weights(tmp_path / "w.pt")
+    read = read_weights(tmp_path / "w.pt")
     assert set(read) == set(weights)
     for name, array in weights.items():
         np.testing.assert_array_equal(read[name], array)
@@ -228,7 +229,7 @@ def test_pt_files_where_torch_is_installed(tmp_path, weights):
     (tmp_path / "damaged.pt").write_bytes(b"no such format")
     for name in ("code.pt", "damaged.pt"):
         with pytest.raises(UserError, match="cannot be read safely"):
-            convert.read_weights(tmp_path / name)
+            read_weights(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(UserError, match="holds no weights"):
-        convert.read_weights(tmp_path / "empty.pt")
+        read_weights(tmp_path / "empty.pt")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from collection_fakes import FAKES, fake
 from places import ROOT
-from saghog_jax.configs import fields
 
 from benchmarks.catalogue import BENCHMARKS
+from saghog_jax.configs import fields
 
 TEXTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from planted import pages_of, planted
-from saghog_jax.configs import embed as embed_config
-from saghog_jax.input_pipeline.cutting.patches import Cut
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import Manifest
 
 from saghog_jax import embed
+from saghog_jax.configs import embed as embed_config
 from saghog_jax.embedding import journal as embed_parts
 from saghog_jax.embedding.describers import Model, Seen
 from saghog_jax.embedding.journal import PageResult, Parts
 from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.input_pipeline.cutting.patches import Cut
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.models.netrvlad import page_sum, vlad
 from saghog_jax.retrieval import aggregate, exports, whitening
 

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import fields, toy
+
+from saghog_jax import finetune, pretrain
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.configs import recipes
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.store.opening import open_store
-from toy import fields, toy
-
-from saghog_jax import finetune, pretrain
 from saghog_jax.main import run_stage
 from saghog_jax.training.task import init_state, make_step
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from saghog_jax.configs import common
-from saghog_jax.configs.regions import regions_config
 from test_configs import parse_command
 
 from saghog_jax import next_command as following
+from saghog_jax.configs import common
+from saghog_jax.configs.regions import regions_config
 from saghog_jax.next_command import next_command
 
 START = "python -m saghog_jax.main --config=configs/"

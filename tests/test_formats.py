@@ -7,15 +7,15 @@ import re
 import numpy as np
 import pytest
 from places import ROOT
+from toy import toy
+
+from benchmarks.measure import Report
 from saghog_jax.configs import common, embed, pretrain, regions, retrieve, search
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.labels.page_links import ensure_links
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from toy import toy
-
-from benchmarks.measure import Report
 from saghog_jax.main import run_stage
 
 TEXT = (ROOT / "docs" / "formats.md").read_text()

@@ -12,10 +12,11 @@ import jsonschema
 import pytest
 import yaml
 from places import ROOT
-from saghog_jax.configs import pretrain
 from store_helpers import write_pages
 from test_configs import parse_command
 from toy import SIZES, fields
+
+from saghog_jax.configs import pretrain
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(

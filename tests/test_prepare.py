@@ -5,15 +5,15 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from store_helpers import fingerprint, make_store, write_pages
+
+from saghog_jax import prepare, verify
 from saghog_jax.configs import finetune, pretrain
 from saghog_jax.configs import prepare as prepare_config
 from saghog_jax.configs import verify as verify_config
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels, labels_folder
 from saghog_jax.input_pipeline.store.reader import Store
-from store_helpers import fingerprint, make_store, write_pages
-
-from saghog_jax import prepare, verify
 
 PAGES = 5
 

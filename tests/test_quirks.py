@@ -5,8 +5,9 @@ import re
 
 import pytest
 from places import TESTS
-from saghog_jax.configs import embed, finetune, pretrain, retrieve
 from toy import fields
+
+from saghog_jax.configs import embed, finetune, pretrain, retrieve
 
 LINES = (TESTS.parent / "docs" / "quirks.md").read_text().splitlines()
 ROWS = [[c.strip() for c in line.strip("|").split("|")] for line in LINES if line.startswith("| Q")]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from planted import page, pages_of, planted
 from report_helpers import data_of
-from saghog_jax.configs import retrieve as retrieve_config
-from saghog_jax.input_pipeline.errors import UserError
 
 from saghog_jax import retrieve
+from saghog_jax.configs import retrieve as retrieve_config
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.retrieval.metrics import evaluate, summarize

@@ -1,8 +1,6 @@
 """Rooms import downwards only, and each module has one name."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +13,12 @@ ROOMS = (
     *("embedding", "evidence", "reports", "stages", "main"),
 )
 # Inside input_pipeline; its ground is lowest.
-PIPELINE = ("processes", "pages", "datasets", "cutting", "regions", "store", "labels", "batches")
+PIPELINE = ("processes", "datasets", "pages", "cutting", "regions", "store", "labels", "batches")
 PROCESS = ("main", "__main__", "restart")
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the library by its name; configs are theirs who read them, not the library's."""
+    """Every module of the library by its name; configs are not part of the library."""
     found = {}
     for folder, prefix in (("saghog_jax", ""), ("input_pipeline", "saghog_jax.")):
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from planted import page, pages_of, planted
-from saghog_jax.configs import search as search_config
-from saghog_jax.input_pipeline.errors import UserError
 
 from saghog_jax import search as stage
+from saghog_jax.configs import search as search_config
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import search, whitening
 from saghog_jax.retrieval.calibration import calibrate
 

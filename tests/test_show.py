@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from saghog_jax.configs import finetune, pretrain, show
-from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
-from saghog_jax.input_pipeline.errors import UserError
 from tensorboardX.proto import event_pb2
 from test_configs import parse_command
 from toy import toy
 
+from saghog_jax.configs import finetune, pretrain, show
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.main import run_stage
 from saghog_jax.runs.profiler import Profiler
 

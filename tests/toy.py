@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
 from saghog_jax.configs.fields import flat as fields
 
 SIZES = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, Slot
 from saghog_jax.input_pipeline.batches.loader import Batches
 from saghog_jax.input_pipeline.errors import UserError

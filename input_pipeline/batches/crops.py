@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from saghog_jax.input_pipeline.batches.plans import Plan
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.store.reader import Store

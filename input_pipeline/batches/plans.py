@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Protocol
 
 import numpy as np
+
 from saghog_jax.input_pipeline.errors import UserError
 
 # Epochs whose order a uniform plan keeps: a batch can span two, and threads run ahead of it.

@@ -7,6 +7,7 @@ import cv2
 import doxapy
 import numpy as np
 from PIL import Image
+
 from saghog_jax.input_pipeline.errors import UserError
 
 GREYS = ("pillow", "opencv")

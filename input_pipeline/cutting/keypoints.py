@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+
 from saghog_jax.input_pipeline.errors import PageError
 
 _OCTAVE_LAYERS = 3

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.cutting import binarize, keypoints
 from saghog_jax.input_pipeline.errors import PageError, UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.datasets.collection import Collection, Part, Row, Table
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.images import SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 
 # Examples that a message names.
 _NAMED = 3
@@ -135,7 +135,7 @@ def _image_names(folder: Path) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
-    return [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:

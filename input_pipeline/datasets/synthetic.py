@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from saghog_jax.input_pipeline.datasets import synthetic_hand, synthetic_page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 

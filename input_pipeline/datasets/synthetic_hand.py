@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+
 from saghog_jax.input_pipeline.datasets.synthetic_glyphs import ALLOGRAPHS, Glyph
 
 # How far a writer's own letter shapes lie from the skeleton: whole letter, and single points.

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+
 from saghog_jax.input_pipeline.datasets.synthetic_hand import Hand, Path, join_paths, write_line
 from saghog_jax.input_pipeline.datasets.synthetic_text import pseudo_words
 

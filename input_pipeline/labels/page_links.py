@@ -15,12 +15,13 @@ import json
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.labels.pseudo_labels import read_labels, save_labels
 from saghog_jax.input_pipeline.store.reader import Store
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 # Raised whenever the same descriptors and config would give other labels.
 VERSION = 1

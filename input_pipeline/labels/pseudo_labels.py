@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.input_pipeline.store.writer import write_file

@@ -7,6 +7,7 @@ v words, p pages.
 from collections.abc import Iterable
 
 import numpy as np
+
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 
 # Descriptors a page that the words are fitted on.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.images import SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 
 COLUMNS = ("canvas", "manifest")
 # Largest manifest and image that a server may send, in bytes, and seconds it may take.
@@ -146,7 +146,7 @@ def _on_disk(image: str, folder: Path, root: Path) -> Path | None:
         if path.is_file():
             return path
     for name in _names(image):
-        for candidate in (name, *(name + suffix for suffix in SUFFIXES)):
+        for candidate in (name, *(name + suffix for suffix in IMAGE_SUFFIXES)):
             if (folder / candidate).is_file():
                 return folder / candidate
     return None
@@ -168,7 +168,7 @@ def _fetch(address: str, hosts: Sequence[str], cache: Path, most: int) -> Path:
             f"server is not one of data.iiif.hosts: {', '.join(hosts) or 'none'}"
         )
     suffix = posixpath.splitext(parts.path)[1].lower()
-    suffix = suffix if suffix in (*SUFFIXES, ".json") else ""
+    suffix = suffix if suffix in (*IMAGE_SUFFIXES, ".json") else ""
     path = cache / (hashlib.sha256(address.encode()).hexdigest()[:32] + suffix)
     if path.exists():
         return path

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.images import SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 
 # Examples that a message names.
 _NAMED = 3
@@ -35,7 +35,7 @@ def search(
         raise UserError(f"{folder}: no such folder")
     names = sorted(_image_names(folder))
     if not names:
-        raise UserError(f"{folder} holds no image, known: {' '.join(SUFFIXES)}")
+        raise UserError(f"{folder} holds no image, known: {' '.join(IMAGE_SUFFIXES)}")
     found: list[dict[str, str]] = [{} for _ in names]
     groups: list[str] = []
     for label, regex in expressions.items():
@@ -48,7 +48,7 @@ def search(
 
 def _image_names(folder: Path) -> Iterator[str]:
     for path in below(folder):
-        if path.lower().endswith(SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
             if not _is_utf8(path):
                 raise UserError(f"{folder}: the file name {path!r} is not UTF-8; rename the file")
             yield path

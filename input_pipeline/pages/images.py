@@ -11,13 +11,9 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from PIL import ExifTags, Image
+
 from saghog_jax.input_pipeline.errors import PageError
 
-# What a folder of pages may hold, by the end of the file's name; of other files nothing is read.
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".j2k", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
 # Pillow's readers for these; formats that run other programs (EPS) stay out.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _UPRIGHT = {

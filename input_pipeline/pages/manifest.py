@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.datasets import catalog, synthetic
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 from saghog_jax.input_pipeline.pages import iiif, image_names
-from saghog_jax.input_pipeline.pages.images import SUFFIXES
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
@@ -135,7 +136,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
     elif iiif.is_manifest(data.pages):
         _no_expressions(data, "a IIIF manifest")
         manifest = _read_iiif(data)
-    elif source.is_file() and source.name.lower().endswith(SUFFIXES):
+    elif source.is_file() and source.name.lower().endswith(IMAGE_SUFFIXES):
         _no_expressions(data, "one image")
         page = Page(source.name, **_labels(source.name, {}), box=None, extra={})
         manifest = Manifest(source.parent, (page,), ())
@@ -172,7 +173,7 @@ def other_files(data: ConfigDict) -> list[str]:
     if not _is_scanned(data):
         return []
     names = image_names.below(Path(data.pages).expanduser())
-    return sorted(name for name in names if not name.lower().endswith(SUFFIXES))
+    return sorted(name for name in names if not name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _no_expressions(data: ConfigDict, kind: str) -> None:

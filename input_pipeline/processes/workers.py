@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
-from saghog_jax.input_pipeline.errors import UserError
 from threadpoolctl import threadpool_limits
+
+from saghog_jax.input_pipeline.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

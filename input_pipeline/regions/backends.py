@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.errors import UserError
 
 # For each name of `config.regions.backend` the module and function that make it of the section

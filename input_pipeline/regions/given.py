@@ -7,8 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.images import SUFFIXES, crop, load_page
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
 VERSION = 1
@@ -26,7 +28,7 @@ def make(section: ConfigDict) -> Backend:
 
     def source(root: Path, path: str) -> Path | None:
         del root
-        return first_file(names_below(folder, path, SUFFIXES))
+        return first_file(names_below(folder, path, IMAGE_SUFFIXES))
 
     return Backend("masks", VERSION, {}, find_given, source=source)
 

@@ -10,6 +10,7 @@ scale does not matter, and along is treated as across, so that quarter turns do 
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult

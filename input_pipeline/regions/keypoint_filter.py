@@ -7,6 +7,7 @@ many there are depends on the resolution, so they are counted at a stated one.
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.cutting.keypoints import detect
 from saghog_jax.input_pipeline.errors import UserError

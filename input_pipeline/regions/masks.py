@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.pages.manifest import Page

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.errors import UserError
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.ready_patches import ensure_ready_store
@@ -20,8 +21,8 @@ def open_store(
     Args:
       data: `data_config()` of configs/common.py. With `cluster_regex` `data.pages` is a folder of
         ready-cut patches; its clusters are `ready_patches.ready_labels` of the store.
-      store: `store_config()` of configs/common.py; of ready-cut patches only `root`, `patch_size` and
-        `workers` count.
+      store: `store_config()` of configs/common.py; of ready-cut patches only `root`, `patch_size`
+        and `workers` count.
       log: called with one line at a time.
       regions: see `build.ensure_store`; without effect on ready-cut patches.
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.input_pipeline.store.writer import FORMAT, FORMAT_VERSION, record_type

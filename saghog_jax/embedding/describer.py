@@ -1,13 +1,12 @@
 """What a model makes of each single patch of a page, where `embed` keeps only their sums."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from saghog_jax.embedding.describers import Model, Seen
 from saghog_jax.evidence.attribution import PagePatches
 from saghog_jax.input_pipeline.cutting.patches import Cut
-from saghog_jax.training import augment
+from saghog_jax.models import inputs
 
 # Patches a device call.
 _BATCH = 256
@@ -36,9 +35,8 @@ class Describer:
         return PagePatches(x, assignment, np.stack([cut.x, cut.y], axis=1), side)
 
     def _on_device(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        images, binary = augment.decode(batch)
-        if self._model.input == "binary":
-            images = jnp.broadcast_to(binary, images.shape)
+        images, binary = inputs.decode(batch)
+        images = inputs.model_input(images, binary, self._model.input)
         return self._model.describe(
-            variables, Seen(augment.normalize(images), binary, batch.get("descriptors"))
+            variables, Seen(inputs.normalize(images), binary, batch.get("descriptors"))
         )

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax import pretrain
 from saghog_jax.devices import precision
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.models.build import make_encoder, make_writer_model
+from saghog_jax.models.build import init_variables, make_encoder, make_writer_model
 from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
@@ -176,7 +175,7 @@ def _run_config(folder: Path, config: ConfigDict) -> ConfigDict:
 def _untrained(run: ConfigDict) -> dict:
     """The model as it was before the first update of a run that started from scratch."""
     if run.stage == "pretrain":
-        return jax.jit(lambda: pretrain.init_variables(run, jax.random.key(run.seed)))()
+        return jax.jit(lambda: init_variables(run, jax.random.key(run.seed)))()
     size = run.model.patch_size
     images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
     model = make_writer_model(run)

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import sharding
 from saghog_jax.embedding.describers import Model, Seen
 from saghog_jax.input_pipeline.cutting.patches import Cut
+from saghog_jax.models import inputs
 from saghog_jax.models.netrvlad import vlad
 from saghog_jax.retrieval.aggregate import PagePool, l2_normalize
 from saghog_jax.retrieval.whitening import Whitening
-from saghog_jax.training import augment
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -57,15 +57,17 @@ class Embedder:
         self._variables = jax.device_put(given, whole)
 
         def compute(mode: str, variables: list[tuple], batch: dict) -> list[jax.Array]:
-            images, binary = augment.decode(batch)
-            inputs = {"page": images, "binary": jnp.broadcast_to(binary, images.shape)}
-            inputs = {name: augment.normalize(x) for name, x in inputs.items()}
+            images, binary = inputs.decode(batch)
+            shown = {
+                source: inputs.normalize(inputs.model_input(images, binary, source))
+                for source in inputs.INPUTS
+            }
             return [
                 _part(
                     m,
                     mode,
                     v,
-                    Seen(inputs[m.input], binary, batch.get("descriptors")),
+                    Seen(shown[m.input], binary, batch.get("descriptors")),
                     batch["segments"],
                 )
                 for m, v in zip(models, variables, strict=True)

@@ -21,9 +21,9 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
-from saghog_jax.training import augment
-from saghog_jax.training.validation import evenly
+from saghog_jax.models import inputs
 
 KINDS = ("upright", "found")
 # What page descriptors of SIFT are raised to, as is usual (SIFT-VLAD), and patches that the words
@@ -151,7 +151,7 @@ def _described(kind: str, store: Store, rows: np.ndarray) -> np.ndarray:
     """RootSIFT of patches of a store, float32 [n, 128]."""
     if kind == "found":
         return root_sift(store.descriptors(rows))
-    compute = jax.jit(lambda batch: upright(augment.decode(batch)[1]))
+    compute = jax.jit(lambda batch: upright(inputs.decode(batch)[1]))
     found = []
     for first in range(0, len(rows), _BATCH):
         part = rows[first : first + _BATCH]

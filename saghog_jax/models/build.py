@@ -3,6 +3,8 @@
 `dtype` is that of the operands of matrix products, see precision.py.
 """
 
+import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
@@ -10,6 +12,7 @@ from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.models.mae import MaskedAutoencoder
 from saghog_jax.models.resnet import DEPTHS, ResNet
+from saghog_jax.models.targets import target_dim
 from saghog_jax.models.vit import Encoder
 from saghog_jax.models.writer_model import WriterModel
 
@@ -89,3 +92,20 @@ def make_writer_model(config: ConfigDict, dropout: float = 0.0, remat: bool = Fa
         dropout=config.embed_dropout,
         dtype=dtype,
     )
+
+
+def model_of(config: ConfigDict) -> MaskedAutoencoder:
+    """The masked autoencoder of a pretraining config."""
+    channels = target_dim(
+        config.target, config.model.token_size, config.hog.cell_size, config.hog.num_bins
+    )
+    remat = use_remat(config)
+    return make_mae(config.model, channels, operand_dtype(config.precision), remat)
+
+
+def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
+    """The model before the first update: {"params": {"encoder": ..., "decoder": ...}}."""
+    model, size = model_of(config), config.model.patch_size
+    tokens = (size // config.model.token_size) ** 2
+    images, noise = jnp.zeros((1, size, size, 3)), jnp.zeros((1, tokens))
+    return model.init(rng, images, noise, config.mask_ratio, method="removed")

@@ -15,7 +15,6 @@ import numpy as np
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from saghog_jax.convert import read_weights
 from saghog_jax.devices import precision
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions import sam_rules
@@ -23,6 +22,7 @@ from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.sam.mask_generator import MaskGenerator, Segmenter, to_page
 from saghog_jax.sam.model import PIXEL_MEAN, PIXEL_STD, Sam, SamSizes, single_points
 from saghog_jax.sam.weights import from_published
+from saghog_jax.weights.files import read_weights
 
 # Raised whenever the same page and parameters would give another mask.
 VERSION = 1

@@ -18,26 +18,6 @@ from saghog_jax.input_pipeline.errors import UserError
 _LUMA = (0.2989, 0.587, 0.114)
 
 
-def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Images and binary of a batch as the loader ships it.
-
-    Args:
-      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], bits, 1 = ink.
-
-    Returns:
-      images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
-    """
-    b, h, w, _ = batch["patches"].shape
-    images = batch["patches"].astype(jnp.float32) / 255.0
-    bits = jnp.unpackbits(batch["ink"], axis=-1).reshape(b, h, w, 1)
-    return images, 1.0 - bits.astype(jnp.float32)
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """[0, 1] to [-1, 1], what the encoder reads."""
-    return images * 2.0 - 1.0
-
-
 def to_gray(images: jax.Array) -> jax.Array:
     """Luma of [b, h, w, 3], repeated over the three channels."""
     gray = images @ jnp.asarray(_LUMA, images.dtype)

@@ -22,6 +22,7 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.input_pipeline.pages.manifest import Page, load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
@@ -144,11 +145,6 @@ def from_pages(config: ConfigDict, held_out: frozenset[str]) -> HeldOut:
                 yield page, cut.patches[chosen], cut.ink[chosen]
 
     return _stack(cuts(), per_page)
-
-
-def evenly(n: int, most: int) -> np.ndarray:
-    """At most `most` of the numbers below n, spread evenly, int64."""
-    return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
 
 
 def _stack(cuts: Iterator[tuple[Page, np.ndarray, np.ndarray]], per_page: int) -> HeldOut:

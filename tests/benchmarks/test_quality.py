@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from toy import SIZES
+
+from benchmarks import quality, quality_data
 from saghog_jax.configs import embed
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import BOX, read_csv
-from toy import SIZES
-
-from benchmarks import quality, quality_data
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval.embeddings import load_embeddings
 

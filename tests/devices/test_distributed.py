@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from saghog_jax.configs import common
-from saghog_jax.input_pipeline.errors import UserError
 
+from saghog_jax.configs import common
 from saghog_jax.devices import distributed
+from saghog_jax.input_pipeline.errors import UserError
 
 
 def test_alone_every_helper_is_the_identity():

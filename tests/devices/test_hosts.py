@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 from processes import ended, free_port, losses, parameters, regression, start, together, wait_for
-from saghog_jax.configs import finetune, pretrain
-from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from toy import fields, toy
 
+from saghog_jax.configs import finetune, pretrain
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.main import run_stage
 from saghog_jax.runs.checkpoint import newest_step
 

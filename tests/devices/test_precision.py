@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from saghog_jax.configs import pretrain as pretrain_config
-from saghog_jax.input_pipeline.errors import UserError
 
 from benchmarks.our_steps import compiled_step, pretraining
-from saghog_jax import pretrain
+from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import precision
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.models import build
 
 
 @pytest.mark.parametrize("pays", [True, False])
@@ -36,8 +36,8 @@ def test_mixed_is_used_and_near_float32():
     out = {}
     for name in ("float32", "mixed"):
         config.precision = name
-        variables = pretrain.init_variables(config, jax.random.key(0))
-        model = pretrain.model_of(config)
+        variables = build.init_variables(config, jax.random.key(0))
+        model = build.model_of(config)
         out[name] = model.apply(variables, images, noise, 0.75)["pred"]
         assert out[name].dtype == jnp.float32
     assert jnp.any(out["float32"] != out["mixed"])

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from saghog_jax.input_pipeline.errors import UserError
 
 from saghog_jax.devices import sharding
+from saghog_jax.input_pipeline.errors import UserError
 
 
 def mesh(data, fsdp):

@@ -3,13 +3,13 @@
 import cv2
 import numpy as np
 import pytest
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 from store_helpers import draw_page, make_store
 
 from saghog_jax.embedding import sift
 from saghog_jax.embedding.describers import Seen, sift_model
 from saghog_jax.embedding.sift import ensure_words, load_words, nearest_word, upright
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 
 
 def ink_of(seed, n=60, side=32):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from planted import pages_of, planted
 from report_helpers import data_of
+from toy import toy
+
 from saghog_jax.configs import embed, finetune, pretrain, retrieve, search
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
-from toy import toy
-
 from saghog_jax.main import run_stage
 from saghog_jax.retrieval.embeddings import load_embeddings
 

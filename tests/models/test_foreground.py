@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import toy
+
+from saghog_jax import finetune
 from saghog_jax.configs import embed as embed_config
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
@@ -12,14 +15,12 @@ from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from toy import toy
-
-from saghog_jax import finetune
 from saghog_jax.main import run_stage
+from saghog_jax.models import inputs
 from saghog_jax.models.build import make_writer_model
 from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.runs.checkpoint import load_variables
-from saghog_jax.training import augment, losses
+from saghog_jax.training import losses
 from saghog_jax.training.gradients import batch_loss
 
 TINY = Corpus(train_writers=3, test_writers=2, pages=1, width=360, height=200, lines=3)
@@ -38,10 +39,10 @@ def folder(tmp_path_factory):
 
 def written_out(config, variables, batch):
     """The unit vector [n, v * d] of every patch, one token after the other, float64."""
-    images, binary = augment.decode(batch)
+    images, binary = inputs.decode(batch)
     model = make_writer_model(config)
-    inputs = augment.normalize(jnp.broadcast_to(binary, images.shape))
-    tokens = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, inputs)
+    shown = inputs.normalize(jnp.broadcast_to(binary, images.shape))
+    tokens = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, shown)
     tokens, ink = np.asarray(tokens, np.float64), 1 - np.asarray(binary)[..., 0]
     head = {k: np.asarray(v, np.float64) for k, v in variables["params"]["netrvlad"].items()}
     vectors = np.zeros((len(tokens), *head["centroids"].shape))

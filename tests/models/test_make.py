@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import pytest
-from saghog_jax.configs import finetune, training
 
+from saghog_jax.configs import finetune, training
 from saghog_jax.models.build import make_encoder, make_mae, make_writer_model
 
 # No two alike, and none of a default.

@@ -13,10 +13,10 @@ import pytest
 from places import TESTS
 from planted import page, pages_of, planted
 from report_helpers import data_of
-from saghog_jax.configs import retrieve as retrieve_config
-from saghog_jax.configs import search as search_config
 
 from saghog_jax import retrieve, search
+from saghog_jax.configs import retrieve as retrieve_config
+from saghog_jax.configs import search as search_config
 from saghog_jax.evidence import gather as evidence
 from saghog_jax.reports.evidence import (
     Evidence,

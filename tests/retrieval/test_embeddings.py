@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 from planted import page, pages_of, planted
-from saghog_jax.input_pipeline.errors import UserError
 
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval.embeddings import (
     check_comparable,
     load_embeddings,

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from places import TESTS
-from saghog_jax.input_pipeline.errors import UserError
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import whitening
 
 GOLDEN = np.load(TESTS / "golden" / "page.npz")

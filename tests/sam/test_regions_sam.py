@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from places import TESTS
 from safetensors.numpy import save_file
+from store_helpers import draw_page, write_pages
+
+from saghog_jax import prepare
 from saghog_jax.configs import prepare as prepare_config
 from saghog_jax.configs.regions import regions_config, sam_config
 from saghog_jax.input_pipeline.errors import UserError
@@ -14,9 +17,6 @@ from saghog_jax.input_pipeline.regions import sam_rules
 from saghog_jax.input_pipeline.regions.backends import make_backend
 from saghog_jax.input_pipeline.regions.page_mask import read_mask
 from saghog_jax.input_pipeline.store.reader import Store
-from store_helpers import draw_page, write_pages
-
-from saghog_jax import prepare
 from saghog_jax.sam import backend, mask_generator
 from saghog_jax.sam.mask_generator import Masks
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 from places import TESTS
-from saghog_jax.input_pipeline.errors import UserError
 
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.sam.backend import FlaxSegmenter
 from saghog_jax.sam.onnx_backend import OnnxSegmenter
 from saghog_jax.sam.weights import from_published

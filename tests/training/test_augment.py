@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import TESTS
-from saghog_jax.configs import finetune as finetune_config
-from saghog_jax.configs import pretrain as pretrain_config
-from saghog_jax.configs.training import augment_config as section
-from saghog_jax.input_pipeline.errors import UserError
 from store_helpers import make_store
 from toy import toy
 
 from saghog_jax import finetune, pretrain
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
+from saghog_jax.configs.training import augment_config as section
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.models import inputs
 from saghog_jax.training import augment
 from saghog_jax.training.gradients import batch_loss
 
@@ -33,12 +34,12 @@ PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 def test_decode_inverts_the_store_format():
     patches = RNG.integers(0, 256, (5, 32, 32, 3), np.uint8)
     ink = RNG.random((5, 32, 32)) > 0.5
-    images, binary = augment.decode(
+    images, binary = inputs.decode(
         {"patches": jnp.asarray(patches), "ink": jnp.asarray(np.packbits(ink.reshape(5, -1), 1))}
     )
     np.testing.assert_allclose(images, patches / 255, atol=1e-7)
     np.testing.assert_array_equal(binary[..., 0], 1 - ink)
-    np.testing.assert_allclose(augment.normalize(images), patches / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(inputs.normalize(images), patches / 127.5 - 1, atol=1e-6)
 
 
 def test_morphology_is_the_published_one():
@@ -260,7 +261,7 @@ def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monke
 
     monkeypatch.setattr(pretrain, "make_targets", make_targets)
     batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
-    given = augment.decode(batch)
+    given = inputs.decode(batch)
     move_rng = jax.random.split(jax.random.key(0), 3)[0]
     for affine in (0.0, 1.0):
         changes = {"augment.affine": affine, "augment.gray": 1.0, "augment.binarize": 0.0}

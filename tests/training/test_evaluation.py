@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from regression import Regression, config
-from saghog_jax.configs import embed as embed_config
-from saghog_jax.configs import finetune as finetune_config
-from saghog_jax.configs import pretrain as pretrain_config
-from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import Page
 from store_helpers import make_store
 from toy import toy
 
 from saghog_jax import finetune, pretrain
+from saghog_jax.configs import embed as embed_config
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import sharding
 from saghog_jax.embedding import describers
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.main import run_stage
 from saghog_jax.runs.checkpoint import load_variables, read_meta
 from saghog_jax.training import validation as evaluation

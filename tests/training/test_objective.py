@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from saghog_jax.configs import finetune as finetune_config
-from saghog_jax.configs import pretrain as pretrain_config
-from saghog_jax.input_pipeline.errors import UserError
 from store_helpers import make_store
 from toy import toy
 
 from saghog_jax import finetune, pretrain
+from saghog_jax.configs import finetune as finetune_config
+from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import sharding
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.training import gradients as objective
 
 LABELS = (np.arange(100) % 8).astype(np.int32)

@@ -9,9 +9,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 from places import TESTS
-from saghog_jax.configs import finetune as finetune_config
 
 from saghog_jax import finetune
+from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.models.mae import MaskedAutoencoder
 from saghog_jax.models.vit import Encoder
 from saghog_jax.models.writer_model import WriterModel

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from processes import ended, losses, parameters, regression, wait_for
 from regression import Batches, Regression, config
-from saghog_jax.input_pipeline.errors import StoppedError, UserError
 
+from saghog_jax.input_pipeline.errors import StoppedError, UserError
 from saghog_jax.runs.checkpoint import load_variables, newest_step
 from saghog_jax.runs.folder import locked
 from saghog_jax.training.loop import Run

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from regression import Batches, Regression, config
-from saghog_jax.input_pipeline.errors import RunError, UserError
 
+from saghog_jax.input_pipeline.errors import RunError, UserError
 from saghog_jax.runs.checkpoint import load_variables
 from saghog_jax.training import loop
 from saghog_jax.training.loop import Run

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from toy import toy
+
+from saghog_jax import finetune
 from saghog_jax.configs import convert as convert_config
 from saghog_jax.configs import embed as embed_config
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
-from toy import toy
-
-from saghog_jax import finetune
 from saghog_jax.main import run_stage
 from saghog_jax.models.build import make_encoder, make_mae
 from saghog_jax.models.targets import target_dim

@@ -17,14 +17,14 @@ import pytest
 from crop_helpers import SIZE, WANTED, mixed_recipe, plain_recipe
 from ml_collections import ConfigDict
 from places import ROOT
+from store_helpers import write_pages
+from toy import toy
+
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.input_pipeline.batches.crop_batches import PageCrops
 from saghog_jax.input_pipeline.batches.crops import Cutter
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.processes.servers import Servers
-from store_helpers import write_pages
-from toy import toy
-
 from saghog_jax.main import run_stage
 from saghog_jax.runs.checkpoint import load_variables, params_digest
 

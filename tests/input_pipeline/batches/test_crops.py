@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from crop_helpers import BLANK, SIZE, WANTED, make_recipe, mixed_recipe, plain_recipe, written_page
 from PIL import Image
+from store_helpers import draw_page, write_pages
+
 from saghog_jax.input_pipeline.batches import crops
 from saghog_jax.input_pipeline.batches.crops import Cutter, crop_at, cut_crop, random_corner
 from saghog_jax.input_pipeline.cutting.patches import cut_page
 from saghog_jax.input_pipeline.errors import UserError
-from store_helpers import draw_page, write_pages
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 from places import ROOT
+from store_helpers import make_store
+
 from saghog_jax.input_pipeline.batches.loader import batches, local_rows
 from saghog_jax.input_pipeline.batches.plans import uniform_plan
 from saghog_jax.input_pipeline.errors import UserError
-from store_helpers import make_store
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from saghog_jax.input_pipeline.batches import plans
 from saghog_jax.input_pipeline.batches.plans import (
     SubsetPlan,

@@ -2,6 +2,7 @@
 
 import numpy as np
 from places import TESTS
+
 from saghog_jax.input_pipeline.batches.plans import m_per_class_plan
 
 GOLDEN = np.load(TESTS / "golden" / "sampler.npz")

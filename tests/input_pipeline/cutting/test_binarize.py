@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 from places import TESTS
+from skimage.filters import threshold_sauvola
+
 from saghog_jax.input_pipeline.cutting.binarize import BINARIZATIONS, ink_mask, to_grey
 from saghog_jax.input_pipeline.errors import UserError
-from skimage.filters import threshold_sauvola
 
 GOLDEN = np.load(TESTS / "golden" / "binarize.npz")
 

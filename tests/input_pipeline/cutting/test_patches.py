@@ -5,6 +5,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+
 from saghog_jax.configs.common import STORE_RULES, store_config
 from saghog_jax.input_pipeline.cutting import keypoints
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from places import TESTS
+
 from saghog_jax.configs.common import store_config
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page, pick

@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 import pytest
-from saghog_jax.input_pipeline.cutting.stroke_width import _runs, stroke_width
 from store_helpers import draw_page
+
+from saghog_jax.input_pipeline.cutting.stroke_width import _runs, stroke_width
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 135])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from collection_fakes import FAKES, fake, rows_of, touch
 from messages import message_of
+
 from saghog_jax.configs.common import data_config
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.catalog import COLLECTIONS

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from places import ROOT
+
 from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, ensure, render_page
 from saghog_jax.input_pipeline.datasets.synthetic_glyphs import ALLOGRAPHS

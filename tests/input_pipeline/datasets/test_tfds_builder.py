@@ -8,6 +8,7 @@ import pytest
 from collection_fakes import fake, rows_of
 from messages import message_of
 from PIL import Image
+
 from saghog_jax.input_pipeline.datasets import tfds_builder
 from saghog_jax.input_pipeline.datasets.catalog import COLLECTIONS
 

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 from places import TESTS
+from store_helpers import make_store
+
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels import pseudo_labels
@@ -13,7 +15,6 @@ from saghog_jax.input_pipeline.labels.pseudo_labels import (
     nearest,
     root_sift,
 )
-from store_helpers import make_store
 
 GOLDEN = np.load(TESTS / "golden" / "patches_offline.npz")
 

@@ -3,6 +3,7 @@ import os
 import time
 
 import pytest
+
 from saghog_jax.input_pipeline.pages import fingerprint
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 

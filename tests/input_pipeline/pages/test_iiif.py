@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import iiif

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from messages import message_of
 from PIL import Image
+
 from saghog_jax.configs.common import data_config
 from saghog_jax.input_pipeline.pages import manifest as manifest_module
 from saghog_jax.input_pipeline.pages.manifest import (

@@ -4,11 +4,12 @@ import importlib.util
 import sys
 
 import pytest
+from store_helpers import fingerprint, sections, write_pages
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.store import writer
 from saghog_jax.input_pipeline.store.build import ensure_store
-from store_helpers import fingerprint, sections, write_pages
 
 RUNNERS = {
     "in this process": "--runner=DirectRunner",

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from region_pages import CLUTTER, make_scan, recall_and_junk
+
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions.backends import Place, make_backend

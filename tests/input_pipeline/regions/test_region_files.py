@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.regions.backends import Place, make_backend

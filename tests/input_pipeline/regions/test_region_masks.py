@@ -15,6 +15,10 @@ import cv2
 import numpy as np
 import pytest
 from places import ROOT
+from store_helpers import draw_page, sections, write_pages
+
+from saghog_jax import finetune, prepare, pretrain
+from saghog_jax import regions as stage
 from saghog_jax.configs import common
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import prepare as prepare_config
@@ -34,10 +38,6 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
-from store_helpers import draw_page, sections, write_pages
-
-from saghog_jax import finetune, prepare, pretrain
-from saghog_jax import regions as stage
 
 PAGES = 5
 

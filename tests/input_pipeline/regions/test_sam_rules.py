@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+
 from saghog_jax.configs.regions import sam_config
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions import sam_rules

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from places import ROOT, TESTS
+from store_helpers import draw_page, fingerprint, sections, write_pages
+
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.processes.workers import run_jobs
@@ -22,7 +24,6 @@ from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import SurveyJob, look
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import cut_or_reason
-from store_helpers import draw_page, fingerprint, sections, write_pages
 
 PAGES = 7
 

@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 from messages import message_of
+from store_helpers import fingerprint
+
 from saghog_jax.input_pipeline.batches.loader import batches
 from saghog_jax.input_pipeline.batches.plans import m_per_class_plan
 from saghog_jax.input_pipeline.store import ready_patches
 from saghog_jax.input_pipeline.store import writer as store_writer
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.ready_patches import ensure_ready_store, ready_labels
-from store_helpers import fingerprint
-
 from saghog_jax.verify import verify_store
 
 # The published expressions for Historical-WI: 77/77_9-IMG_MAX_1005_3.png.

@@ -3,10 +3,11 @@ import threading
 
 import numpy as np
 import pytest
+from store_helpers import make_store
+
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.store import reader as store_module
 from saghog_jax.input_pipeline.store.reader import Store
-from store_helpers import make_store
 
 COUNTS = [5, 0, 7, 1, 0, 0, 9]
 

@@ -3,6 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+from store_helpers import sections, write_pages
+from toy import toy
+
+from saghog_jax import finetune
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.input_pipeline.errors import UserError
@@ -10,10 +14,6 @@ from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
-from store_helpers import sections, write_pages
-from toy import toy
-
-from saghog_jax import finetune
 from saghog_jax.main import run_stage
 
 CLUSTER, WRITER, PAGE = r"(\d+)", r"\d+_(\d+)", r"MAX_(\d+)"

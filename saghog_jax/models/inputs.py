@@ -1,0 +1,36 @@
+"""From a shipped batch of patches to what a model reads, on the device.
+
+Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary` is 1 on paper and
+0 on ink, float32 [b, h, w, 1].
+"""
+
+import jax
+import jax.numpy as jnp
+
+# What an encoder reads: the colours of the page, or its binarised ink.
+INPUTS = ("page", "binary")
+
+
+def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Images and binary of a batch as the loader ships it.
+
+    Args:
+      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], bits, 1 = ink.
+
+    Returns:
+      images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
+    """
+    b, h, w, _ = batch["patches"].shape
+    images = batch["patches"].astype(jnp.float32) / 255.0
+    bits = jnp.unpackbits(batch["ink"], axis=-1).reshape(b, h, w, 1)
+    return images, 1.0 - bits.astype(jnp.float32)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """[0, 1] to [-1, 1], what the encoder reads."""
+    return images * 2.0 - 1.0
+
+
+def model_input(images: jax.Array, binary: jax.Array, source: str) -> jax.Array:
+    """Images [b, h, w, c] of what an encoder reads, not normalised: `source` is one of `INPUTS`."""
+    return jnp.broadcast_to(binary, images.shape) if source == "binary" else images
