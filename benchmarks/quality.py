@@ -72,15 +72,21 @@ ROWS = (
     Row("foreground", "on linked pages, foreground tokens", {}, {"descriptor": "foreground"}),
     Row("pixel", "on linked pages, pixel target", {"target": "pixel"}, {}),
     Row("rgb", "on linked pages, HOG of RGB target", {"target": "hog_rgb"}, {}),
-    Row("sift_upright", "upright SIFT of the same patches", {}, {}, {"upright": 1.0}),
-    Row("sift_found", "SIFT of the same patches, sizes and angles found", {}, {}, {"found": 1.0}),
-    Row("sift", "both, without a model", {}, {}, {"upright": 0.25, "found": 0.75}),
+    Row("sift_patch", "upright SIFT of the same patches", {}, {}, {"patch": 1.0}),
+    Row(
+        "sift_keypoint",
+        "SIFT of the same patches, sizes and angles found",
+        {},
+        {},
+        {"keypoint": 1.0},
+    ),
+    Row("sift", "both, without a model", {}, {}, {"patch": 0.25, "keypoint": 0.75}),
     Row("recipe", "both beside linked pages: the recipe", {}, {}, RECIPE),
     Row("recipe_writer", "both beside writers", {}, {"labels": "writer"}, RECIPE),
 )
 DEFAULT = (
     *("sift_vlad", "random", "pretrained", "page", "linked", "writer"),
-    *("sift_upright", "sift_found", "sift", "recipe", "recipe_writer"),
+    *("sift_patch", "sift_keypoint", "sift", "recipe", "recipe_writer"),
 )
 
 
@@ -150,7 +156,7 @@ class Bench:
             first, seen = str(folder), config.total_steps * config.global_batch_size
         if row.finetune is not None:
             config = self._config(finetune.get_config("small"), row.finetune)
-            config.init_from = first
+            config.checkpoint = first
             folder = self.folder / f"finetune{_suffix(row.pretrain)}{_suffix(row.finetune)}"
             self._train(config, folder)
             seen += config.total_steps * config.global_batch_size
@@ -179,7 +185,7 @@ class Bench:
         """Where a table is embedded by a row's model alone, and the patches that it has seen."""
         folder, seen = self.model(row)
         config = embed.get_config("small")
-        config.sift.upright = config.sift.found = 0.0
+        config.sift.patch = config.sift.keypoint = 0.0
         config.update_from_flattened_dict(self._asked(config))
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")

@@ -1,13 +1,13 @@
 """Weights of the published PyTorch code to a run folder, or a run folder to such weights.
 
-    python -m saghog_jax.main --config=configs/convert.py --config.source=model.pt
+    python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=model.pt
 
-makes runs/convert, which finetune (`--config.init_from=runs/convert`) and embed
+makes runs/convert, which finetune (`--config.checkpoint=runs/convert`) and embed
 (`--config.checkpoint=runs/convert`) accept; seconds. Reads .pt (with PyTorch: the extra `torch`),
 .safetensors and .npz under the published names, a masked autoencoder, its encoder alone, or a
 finetuned model. The other way round, into runs/convert/weights.safetensors:
 
-    python -m saghog_jax.main --config=configs/convert.py --config.source=runs/pretrain
+    python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=runs/pretrain
 
 Every key is listed in report.txt: taken, missing, or unused and why.
 """
@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.stage = "convert"
     # A file of weights, or a run folder.
-    config.source = ""
+    config.checkpoint = ""
     # Attention heads of encoder and decoder: the shapes of weights do not tell them.
     config.heads = 8
     config.decoder_heads = 16

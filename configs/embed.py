@@ -44,8 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What the encoder sees: `page`, `binary`, or `auto`, what the checkpoint was trained on.
     config.input = "auto"
     # Also embedded from the same patches, into subfolders: `random` (the encoder before any
-    # training) and `pretrained` (the one finetuning started from), both by CLS, and `sift_upright`
-    # and `sift_found` (what `sift` puts beside the model, alone).
+    # training) and `pretrained` (the one finetuning started from), both by CLS, and `sift_patch`
+    # and `sift_keypoint` (what `sift` puts beside the model, alone).
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
     # Factors that each page is embedded at, besides those of `store.scale` and a manifest; the page
     # descriptors of each stand side by side. Counts of patches are those of the first.
@@ -55,9 +55,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sift = ConfigDict(
         {
             # Of the ink of each patch, upright.
-            "upright": 0.15 if small else 0.0,
+            "patch": 0.15 if small else 0.0,
             # Of the page at each keypoint, at the size and angle that SIFT found there.
-            "found": 0.7 if small else 0.0,
+            "keypoint": 0.7 if small else 0.0,
         }
     )
     # Patches that this process's devices take at a time, and the most pages mixed in them.
@@ -93,5 +93,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # (docs/retrieval.md: asking with 40 patches of one place, half of the mAP is left).
     config.few_patches = 40
     # Also written: `npz`, `parquet`, the whole folder in one file.
-    config.also = ()
+    config.export_formats = ()
     return config

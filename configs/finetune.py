@@ -47,10 +47,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.store = common.store_config("offline")
     config.regions = regions_config(arg.regions)
     # Run folder the encoder starts from; empty: from scratch.
-    config.init_from = "runs/pretrain"
+    config.checkpoint = "runs/pretrain"
     # Its checkpoint: `last` or `best`.
-    config.init_checkpoint = "last"
-    # The model of an encoder from scratch; with `init_from` that run's model is taken.
+    config.which = "last"
+    # The model of an encoder from scratch; with `checkpoint` that run's model is taken.
     size = arg.variant if arg.variant in ("cpu", "small") else "paper"
     config.model = training.model_config(size)
     # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
@@ -71,11 +71,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.labels = "cluster"
     config.pseudo_labels = common.pseudo_label_config()
     config.links = common.page_links_config()
-    # Patches of one class in a batch; the batch holds global_batch_size / per_class classes.
-    config.per_class = 16
+    # Patches of one class in a batch, which holds global_batch_size / patches_per_class classes.
+    config.patches_per_class = 16
     # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,
-    # as retrieval will compare pages; a class then has per_class / bag bags in a batch.
-    config.bag = 1
+    # as retrieval will compare pages; a class then has patches_per_class / patches_per_bag
+    # bags in a batch.
+    config.patches_per_bag = 1
     # Words of SIFT, fitted on the patches, with which `embed` can put fixed descriptors of them
     # beside the learned one (its section `sift`); 0: none.
     config.sift_words = 0
@@ -88,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
             "normalized": common.one_of(arg.head, HEADS, "head") == "netvlad",
             # `kmeans` (centres of CLS features), `random`, or `checkpoint` (the whole head of
-            # `init_from`, which a finetuning must have made).
+            # `checkpoint`, which a finetuning must have made).
             "init": "kmeans",
             # CLS features that k-means is fitted on, at most.
             "init_samples": 200_000,
@@ -133,7 +134,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.netrvlad.init_samples = 20_000
         # With an encoder that has seen little, 16 patches of each of few clusters draw everything
         # to one point; fewer patches of more and tighter clusters do not.
-        config.per_class = 2
+        config.patches_per_class = 2
         config.loss.base = 0.5
         config.optim.learning_rate = 1e-3
         config.optim.final_learning_rate = 1e-5
@@ -154,9 +155,9 @@ def _set_small(config: ConfigDict) -> None:
     """The recipe for some hundred pages (docs/quality.md): bags of patches of linked pages."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
     config.labels = "linked"
-    config.bag = 8
+    config.patches_per_bag = 8
     config.sift_words = 100
-    config.per_class = 16
+    config.patches_per_class = 16
     config.global_batch_size = 512
     config.total_steps = 9000
     config.log_every = 200
@@ -179,7 +180,7 @@ def _set_small(config: ConfigDict) -> None:
 def _set_encoder(config: ConfigDict, name: str) -> None:
     config.freeze_encoder = name == "frozen"
     if name not in ("pretrained", "frozen"):
-        config.init_from = ""
+        config.checkpoint = ""
         config.encoder = "vit" if name == "scratch" else name
         # Everything is new, so that every layer learns at the full rate.
         config.optim.layer_decay = 1.0

@@ -61,8 +61,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.crops = ConfigDict({"size": 256, "patches_per_page": 32, "gray": 0.2, "binarize": 0.2})
     # Run folder whose weights the run starts from, encoder and, where it fits, decoder; empty: from
     # scratch. Its checkpoint: `last` or `best`.
-    config.init_from = ""
-    config.init_checkpoint = "last"
+    config.checkpoint = ""
+    config.which = "last"
     config.model = training.model_config(arg.variant)
     config.model.width = arg.width or config.model.width
     # Share of a patch's tokens that is removed and has to be predicted.

@@ -11,7 +11,7 @@ _SHARED = {
     "global_batch_size": 1024,
     "total_steps": 30_000,
     "checkpoint_every": 1000,
-    "per_class": 16,
+    "patches_per_class": 16,
     "log_every": 100,
     "pseudo_labels.num_clusters": 5000,
     "netrvlad.num_clusters": 100,

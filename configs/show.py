@@ -6,7 +6,7 @@ Shows runs/pretrain: curves, config, and for some patches what the encoder saw, 
 predict and the HOG it predicted; seconds on two CPU cores. Both training stages do so when they
 end. Another run, such as one that is still under way:
 
-    python -m saghog_jax.main --config=configs/show.py --config.run=runs/finetune
+    python -m saghog_jax.main --config=configs/show.py --config.checkpoint=runs/finetune
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.stage = "show"
     # Run folder that pretrain or finetune wrote.
-    config.run = "runs/pretrain"
+    config.checkpoint = "runs/pretrain"
     # `reconstruction` (needs a checkpoint with a decoder), `classes` (what finetuning was told to
     # belong together), `none`, or `auto`: what fits the run.
     config.pictures = "auto"

@@ -31,8 +31,8 @@ from saghog_jax.weights.files import read_weights
 from saghog_jax.weights.torch_names import Report
 
 NEXT = {
-    "encoder": "configs/finetune.py --config.init_from=",
-    "mae": "configs/finetune.py --config.init_from=",
+    "encoder": "configs/finetune.py --config.checkpoint=",
+    "mae": "configs/finetune.py --config.checkpoint=",
     "writer": "configs/embed.py --config.checkpoint=",
 }
 # Channels of the images whose HOG a model predicts.
@@ -40,20 +40,20 @@ _TARGET_CHANNELS = {"hog_binary": 1, "hog_gray": 1, "hog_rgb": 3, "pixel": 0}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Converts `config.source` into `workdir`: weights from a run folder, else a run folder.
+    """Converts `config.checkpoint` into `workdir`: weights from a run folder, else a run folder.
 
     Raises:
       UserError: a source that is missing, damaged or of another model; a work directory that holds
         something else.
     """
-    source = Path(config.source)
-    if not config.source:
+    source = Path(config.checkpoint)
+    if not config.checkpoint:
         raise UserError(
-            "config.source is empty: give a file of weights (.pt, .safetensors, .npz) to import, "
-            "or a run folder to export, --config.source=PATH"
+            "config.checkpoint is empty: give a file of weights (.pt, .safetensors, .npz) to "
+            "import, or a run folder to export, --config.checkpoint=PATH"
         )
     if not source.exists():
-        raise UserError(f"config.source: there is no {source}")
+        raise UserError(f"config.checkpoint: there is no {source}")
     workdir.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         _export(source, workdir)
@@ -105,7 +105,7 @@ def from_published(
     if kind == "writer":
         run_config.embed_dim = sizes.get("embed_dim", 0)
         run_config.netrvlad.num_clusters = sizes["num_clusters"]
-        run_config.init_from = ""
+        run_config.checkpoint = ""
         module = make_writer_model(precision.resolve(run_config))
         arguments = (images,)
     else:

@@ -54,11 +54,11 @@ def run(config: ConfigDict, workdir: Path) -> int:
     digests = [params_digest(model.variables) for model in models]
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
     views = manifest.at_scales(config.scales)
-    made_from = distributed.main_first(
+    input_digest = distributed.main_first(
         lambda: _identity(config, views, rule, models, digests, masks)
     )
     folders = embed_folders.folders(config, models, workdir)
-    done = all(embed_folders.made_from(folder) == made_from for _, folder in folders)
+    done = all(embed_folders.input_digest(folder) == input_digest for _, folder in folders)
     distributed.barrier("looked")
     if done:
         skipped = embed_folders.read_skipped(workdir)
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     found = [mask for mask in found for _ in config.scales] if found else None
     folder = workdir / "parts"
     if distributed.is_main():
-        journal.begin(folder, made_from)
+        journal.begin(folder, input_digest)
     kept = folder / patch_whitening.FILE
     whitenings = _whitenings(config, models, digests, views, rule, found, kept)
     pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)
@@ -104,7 +104,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         whitenings,
         parts,
         parts.read(),
-        made_from,
+        input_digest,
         masks.identity if masks else {"backend": "none"},
     )
     skipped = embedded.skipped
@@ -137,9 +137,11 @@ def _check(config: ConfigDict) -> None:
             f"config.power={config.power} must lie in (0, 1], config.gmp_lambda="
             f"{config.gmp_lambda} be positive"
         )
-    unknown = sorted(set(config.also) - set(exports.FORMATS))
+    unknown = sorted(set(config.export_formats) - set(exports.FORMATS))
     if unknown:
-        raise UserError(f"unknown config.also {unknown[0]!r}, known: {', '.join(exports.FORMATS)}")
+        raise UserError(
+            f"unknown config.export_formats {unknown[0]!r}, known: {', '.join(exports.FORMATS)}"
+        )
     scales = tuple(config.scales)
     if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
         raise UserError(f"config.scales={scales}: give different positive factors")

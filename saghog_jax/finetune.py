@@ -50,7 +50,7 @@ _SHOWN = 12  # Patches of a class in a picture.
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with the model of the run that `init_from` names and this machine's precision.
+    """The config with the model of the run that `checkpoint` names and this machine's precision.
 
     Raises:
       UserError: no such run, an unknown choice, choices that do not go together.
@@ -66,31 +66,31 @@ def resolve(config: ConfigDict) -> ConfigDict:
     ):
         if value not in known:
             raise UserError(f"unknown config.{field} {value!r}, known: {', '.join(known)}")
-    if config.init_from and config.encoder != "vit":
+    if config.checkpoint and config.encoder != "vit":
         raise UserError(
-            f"config.encoder={config.encoder!r} starts from scratch, but config.init_from names "
-            f"{config.init_from!r}; set --config.init_from= (nothing)"
+            f"config.encoder={config.encoder!r} starts from scratch, but config.checkpoint names "
+            f"{config.checkpoint!r}; set --config.checkpoint= (nothing)"
         )
-    if config.netrvlad.init == "checkpoint" and not config.init_from:
-        raise UserError("config.netrvlad.init=checkpoint needs config.init_from")
+    if config.netrvlad.init == "checkpoint" and not config.checkpoint:
+        raise UserError("config.netrvlad.init=checkpoint needs config.checkpoint")
     if config.accumulate > 1 and config.encoder != "vit":
         raise UserError(
             f"config.accumulate={config.accumulate} would change the batch statistics of "
             f"config.encoder={config.encoder!r}; set it to 1"
         )
-    if config.freeze_encoder and not config.init_from:
-        raise UserError("config.freeze_encoder needs config.init_from: nothing else was learned")
-    if config.bag < 1 or config.per_class % config.bag:
+    if config.freeze_encoder and not config.checkpoint:
+        raise UserError("config.freeze_encoder needs config.checkpoint: nothing else was learned")
+    if config.patches_per_bag < 1 or config.patches_per_class % config.patches_per_bag:
         raise UserError(
-            f"config.per_class={config.per_class} is not a whole number of bags of config.bag="
-            f"{config.bag} patches"
+            f"config.patches_per_class={config.patches_per_class} is not a whole number of bags of "
+            f"config.patches_per_bag={config.patches_per_bag} patches"
         )
     config = precision.resolve(config)
-    if config.init_from:
-        run = read_config(Path(config.init_from))
+    if config.checkpoint:
+        run = read_config(Path(config.checkpoint))
         if run.stage == "finetune" and run.encoder != "vit":
             raise UserError(
-                f"config.init_from: {config.init_from} has the encoder {run.encoder!r}, only the "
+                f"config.checkpoint: {config.checkpoint} has the encoder {run.encoder!r}, only the "
                 "vit of pretrain, convert or finetune can be started from"
             )
         config = config.copy_and_resolve_references()
@@ -157,11 +157,13 @@ class Finetuning:
         self._store, self._labels = store, labels
         check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
         size = (config.global_batch_size, config.total_steps, config.seed)
-        if config.bag == 1:
-            self._plan = plans.m_per_class_plan(labels, config.per_class, *size)
+        if config.patches_per_bag == 1:
+            self._plan = plans.m_per_class_plan(labels, config.patches_per_class, *size)
         else:
-            bags = config.per_class // config.bag
-            self._plan = plans.bag_plan(labels, store.index["page"], config.bag, bags, *size)
+            bags = config.patches_per_class // config.patches_per_bag
+            self._plan = plans.bag_plan(
+                labels, store.index["page"], config.patches_per_bag, bags, *size
+            )
 
     @property
     def skipped(self) -> int:
@@ -179,10 +181,10 @@ class Finetuning:
         """The pretrained encoder and the centres of its features, where the config wants them."""
         config = self.config
         params, rest = split_params(variables)
-        if config.init_from:
-            source = Path(config.init_from)
+        if config.checkpoint:
+            source = Path(config.checkpoint)
             kinds = ("writer",) if config.netrvlad.init == "checkpoint" else KINDS
-            given, _ = load_variables(source, kinds, config.init_checkpoint)
+            given, _ = load_variables(source, kinds, config.which)
             wanted = params if kinds == ("writer",) else {"encoder": params["encoder"]}
             params = {**params, **taken(given["params"], wanted, source)}
         if config.netrvlad.init == "kmeans":
@@ -227,8 +229,10 @@ class Finetuning:
         config = self.config
 
         def of(features: jax.Array, assignment: jax.Array, centroids: jax.Array) -> jax.Array:
-            gram = bag_gram(assignment, features, centroids, config.bag, config.netrvlad.normalized)
-            return metric_loss(gram, rows["label"][:: config.bag], config.loss)
+            gram = bag_gram(
+                assignment, features, centroids, config.patches_per_bag, config.netrvlad.normalized
+            )
+            return metric_loss(gram, rows["label"][:: config.patches_per_bag], config.loss)
 
         of = jax.checkpoint(of) if use_remat(config) else of
         return of(*outputs, variables["params"]["netrvlad"]["centroids"])
@@ -265,11 +269,11 @@ class Finetuning:
         largest = np.argsort(-counts, kind="stable")
         chosen = np.sort(names[largest[evenly(len(largest) // 2 + 1, rows)]])
         members = [np.flatnonzero(self._labels == name) for name in chosen]
-        per_class = min(_SHOWN, *map(len, members))
-        indices = np.concatenate([m[evenly(len(m), per_class)] for m in members])
+        patches_per_class = min(_SHOWN, *map(len, members))
+        indices = np.concatenate([m[evenly(len(m), patches_per_class)] for m in members])
         images, binary = inputs.decode(self._store.gather(indices))
         images = np.asarray(inputs.model_input(images, binary, self.config.input))
-        shown = images.reshape(len(chosen), per_class, *images.shape[1:])
+        shown = images.reshape(len(chosen), patches_per_class, *images.shape[1:])
         names = [str(name) for name in chosen]
         return [drawing.classes(shown, names, _CALLED[self.config.labels])]
 

@@ -100,15 +100,15 @@ class Pretraining:
         return init_variables(self.config, rng)
 
     def warm_start(self, variables: dict) -> dict:
-        """Random weights, or those of the run that `init_from` names.
+        """Random weights, or those of the run that `checkpoint` names.
 
         Raises:
           UserError: weights of a model of other sizes.
         """
-        if not self.config.init_from:
+        if not self.config.checkpoint:
             return variables
-        source = Path(self.config.init_from)
-        given, meta = load_variables(source, KINDS, self.config.init_checkpoint)
+        source = Path(self.config.checkpoint)
+        given, meta = load_variables(source, KINDS, self.config.which)
         params = variables["params"]
         wanted = {"encoder": params["encoder"]}
         # A decoder is worth keeping only where it predicts the same.
@@ -212,5 +212,5 @@ def open_task(config: ConfigDict, folder: Path) -> Pretraining:
 def run(config: ConfigDict, workdir: Path) -> int:
     """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
     sections = {"data": config.data, "regions": config.regions, "scale": config.store.scale}
-    following = next_command("finetune", workdir=workdir, **sections, init_from=workdir)
+    following = next_command("finetune", workdir=workdir, **sections, checkpoint=workdir)
     return run_training(resolve(config), workdir, Pretraining.kind, open_task, following)

@@ -94,7 +94,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _gallery_identity(gallery: Embeddings, fitted: whitening.Whitening | None) -> str:
-    made = [gallery.meta.get("made_from", ""), gallery.meta.get("checkpoint", "")]
+    made = [gallery.meta.get("input_digest", ""), gallery.meta.get("checkpoint", "")]
     if not made[0]:
         # Not written by `embed`: the pages must do.
         made += gallery.page_ids.tolist()

@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(
             f"unknown config.pictures {config.pictures!r}, known: {', '.join(PICTURES)}"
         )
-    folder = Path(config.run)
+    folder = Path(config.checkpoint)
     made_with = read_config(folder)
     pictures: list[Picture] = []
     if config.pictures != "none":

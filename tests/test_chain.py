@@ -241,7 +241,7 @@ def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monk
         assert after.writers.tolist() == expected != before.writers.tolist()
         assert set(after.column("sheet")) == {"s"}
         assert after.column("patch_count").tolist() == before.column("patch_count").tolist()
-        assert after.meta["made_from"] == before.meta["made_from"]
+        assert after.meta["input_digest"] == before.meta["input_digest"]
     assert (tmp_path / "embeddings.npy").read_bytes() == bits
     run_stage(config, tmp_path)
     assert "their labels" not in capsys.readouterr().out
@@ -254,24 +254,24 @@ def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monk
 
 def test_sift_stands_beside_the_model(folder, tmp_path):
     """With a share of the similarity, and alone; a share needs words, which finetuning fits."""
-    changes = {"sift_words": 5, "init_from": str(folder / "pretrain")}
+    changes = {"sift_words": 5, "checkpoint": str(folder / "pretrain")}
     run_stage(toy(finetune.get_config(), folder, **changes), tmp_path / "finetune")
     found = {}
     for name, given in {
         "plain": {},
         "third": {
-            "sift.upright": 1 / 3,
-            "compare": ("sift_upright", "sift_found"),
+            "sift.patch": 1 / 3,
+            "compare": ("sift_patch", "sift_keypoint"),
             "scales": (1.0, 0.5),
         },
-        "half": {"sift.found": 0.5},
-        "both": {"sift.upright": 0.25, "sift.found": 0.5, "scales": (1.0, 0.5)},
+        "half": {"sift.keypoint": 0.5},
+        "both": {"sift.patch": 0.25, "sift.keypoint": 0.5, "scales": (1.0, 0.5)},
     }.items():
         given = {"checkpoint": str(tmp_path / "finetune"), **given}
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / name)
         found[name] = load_embeddings(tmp_path / name)
-    alone = load_embeddings(tmp_path / "third" / "sift_upright")
-    other = np.asarray(load_embeddings(tmp_path / "third" / "sift_found").descriptors)
+    alone = load_embeddings(tmp_path / "third" / "sift_patch")
+    other = np.asarray(load_embeddings(tmp_path / "third" / "sift_keypoint").descriptors)
     whole, plain = (np.asarray(found[name].descriptors) for name in ("third", "plain"))
     fixed, d = np.asarray(alone.descriptors), plain.shape[1]
     assert fixed.shape[1] == 2 * 5 * 128
@@ -286,23 +286,29 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     assert np.abs(other - fixed).max() > 0.01
     meta = found["third"].meta
     assert "0.333333 of the similarity upright SIFT's" in meta["aggregation"]
-    assert (meta["sift"], meta["power"]) == ({"upright": 1 / 3}, 0.4)
+    assert (meta["sift"], meta["power"]) == ({"patch": 1 / 3}, 0.4)
     assert (alone.meta["sift"], alone.meta["power"]) == ({}, 0.5)
-    assert list(found["both"].meta["sift_words"]) == ["upright", "found"]
-    assert not (tmp_path / "half" / "sift_found").exists()
+    assert list(found["both"].meta["sift_words"]) == ["patch", "keypoint"]
+    assert not (tmp_path / "half" / "sift_keypoint").exists()
     with pytest.raises(UserError, match="embedded with sift"):
         check_comparable(found["half"], found["plain"])
-    given = {"sift.found": 0.5, "checkpoint": str(folder / "pretrain")}
-    with pytest.raises(UserError, match=r"no sift_words_found.npy, .* --config.sift.found=0"):
+    given = {"sift.keypoint": 0.5, "checkpoint": str(folder / "pretrain")}
+    with pytest.raises(UserError, match=r"no sift_words_keypoint.npy, .* --config.sift.keypoint=0"):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
-    given = {"sift.upright": 0.5, "sift.found": 0.5}
-    with pytest.raises(UserError, match=r"sift.found=0.5: shares of 0 or more that add up to less"):
+    given = {"sift.patch": 0.5, "sift.keypoint": 0.5}
+    with pytest.raises(
+        UserError, match=r"sift.keypoint=0.5: shares of 0 or more that add up to less"
+    ):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
 
 
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):
     image = sorted((folder / "pages").rglob("*.png"))[0]
-    changes = {"data.pages": str(image), "few_patches": 10_000, "also": ("npz", "parquet")}
+    changes = {
+        "data.pages": str(image),
+        "few_patches": 10_000,
+        "export_formats": ("npz", "parquet"),
+    }
     config = toy(embed.get_config("plain"), folder, **changes)
     assert run_stage(config, tmp_path / "embed") == 0
     found = load_embeddings(tmp_path / "embed")
@@ -389,15 +395,15 @@ def finetuning(folder):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"labels": "writer", "per_class": 8}, {"init_from": ""},
+    "changes", [{"labels": "writer", "patches_per_class": 8}, {"checkpoint": ""},
                {"netrvlad.init": "random"}, {"netrvlad.num_clusters": 5}, {"input": "page"},
                {"dropout": 0.0}, {"loss.base": 0.7}, {"loss.alpha": 3.0}, {"loss.beta": 20.0},
-               {"loss.epsilon": 0.4}, {"per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
-     {"labels": "page"}, {"bag": 2}, {"loss.kind": "contrastive"},
+               {"loss.epsilon": 0.4}, {"patches_per_class": 8}, {"augment.erode": 1.0}, {"seed": 1},
+     {"labels": "page"}, {"patches_per_bag": 2}, {"loss.kind": "contrastive"},
      {"loss.kind": "triplet"}, {"loss.kind": "triplet_semihard"},
      {"netrvlad.normalized": True},
      {"descriptor": "gmp"}, {"descriptor": "foreground"}, {"embed_dim": 8},
-     {"encoder": "resnet20", "init_from": ""}, {"freeze_encoder": True}],
+     {"encoder": "resnet20", "checkpoint": ""}, {"freeze_encoder": True}],
 )  # fmt: skip
 def test_every_choice_of_finetuning_matters(finetuning, changes):
     loss, plain = finetuning
@@ -409,7 +415,7 @@ def test_bags_of_pages_and_temperature_matter(finetuning):
     page = {"labels": "page", "loss.kind": "contrastive"}
     found = {
         loss(**page),
-        loss(**page, bag=2),
+        loss(**page, patches_per_bag=2),
         loss(**page, **{"loss.temperature": 0.5}),
     }
     assert len(found) == 3
@@ -508,9 +514,13 @@ def test_choices_of_embed_matter(folder, tmp_path):
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [
-        (finetune, {"init_from": "nowhere"}, "nowhere holds no run .*configs/pretrain.py"),
+        (finetune, {"checkpoint": "nowhere"}, "nowhere holds no run .*configs/pretrain.py"),
         (finetune, {"labels": "colour"}, "unknown config.labels 'colour', known: cluster, page"),
-        (finetune, {"bag": 3}, "config.per_class=4 is not a whole number of bags of config.bag=3"),
+        (
+            finetune,
+            {"patches_per_bag": 3},
+            "config.patches_per_class=4 is not a whole number of bags of config.patches_per_bag=3",
+        ),
         (finetune, {"input": "rgb"}, "unknown config.input 'rgb', known: page, binary"),
         (finetune, {"netrvlad.init": "x"}, "unknown config.netrvlad.init 'x'"),
         (embed, {"checkpoint": "nowhere"}, "no checkpoint in nowhere; .*configs/finetune.py"),
@@ -518,7 +528,11 @@ def test_choices_of_embed_matter(folder, tmp_path):
         (embed, {"compare": ("best",)}, "unknown config.compare 'best'"),
         (embed, {"pooling": "median"}, "unknown config.pooling 'median', known: sum, mean, max"),
         (embed, {"power": 0.0}, "config.power=0.0 must lie in"),
-        (embed, {"also": ("xlsx",)}, "unknown config.also 'xlsx', known: npz, parquet"),
+        (
+            embed,
+            {"export_formats": ("xlsx",)},
+            "unknown config.export_formats 'xlsx', known: npz, parquet",
+        ),
         (embed, {"patch_whitening.mode": "pca"}, "known: none, fit, load"),
         (embed, {"patch_whitening.mode": "load"}, "needs config.patch_whitening.file"),
         (embed, {"patch_whitening.samples": 1}, "samples=1 must be at least 2"),

@@ -30,7 +30,7 @@ SOBEL = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32)[None, None]
 
 def config(source, **fields):
     made = convert_config.get_config()
-    made.source = str(source)
+    made.checkpoint = str(source)
     made.heads, made.decoder_heads = 8, 4
     made.update(fields)
     return made
@@ -90,7 +90,7 @@ def test_a_finetuned_model_and_back(tmp_path, tag, embed_dim):
     variables, meta = load_variables(tmp_path / "run", ("writer",))
     assert meta["kind"] == "writer"
     run = read_config(tmp_path / "run")
-    assert (run.netrvlad.num_clusters, run.model.width, run.init_from) == (10, 32, "")
+    assert (run.netrvlad.num_clusters, run.model.width, run.checkpoint) == (10, 32, "")
     assert run.embed_dim == embed_dim
     x = jnp.asarray(golden[f"{tag}_in"].transpose(0, 2, 3, 1))
     run.precision = "float32"
@@ -171,7 +171,7 @@ def test_target_of_the_decoder(channels, token_size, target, cell_size):
 
 
 def test_bad_sources_are_one_line(tmp_path, weights):
-    with pytest.raises(UserError, match="config.source is empty"):
+    with pytest.raises(UserError, match="config.checkpoint is empty"):
         convert.run(config(""), tmp_path / "run")
     with pytest.raises(UserError, match="there is no"):
         convert.run(config(tmp_path / "none.npz"), tmp_path / "run")

@@ -163,8 +163,8 @@ def test_what_was_half_written_is_not_there(tmp_path, damage):
 
 
 def test_parts_of_something_else_are_removed(tmp_path):
-    for made_from, left in (("x", 0), ("x", 1), ("y", 0)):
-        embed_parts.begin(tmp_path / "p", made_from)
+    for input_digest, left in (("x", 0), ("x", 1), ("y", 0)):
+        embed_parts.begin(tmp_path / "p", input_digest)
         assert len(Parts(tmp_path / "p", MODELS).read()) == left
         keep(tmp_path / "p", [3])
 

@@ -93,10 +93,10 @@ def test_pretraining(folder, name):
 @pytest.mark.parametrize("name", FINETUNE)
 def test_finetuning(folder, name):
     config = finetune_config.get_config(name)
-    init = str(folder / "pretrain") if config.init_from else ""
+    init = str(folder / "pretrain") if config.checkpoint else ""
     # The published warm-up starts at 0 and its second rate, 2e-7, is below the rounding of some
     # parameters: two steps of warm-up show what two of 5,000 would not.
-    changes = {"init_from": init, "data.split": "", "optim.warmup_steps": 2}
+    changes = {"checkpoint": init, "data.split": "", "optim.warmup_steps": 2}
     config = finetune.resolve(toy(config, folder, **changes))
     store = open_store(config.data, config.store, regions=config.regions)
     task = finetune.Finetuning(config, store, finetune.make_labels(config, store))

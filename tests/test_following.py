@@ -62,12 +62,12 @@ def test_pages_and_regions_go_along():
 
 def test_folders_stay_together_and_are_named_briefly(tmp_path):
     here = Path.cwd() / "runs" / "mine" / "pretrain"
-    assert next_command("finetune", workdir=here, init_from=here) == (
-        f"{START}finetune.py --config.init_from=runs/mine/pretrain --workdir=runs/mine/finetune"
+    assert next_command("finetune", workdir=here, checkpoint=here) == (
+        f"{START}finetune.py --config.checkpoint=runs/mine/pretrain --workdir=runs/mine/finetune"
     )
     there = tmp_path / "pretrain"
-    assert next_command("finetune", workdir=there, init_from=there) == (
-        f"{START}finetune.py --config.init_from={there} --workdir={tmp_path / 'finetune'}"
+    assert next_command("finetune", workdir=there, checkpoint=there) == (
+        f"{START}finetune.py --config.checkpoint={there} --workdir={tmp_path / 'finetune'}"
     )
 
 

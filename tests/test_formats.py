@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
     changes = {
         "checkpoint": str(folder / "pretrain"),
         "compare": (),
-        "also": ("npz", "parquet"),
+        "export_formats": ("npz", "parquet"),
         "regions.backend": "ink",
     }
     run_stage(toy(embed.get_config(), folder, **changes), folder / "embed")

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def shown(folder, **changes):
     config = show.get_config()
     config.update(changes)
-    config.run = str(folder)
+    config.checkpoint = str(folder)
     run_stage(config, folder)
     return (folder / "report.html").read_text()
 

@@ -19,7 +19,7 @@ SIZES = {
     "total_steps": 4,
     "checkpoint_every": 2,
     "log_every": 1,
-    "per_class": 4,
+    "patches_per_class": 4,
     "netrvlad.num_clusters": 4,
     "netrvlad.init_samples": 64,
     "pseudo_labels.num_clusters": 12,
@@ -34,13 +34,12 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),
         "regions.root": str(folder / "regions"),
-        "init_from": str(folder / "pretrain"),
-        "checkpoint": str(folder / "finetune"),
+        "checkpoint": str(folder / ("pretrain" if config.stage == "finetune" else "finetune")),
         "embeddings": str(folder / "embed"),
     }
     known = fields(config)
-    if not known.get("init_from"):
-        del places["init_from"]
+    if not known.get("checkpoint"):
+        del places["checkpoint"]
     fitting = {key: value for key, value in (SIZES | places).items() if key in known}
     config.lock().update_from_flattened_dict(fitting | changes)
     return config

@@ -81,23 +81,23 @@ class SubsetPlan:
 
 
 class MPerClassPlan:
-    """Each batch: classes drawn without replacement, then `per_class` patches of each.
+    """Each batch: classes drawn without replacement, then `patches_per_class` patches of each.
 
     Patches of a class are drawn without replacement, with replacement only where the class has
-    fewer than `per_class`.
+    fewer than `patches_per_class`.
     """
 
     def __init__(
         self,
         labels: np.ndarray,
-        per_class: int,
+        patches_per_class: int,
         global_batch_size: int,
         total_steps: int,
         seed: int,
     ) -> None:
         """Use `m_per_class_plan`."""
         self.global_batch_size = global_batch_size
-        self._per_class = per_class
+        self._per_class = patches_per_class
         self._total_steps = total_steps
         self._seed = seed
         # Members of each class side by side: class c is members[starts[c] : starts[c] + sizes[c]].
@@ -224,9 +224,9 @@ def uniform_plan(n: int, global_batch_size: int, total_steps: int, seed: int) ->
 
 
 def m_per_class_plan(
-    labels: np.ndarray, per_class: int, global_batch_size: int, total_steps: int, seed: int
+    labels: np.ndarray, patches_per_class: int, global_batch_size: int, total_steps: int, seed: int
 ) -> MPerClassPlan:
-    """Global batches of `global_batch_size / per_class` classes with `per_class` patches each.
+    """Global batches of some classes with `patches_per_class` patches each.
 
     The published code draws the same way, an epoch at a time (`test_sampler.py`).
 
@@ -237,9 +237,11 @@ def m_per_class_plan(
       UserError: the batch is not a whole number of classes, or the labels have too few classes.
     """
     _check_sizes(global_batch_size, total_steps)
-    _check_division(global_batch_size, per_class)
-    plan = MPerClassPlan(np.asarray(labels), per_class, global_batch_size, total_steps, seed)
-    _check_classes(plan.num_classes, global_batch_size, per_class)
+    _check_division(global_batch_size, patches_per_class)
+    plan = MPerClassPlan(
+        np.asarray(labels), patches_per_class, global_batch_size, total_steps, seed
+    )
+    _check_classes(plan.num_classes, global_batch_size, patches_per_class)
     return plan
 
 
@@ -284,21 +286,23 @@ def _check_sizes(global_batch_size: int, total_steps: int) -> None:
         )
 
 
-def _check_division(global_batch_size: int, per_class: int) -> None:
-    if per_class < 1 or global_batch_size % per_class:
+def _check_division(global_batch_size: int, patches_per_class: int) -> None:
+    if patches_per_class < 1 or global_batch_size % patches_per_class:
         raise UserError(
-            f"a batch of {global_batch_size} is not a whole number of classes with {per_class} "
-            "patches each; change --config.global_batch_size or --config.per_class"
+            f"a batch of {global_batch_size} is not a whole number of classes with "
+            f"{patches_per_class} patches each; change --config.global_batch_size or "
+            "--config.patches_per_class"
         )
 
 
-def _check_classes(found: int, global_batch_size: int, per_class: int) -> None:
-    needed = global_batch_size // per_class
+def _check_classes(found: int, global_batch_size: int, patches_per_class: int) -> None:
+    needed = global_batch_size // patches_per_class
     if found < needed:
         raise UserError(
-            f"a batch of {global_batch_size} with {per_class} patches a class needs {needed} "
-            f"classes, the labels have {found}; lower --config.global_batch_size to "
-            f"{found * per_class} or less, raise --config.per_class, or give more pages"
+            f"a batch of {global_batch_size} with {patches_per_class} patches a class needs "
+            f"{needed} classes, the labels have {found}; lower --config.global_batch_size to "
+            f"{found * patches_per_class} or less, raise --config.patches_per_class, or give more "
+            "pages"
         )
 
 

@@ -122,7 +122,7 @@ def sift_model(kind: str, words: np.ndarray) -> Model:
 def rule_of(store: ConfigDict, models: Sequence[Model]) -> Rule:
     """How pages are cut for some models: by a store section, with SIFT where a model reads it."""
     rule = Rule.from_config(store)
-    if any(model.kind == sift.name("found") for model in models):
+    if any(model.kind == sift.name("keypoint") for model in models):
         rule = dataclasses.replace(rule, descriptors=True)
     return rule
 
@@ -148,14 +148,14 @@ def load_models(config: ConfigDict) -> list[Model]:
     if meta["kind"] == "writer":
         source = run.input if config.input == "auto" else config.input
         models = [netrvlad_model("finetuned", run, variables, source)]
-        begun_from = Path(run.init_from) if run.init_from else None
+        begun_from = Path(run.checkpoint) if run.checkpoint else None
     else:
         source = "page" if config.input == "auto" else config.input
         models = [cls_model("pretrained", run, variables, source)]
         begun_from = folder
     begun = _run_config(begun_from, config) if begun_from else run
     if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
-        given, _ = load_variables(begun_from, KINDS, run.init_checkpoint)
+        given, _ = load_variables(begun_from, KINDS, run.which)
         models.append(cls_model("pretrained", begun, given, source))
     if "random" in config.compare:
         models.append(cls_model("random", begun, _untrained(begun), source))

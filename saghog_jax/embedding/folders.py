@@ -36,7 +36,7 @@ class Embedded:
 
     digests: of the weights of each model; whitenings: of the patches of each.
     results: by view; a page's are next to each other.
-    made_from: what `made_from` returns once all is written.
+    input_digest: what `input_digest` returns once all is written.
     regions: what handwriting was looked for with.
     """
 
@@ -47,7 +47,7 @@ class Embedded:
     whitenings: Sequence[whitening.Whitening | None]
     parts: Parts
     results: dict[int, PageResult]
-    made_from: str
+    input_digest: str
     regions: dict
 
     @property
@@ -145,7 +145,7 @@ def _meta(done: Embedded, number: int, columns: Sequence[_Column]) -> dict:
     kinds = {column.sift: column for column in columns[1:]}
     return {
         "model": model.name,
-        "made_from": done.made_from,
+        "input_digest": done.input_digest,
         "checkpoint": _checkpoint(done.digests[number], fitted),
         "checkpoint_folder": str(config.checkpoint),
         "which": config.which,
@@ -209,17 +209,17 @@ def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:
 
 
 def export(config: ConfigDict, where: Sequence[tuple[int, Path]]) -> None:
-    """Writes what `config.also` names beside each of some folders."""
+    """Writes what `config.export_formats` names beside each of some folders."""
     for _, folder in where:
-        for name in config.also:
+        for name in config.export_formats:
             path = exports.write(load_embeddings(folder), name)
             print(f"written: {path}")
 
 
-def made_from(folder: Path) -> str:
+def input_digest(folder: Path) -> str:
     """What the embeddings in a folder were made from; empty where there are none."""
     try:
-        return json.loads((folder / "meta.json").read_text()).get("made_from", "")
+        return json.loads((folder / "meta.json").read_text()).get("input_digest", "")
     except (OSError, ValueError):
         return ""
 

@@ -30,13 +30,13 @@ class PageResult(NamedTuple):
     reason: str
 
 
-def begin(folder: Path, made_from: str) -> None:
-    """Makes the folder, empty unless it was begun for the same `made_from`; by one process only."""
-    mark = folder / "made_from.txt"
-    if not mark.exists() or mark.read_text() != made_from:
+def begin(folder: Path, input_digest: str) -> None:
+    """Makes the folder, empty unless it was begun for the same input; by one process only."""
+    mark = folder / "input_digest.txt"
+    if not mark.exists() or mark.read_text() != input_digest:
         shutil.rmtree(folder, ignore_errors=True)
         with replacing(mark, "w") as file:
-            file.write(made_from)
+            file.write(input_digest)
 
 
 class Parts:

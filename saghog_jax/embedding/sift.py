@@ -25,7 +25,7 @@ from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.models import inputs
 
-KINDS = ("upright", "found")
+KINDS = ("patch", "keypoint")
 # What page descriptors of SIFT are raised to, as is usual (SIFT-VLAD), and patches that the words
 # are fitted on.
 POWER = 0.5
@@ -66,7 +66,7 @@ def describe(kind: str, binary: jax.Array, descriptors: jax.Array | None) -> jax
       binary: float [b, s, s, 1], as models take it: ink and paper differ.
       descriptors: uint8 [b, 128], OpenCV's; read by `found` alone.
     """
-    return upright(binary) if kind == "upright" else _root(descriptors.astype(jnp.float32))
+    return upright(binary) if kind == "patch" else _root(descriptors.astype(jnp.float32))
 
 
 def upright(binary: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
 
 def _described(kind: str, store: Store, rows: np.ndarray) -> np.ndarray:
     """RootSIFT of patches of a store, float32 [n, 128]."""
-    if kind == "found":
+    if kind == "keypoint":
         return root_sift(store.descriptors(rows))
     compute = jax.jit(lambda batch: upright(inputs.decode(batch)[1]))
     found = []

@@ -27,7 +27,7 @@ def search(
     lists: int,
     probes: int,
     index_file: Path,
-    made_from: str,
+    input_digest: str,
     own: np.ndarray,
     query_groups: np.ndarray | None = None,
     gallery_groups: np.ndarray | None = None,
@@ -37,7 +37,7 @@ def search(
     Args:
       lists: cells of the inverted file; 0 takes 4 times the square root of p.
       probes: cells that a query looks into: more are nearer to exact, and slower.
-      index_file: where the index is kept; made again where it is of another `made_from` or lists.
+      index_file: where the index is kept; built again where it is of another input or lists.
 
     Returns:
       rows int64 [q, k'] and similarities float32 [q, k'], best first, -1 and -inf where the cells
@@ -53,7 +53,7 @@ def search(
         raise UserError(
             f"config.faiss.lists={lists} must lie in 1 to {p} (pages), probes={probes} be positive"
         )
-    index = _index(faiss, gallery, lists, index_file, made_from)
+    index = _index(faiss, gallery, lists, index_file, input_digest)
     index.nprobe = min(probes, lists)
     # What is left out afterwards must not use up the k: the page itself and its group.
     spare = 1 + _largest(gallery_groups)
@@ -92,10 +92,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _index(
-    faiss: ModuleType, gallery: np.ndarray, lists: int, index_file: Path, made_from: str
+    faiss: ModuleType, gallery: np.ndarray, lists: int, index_file: Path, input_digest: str
 ) -> object:
     p, d = gallery.shape
-    identity = {"made_from": made_from, "rows": p, "dim": d, "lists": lists}
+    identity = {"input_digest": input_digest, "rows": p, "dim": d, "lists": lists}
     mark = index_file.with_name(index_file.name + ".json")
     if index_file.exists() and mark.exists() and json.loads(mark.read_text()) == identity:
         return faiss.read_index(str(index_file))

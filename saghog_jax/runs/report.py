@@ -17,7 +17,7 @@ from saghog_jax.input_pipeline.files import replacing
 REPORT = "report.html"
 NO_PICTURES = (
     "Pictures stand here when a run of one process has ended, or after: python -m saghog_jax.main "
-    "--config=configs/show.py --config.run=THIS_FOLDER"
+    "--config=configs/show.py --config.checkpoint=THIS_FOLDER"
 )
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 200, 60, 24  # Of a chart, in units of its picture.
 _HOVER = 400  # Points of a curve that tell their values, at most.

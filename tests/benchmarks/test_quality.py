@@ -19,7 +19,7 @@ from saghog_jax.main import run_stage
 from saghog_jax.retrieval.embeddings import load_embeddings
 
 TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
-TOY = {**SIZES, "global_batch_size": 16, "bag": 2, "scales": [1.0, 0.5]}
+TOY = {**SIZES, "global_batch_size": 16, "patches_per_bag": 2, "scales": [1.0, 0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_vlad_by_loops():
 def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "WORDS", 8)
     rows = ["sift_vlad", "random", "pretrained", "cluster", "page", "linked", "writer",
-            "scratch", "foreground", "pixel", "rgb", "sift_found", "recipe",
+            "scratch", "foreground", "pixel", "rgb", "sift_keypoint", "recipe",
             "recipe_writer"]  # fmt: skip
     changes = [f"{key}={json.dumps(value)}" for key, value in TOY.items()]
     argv = ["quality", str(data), "--folder", str(tmp_path), "--whitening", "--rows", *rows]

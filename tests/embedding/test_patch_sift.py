@@ -92,13 +92,13 @@ def test_words_are_assigned_as_they_are_nearest():
     np.testing.assert_array_equal(found, np.eye(7)[expected])
 
 
-@pytest.mark.parametrize("kind", ["upright", "found"])
+@pytest.mark.parametrize("kind", ["patch", "keypoint"])
 def test_pages_are_sums_of_unit_residuals(kind):
     ink, _, _ = ink_of(2, n=10)
     binary = ink[..., None].astype(np.float32)
     raw = np.random.default_rng(3).integers(0, 256, (10, 128), np.uint8)
     raw[4] = 0
-    x = np.asarray(upright(binary) if kind == "upright" else root_sift(raw), np.float64)
+    x = np.asarray(upright(binary) if kind == "patch" else root_sift(raw), np.float64)
     words = np.random.default_rng(0).random((5, 128)).astype(np.float32) / 8
     segments = np.zeros((2, 10), np.float32)
     segments[0, :4] = segments[1, 4:9] = 1
@@ -131,11 +131,11 @@ def test_words_are_fitted_once_on_the_patches_that_may_be_used(tmp_path, monkeyp
 
 
 def test_words_that_are_not_there_or_damaged(tmp_path):
-    with pytest.raises(UserError, match=r"no sift_words_found.npy, .* --config.sift.found=0"):
-        load_words(tmp_path, "found")
-    np.save(tmp_path / "sift_words_found.npy", np.zeros((4, 64), np.float32))
+    with pytest.raises(UserError, match=r"no sift_words_keypoint.npy, .* --config.sift.keypoint=0"):
+        load_words(tmp_path, "keypoint")
+    np.save(tmp_path / "sift_words_keypoint.npy", np.zeros((4, 64), np.float32))
     with pytest.raises(UserError, match=r"float32 \[4, 64\], not float32 \[v, 128\]"):
-        load_words(tmp_path, "found")
-    (tmp_path / "sift_words_found.npy").write_bytes(b"no array")
+        load_words(tmp_path, "keypoint")
+    (tmp_path / "sift_words_keypoint.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match="damaged"):
-        load_words(tmp_path, "found")
+        load_words(tmp_path, "keypoint")

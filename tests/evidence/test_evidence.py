@@ -204,9 +204,9 @@ def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path, ca
         "data.pages": str(table),
         "checkpoint": str(tmp_path / "finetune"),
         "scales": (1.0, 0.5),
-        "sift.upright": 0.3,
-        "sift.found": 0.2,
-        "compare": ("sift_found",),
+        "sift.patch": 0.3,
+        "sift.keypoint": 0.2,
+        "compare": ("sift_keypoint",),
     }
     run_stage(toy(embed.get_config(), folder, **changes), tmp_path / "embed")
     asked = {"embeddings": str(tmp_path / "embed"), "report.evidence.queries": 2}
@@ -225,11 +225,11 @@ def test_places_are_of_the_image_whatever_it_was_resized_by(folder, tmp_path, ca
     shown = [match for matches in data["evidence"].values() for match in matches.values()]
     assert all(match["sides"] == [16, 16] for match in shown)
     # What SIFT alone says, and what is said where its words are other ones.
-    asked["embeddings"] = str(tmp_path / "embed" / "sift_found")
+    asked["embeddings"] = str(tmp_path / "embed" / "sift_keypoint")
     _, arrays = retrieved(folder, tmp_path / "sift", **asked)
     assert len(arrays) == 2 * 3
     check_sums(arrays)
-    np.save(tmp_path / "finetune" / "sift_words_found.npy", np.eye(5, 128, dtype=np.float32))
+    np.save(tmp_path / "finetune" / "sift_words_keypoint.npy", np.eye(5, 128, dtype=np.float32))
     asked["embeddings"] = str(tmp_path / "embed")
     _, arrays = retrieved(folder, tmp_path / "other", **asked)
     assert not arrays

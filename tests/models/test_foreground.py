@@ -25,8 +25,9 @@ from saghog_jax.training.gradients import batch_loss
 
 TINY = Corpus(train_writers=3, test_writers=2, pages=1, width=360, height=200, lines=3)
 LEAST = 0.2
-PLAIN = {"init_from": "", "min_token_ink": LEAST, "dropout": 0.0, "augment.erode": 0.0,
-         "augment.dilate": 0.0, "total_steps": 2, "labels": "writer", "per_class": 16}  # fmt: skip
+PLAIN = {"checkpoint": "", "min_token_ink": LEAST, "dropout": 0.0, "augment.erode": 0.0,
+         "augment.dilate": 0.0, "total_steps": 2, "labels": "writer",
+         "patches_per_class": 16}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

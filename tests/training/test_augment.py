@@ -281,7 +281,7 @@ def test_finetuning_augments_its_loss_and_not_its_first_centres(store, tmp_path)
         fields = {"erode": 0.0, "dilate": 0.0, **change}
         config = toy(
             finetune_config.get_config(), tmp_path,
-            **{"init_from": "", "input": "page", "dropout": 0.0, "model.depth": 1},
+            **{"checkpoint": "", "input": "page", "dropout": 0.0, "model.depth": 1},
             **{f"augment.{k}": v for k, v in fields.items()},
         )  # fmt: skip
         task = finetune.Finetuning(config, store, labels)

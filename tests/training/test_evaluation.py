@@ -245,7 +245,7 @@ def test_crops_are_evaluated_too(folder):
 
 @pytest.fixture(scope="module")
 def finetuned(folder):
-    changes = {**HELD, "init_checkpoint": "best"}
+    changes = {**HELD, "which": "best"}
     run_stage(toy(finetune_config.get_config(), folder, **changes), folder / "finetune")
     return folder / "finetune"
 
@@ -261,7 +261,7 @@ def test_finetuning_evaluates_retrieval_and_starts_from_the_best(finetuned):
 def test_training_starts_from_the_checkpoint_that_is_asked_for(folder, module):
     stage = {pretrain_config: pretrain, finetune_config: finetune}[module]
     config = toy(module.get_config(), folder, **HELD)
-    config.update({"init_from": str(folder / "pretrain"), "init_checkpoint": "first"})
+    config.update({"checkpoint": str(folder / "pretrain"), "which": "first"})
     task = stage.open_task(config, folder / "started")
     with pytest.raises(UserError, match="unknown checkpoint 'first', known: last, best"):
         task.warm_start({"params": {"encoder": {}}})
@@ -318,7 +318,7 @@ def test_without_writers_pretraining_says_so_and_finetuning_refuses(folder, caps
 def test_warm_starts(folder, finetuned):
     """Pretraining from a pretraining, finetuning with the head of a finetuning; other sizes not."""
     start = load_variables(folder / "pretrain", ("mae",))[0]["params"]
-    config = toy(pretrain_config.get_config(), folder, init_from=str(folder / "pretrain"))
+    config = toy(pretrain_config.get_config(), folder, checkpoint=str(folder / "pretrain"))
     store, _ = pretrain.open_and_plan(config, folder / "none")
     task = pretrain.Pretraining(config, store)
     warm = task.warm_start(jax.jit(task.init)(jax.random.key(5)))["params"]
@@ -333,7 +333,7 @@ def test_warm_starts(folder, finetuned):
     task = pretrain.Pretraining(config, store)
     with pytest.raises(UserError, match="the encoder in .* does not fit"):
         task.warm_start(jax.jit(task.init)(jax.random.key(5)))
-    changes = {"netrvlad.init": "checkpoint", "init_from": str(finetuned)}
+    changes = {"netrvlad.init": "checkpoint", "checkpoint": str(finetuned)}
     tuned = finetune.resolve(toy(finetune_config.get_config(), folder, **changes))
     labels = np.arange(len(store)) % 12
     task = finetune.Finetuning(tuned, store, labels)

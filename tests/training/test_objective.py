@@ -33,7 +33,7 @@ def build(stage, store, folder, **changes):
         config = toy(pretrain_config.get_config(), folder, **changes)
         task = pretrain.Pretraining(config, store)
     else:
-        config = toy(finetune_config.get_config(), folder, **{"init_from": "", **changes})
+        config = toy(finetune_config.get_config(), folder, **{"checkpoint": "", **changes})
         task = finetune.Finetuning(config, store, LABELS)
     variables = jax.jit(task.init)(jax.random.key(1))
     batch = store.gather(np.arange(B) * 3)

@@ -58,11 +58,16 @@ def folder(tmp_path_factory):
         arrays, heads = weights(name)
         np.savez(folder / f"{name}.npz", **arrays)
         config = convert_config.get_config()
-        config.source, config.heads, config.decoder_heads = str(folder / f"{name}.npz"), heads, 4
+        config.checkpoint, config.heads, config.decoder_heads = (
+            str(folder / f"{name}.npz"),
+            heads,
+            4,
+        )
         if name != "mae":
             assert run_stage(config, folder / name) == 0
     command = [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/convert.py",
-               f"--config.source={folder}/mae.npz", "--config.heads=8", "--config.decoder_heads=4",
+               f"--config.checkpoint={folder}/mae.npz", "--config.heads=8",
+               "--config.decoder_heads=4",
                f"--workdir={folder}/mae"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return folder
@@ -92,8 +97,8 @@ def slow(*arguments):
 
 @pytest.mark.parametrize("name", ["mae", slow("encoder"), slow("embedded")])
 def test_finetune_starts_from_it(folder, tmp_path, name):
-    few = {"total_steps": 1, "labels": "writer", "per_class": 8, "netrvlad.init": "random"}
-    config = toy(finetune_config.get_config(), folder, init_from=str(folder / name), **few)
+    few = {"total_steps": 1, "labels": "writer", "patches_per_class": 8, "netrvlad.init": "random"}
+    config = toy(finetune_config.get_config(), folder, checkpoint=str(folder / name), **few)
     config.optim.learning_rate = config.optim.start_learning_rate = 0.0
     run_stage(config, tmp_path / "run")
     ours = load_variables(tmp_path / "run", ("writer",))[0]["params"]["encoder"]
@@ -141,6 +146,6 @@ def test_a_wrong_kind_is_said(folder, name, kinds, makers):
 
 def test_finetune_refuses_the_encoder_of_a_baseline(folder, tmp_path):
     (tmp_path / "config.json").write_text(finetune_config.get_config("encoder=resnet20").to_json())
-    config = toy(finetune_config.get_config(), folder, init_from=str(tmp_path))
+    config = toy(finetune_config.get_config(), folder, checkpoint=str(tmp_path))
     with pytest.raises(UserError, match="has the encoder 'resnet20'"):
         finetune.resolve(config)

@@ -90,7 +90,7 @@ def test_finetuning_learns_the_clusters_of_ready_cut_patches(tmp_path):
     config = toy(
         finetune_config.get_config(), tmp_path,
         **{"data.pages": str(tmp_path / "in"), "data.split": "", "data.cluster_regex": CLUSTER,
-           "data.writer_regex": WRITER, "data.page_regex": PAGE, "init_from": "",
+           "data.writer_regex": WRITER, "data.page_regex": PAGE, "checkpoint": "",
            "global_batch_size": 16},
     )  # fmt: skip
     assert run_stage(config, tmp_path / "finetune") == 0
