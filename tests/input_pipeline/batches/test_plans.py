@@ -128,7 +128,7 @@ class TestMPerClassPlan:
         labels = np.repeat([-1, 0, 1, 2, 3], 10)
         with pytest.raises(
             UserError,
-            match=r"needs 5 classes, the labels have 4; lower .*batch_size to 16.*patches_per_class",
+            match=r"needs 5 classes, the labels have 4; lower .*size to 16.*patches_per_class",
         ):
             self.plan(labels=labels)
 
