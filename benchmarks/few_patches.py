@@ -58,7 +58,7 @@ def main() -> None:
             manifest.root, manifest.pages, rule, config.data.max_pixels, config.store.workers, None
         )
         describer = Describer(model)
-        pages = [describer.page(cut, rule.patch_size) for cut in cuts]
+        pages = [describer.page(cut, rule.patch_size) for (cut,) in cuts]
     clusters = Clusters(model.centroids, model.intra_normalize)
 
     def vector(page: PagePatches) -> np.ndarray:

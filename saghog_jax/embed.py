@@ -213,7 +213,7 @@ def _embed(
             if i in there:
                 yield there[i].patches
                 continue
-            cut = next(stream)
+            (cut,) = next(stream)
             unreadable = isinstance(cut, str)
             cut, reason = (empty, cut) if unreadable else (cut, "")
             count, ink = len(cut.patches), int(np.bitwise_count(cut.ink).sum(dtype=np.int64))

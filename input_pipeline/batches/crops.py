@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.page_mask import PageMask
+from saghog_jax.input_pipeline.store.page_views import open_view
 
 # Crops that a slot tries before the pages are given up as blank.
 TRIES = 1000
@@ -187,14 +187,12 @@ def _decode(recipe: Recipe, row: int) -> _Decoded:
       PageError: it cannot be read, or has too little handwriting by its mask.
     """
     page = recipe.manifest.pages[row]
-    found = recipe.masks[row] if recipe.masks else None
-    if found and found.status != "ok":
-        raise PageError(f"{found.status}: {found.reason}")
-    path = recipe.manifest.root / page.path
-    image = load_page(path, page.box, recipe.max_pixels, recipe.rule.scale * page.scale)
-    if found is None:
-        return _Decoded(image, None)
-    part, mask = framed(image, found.read(image.shape[:2]), recipe.size)
+    page_mask = recipe.masks[row] if recipe.masks else None
+    factor = recipe.rule.scale * page.scale
+    view = open_view(recipe.manifest.root, page, recipe.max_pixels, factor, page_mask)
+    if view.mask is None:
+        return _Decoded(view.image, None)
+    part, mask = framed(view.image, view.mask, recipe.size)
     # Copies, so that the rest of the page is not kept.
     return _Decoded(part.copy(), mask.copy())
 

@@ -62,9 +62,7 @@ def load_page(
         raise PageError(f"damaged image: {reason}") from None
     if box is not None:
         page = crop(page, box)
-    if scale != 1.0:
-        page = _resize(page, scale, max_pixels)
-    return np.ascontiguousarray(page)
+    return np.ascontiguousarray(resize_page(page, scale, max_pixels))
 
 
 def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
@@ -151,7 +149,14 @@ def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return page[y0:y1, x0:x1]
 
 
-def _resize(page: np.ndarray, scale: float, max_pixels: int) -> np.ndarray:
+def resize_page(page: np.ndarray, scale: float, max_pixels: int) -> np.ndarray:
+    """A page uint8 [h, w, 3] resized by a factor, with cubic interpolation; by 1 the page itself.
+
+    Raises:
+      PageError: the resized page would have no pixel, or more than `max_pixels`.
+    """
+    if scale == 1.0:
+        return page
     height, width = (round(side * scale) for side in page.shape[:2])
     if min(height, width) < 1 or height * width > max_pixels:
         raise PageError(

@@ -28,12 +28,12 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
-from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks
-from saghog_jax.input_pipeline.regions.page_mask import PageMask
+from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
+from saghog_jax.input_pipeline.store.page_views import open_view
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.writer import (
     FORMAT_VERSION,
@@ -137,16 +137,15 @@ def build_shard(job: ShardJob) -> int:
 
 def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:
     """One page's patches as the arrays of a shard; empty arrays if it gives none."""
-    found = job.masks[row - job.first_row] if job.masks else None
-    if found and found.status != "ok":
-        return PageResult(0, found.status, found.reason), _no_patches(job.rule)
+    page_mask = job.masks[row - job.first_row] if job.masks else None
+    if page_mask and page_mask.status != OK:
+        return PageResult(0, page_mask.status, page_mask.reason), _no_patches(job.rule)
     try:
-        scale = job.rule.scale * page.scale
-        image = load_page(job.root / page.path, page.box, job.max_pixels, scale)
-        mask = found.read(image.shape[:2]) if found else None
-        cut = cut_page(image, job.rule, page_seed=row, mask=mask)
+        factor = job.rule.scale * page.scale
+        view = open_view(job.root, page, job.max_pixels, factor, page_mask)
+        cut = cut_page(view.image, job.rule, page_seed=row, mask=view.mask)
     except PageError as error:
-        return PageResult(0, "unreadable", " ".join(str(error).split())), _no_patches(job.rule)
+        return PageResult(0, "unreadable", one_line(error)), _no_patches(job.rule)
     except Exception as error:
         error.add_note(f"while cutting page {page.page_id}")
         raise

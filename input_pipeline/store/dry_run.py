@@ -11,7 +11,7 @@ from saghog_jax.input_pipeline.cutting import binarize
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.cutting.stroke_width import stroke_width
 from saghog_jax.input_pipeline.errors import PageError
-from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
@@ -60,11 +60,7 @@ def look(job: SurveyJob) -> Finding:
             return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
         counts = []
         for rule in job.rules:
-            scaled = image
-            scale = rule.scale * job.page.scale
-            if scale != 1:
-                path = job.root / job.page.path
-                scaled = load_page(path, job.page.box, job.max_pixels, scale)
+            scaled = resize_page(image, rule.scale * job.page.scale, job.max_pixels)
             inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
             counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
         share = None if mask is None else float(mask.mean())

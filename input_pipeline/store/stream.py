@@ -8,7 +8,6 @@ from pathlib import Path
 
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError
-from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.processes.workers import (
     hidden_main,
@@ -16,24 +15,39 @@ from saghog_jax.input_pipeline.processes.workers import (
     start_worker,
     usable_cores,
 )
-from saghog_jax.input_pipeline.regions.page_mask import PageMask
+from saghog_jax.input_pipeline.regions.page_mask import PageMask, one_line
+from saghog_jax.input_pipeline.store.page_views import open_views
 
 # Pages a process may be ahead of the reader.
 _AHEAD = 2
 
 
-def cut_or_reason(
-    root: Path, page: Page, rule: Rule, max_pixels: int, row: int, found: PageMask | None = None
-) -> Cut | str:
-    """The patches of a page (perhaps none), or why it cannot be used."""
-    if found and found.status != "ok":
-        return f"{found.status}: {found.reason}"
-    try:
-        image = load_page(root / page.path, page.box, max_pixels, rule.scale * page.scale)
-        mask = found.read(image.shape[:2]) if found else None
-        return cut_page(image, rule, page_seed=row, mask=mask)
-    except PageError as error:
-        return " ".join(str(error).split())
+def cut_at_scales(
+    root: Path,
+    page: Page,
+    rule: Rule,
+    max_pixels: int,
+    row: int,
+    page_mask: PageMask | None = None,
+    scales: Sequence[float] = (1.0,),
+) -> list[Cut | str]:
+    """The patches of a page at each scale (perhaps none), or why the page cannot be used.
+
+    Args:
+      row: of the page in its manifest; seeds the random choice of patches.
+      scales: factors besides those of the rule and the page. The page is decoded once.
+    """
+    factors = [rule.scale * (page.scale * scale) for scale in scales]
+    cuts: list[Cut | str] = []
+    for j, view in enumerate(open_views(root, page, max_pixels, factors, page_mask)):
+        try:
+            if isinstance(view, PageError):
+                raise view
+            seed = row * len(scales) + j
+            cuts.append(cut_page(view.image, rule, page_seed=seed, mask=view.mask))
+        except PageError as error:
+            cuts.append(one_line(error))
+    return cuts
 
 
 def stream_cuts(
@@ -44,31 +58,36 @@ def stream_cuts(
     workers: int,
     masks: Sequence[PageMask] | None = None,
     rows: Sequence[int] | None = None,
-) -> Iterator[Cut | str]:
-    """What `cut_or_reason` says of each page, in order.
+    scales: Sequence[float] = (1.0,),
+) -> Iterator[list[Cut | str]]:
+    """Yields `cut_at_scales` of each page, in order.
 
     Args:
       workers: processes; 0 takes one a core, 1 works in this process.
-      masks: what became of each page, where handwriting was looked for.
-      rows: of the pages in their manifest, by default 0, 1...; they seed what is drawn of a page.
+      masks: the result of the region backend for each page, if one was used.
+      rows: of the pages in their manifest, by default 0, 1...; they seed the random choice of
+        patches.
     """
-    found = masks or [None] * len(pages)
+    page_masks = masks or [None] * len(pages)
     rows = range(len(pages)) if rows is None else [int(row) for row in rows]
+    jobs = [
+        (root, page, rule, max_pixels, row, mask, tuple(scales))
+        for row, page, mask in zip(rows, pages, page_masks, strict=True)
+    ]
     workers = min(workers or usable_cores(), max(len(pages), 1))
     if workers == 1:
-        for row, page, mask in zip(rows, pages, found):
+        for job in jobs:
             with one_thread():
-                cut = cut_or_reason(root, page, rule, max_pixels, row, mask)
-            yield cut
+                cuts = cut_at_scales(*job)
+            yield cuts
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     waiting: deque[Future] = deque()
     try:
-        for row, page, mask in zip(rows, pages, found):
+        for job in jobs:
             with hidden_main():
-                job = (root, page, rule, max_pixels, row, mask)
-                waiting.append(pool.submit(cut_or_reason, *job))
+                waiting.append(pool.submit(cut_at_scales, *job))
             if len(waiting) > _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -94,7 +94,7 @@ def fit(
     found = None if masks is None else [masks[row] for row in rows]
 
     def cuts() -> Iterator[Cut]:
-        for cut in stream_cuts(
+        for (cut,) in stream_cuts(
             manifest.root, pages, rule, config.data.max_pixels, config.store.workers, found, rows
         ):
             if not isinstance(cut, str):

@@ -216,7 +216,7 @@ class _Pages:
             factors = iter([rule.scale * view.scale for view in views])
             cuts = stream_cuts(root, views, rule, self._max_pixels, store.workers, found)
             for row in rows:
-                cut = [next(cuts) for _ in scales]
+                cut = [next(cuts)[0] for _ in scales]
                 self._take(
                     source, row, of_query, cut, rule.patch_size, [next(factors) for _ in scales]
                 )

@@ -139,7 +139,7 @@ def from_pages(config: ConfigDict, held_out: frozenset[str]) -> HeldOut:
             config.store.workers,
             masks.ensure(print) if masks else None,
         )
-        for page, cut in zip(pages, found, strict=True):
+        for page, (cut,) in zip(pages, found, strict=True):
             if isinstance(cut, Cut) and len(cut.patches):
                 chosen = evenly(len(cut.patches), per_page)
                 yield page, cut.patches[chosen], cut.ink[chosen]

@@ -14,6 +14,7 @@ from saghog_jax.input_pipeline.batches import crops
 from saghog_jax.input_pipeline.batches.crops import Cutter, crop_at, cut_crop, random_corner
 from saghog_jax.input_pipeline.cutting.patches import cut_page
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.store import page_views
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +217,9 @@ class TestCutter:
 
     def test_pages_are_kept_within_bounds(self, recipe, monkeypatch):
         loads = []
-        load_page = crops.load_page
+        load_page = page_views.load_page
         monkeypatch.setattr(
-            crops, "load_page", lambda *a: (loads.append(a[0].name), load_page(*a))[1]
+            page_views, "load_page", lambda *a: (loads.append(a[0].name), load_page(*a))[1]
         )
         page_bytes = 160 * 200 * 3
         for pages, expected in [(5, 5), (2, None), (0, 25)]:

@@ -107,7 +107,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from saghog_jax.input_pipeline.datasets import synthetic
-from tests.test_synthetic import TINY
+sys.path += ["tests", "tests/input_pipeline/datasets"]
+from test_synthetic import TINY
 
 encode = synthetic.encode_page
 def encode_page(corpus, number):

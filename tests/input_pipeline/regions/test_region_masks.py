@@ -234,7 +234,7 @@ class TestUsers:
         store = common.store_config("eval")
         store.scale, store.max_patches_per_page = scale, -1
         rule = Rule.from_config(store)
-        cuts = list(stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, found))
+        cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, found)]
         assert cuts[2] == "empty: ink found no handwriting on it"
         assert cuts[3].startswith("unreadable: ")
         for row in (0, 1, 4):

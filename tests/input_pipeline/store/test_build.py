@@ -23,7 +23,7 @@ from saghog_jax.input_pipeline.store import build, writer
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import SurveyJob, look
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.input_pipeline.store.stream import cut_or_reason
+from saghog_jax.input_pipeline.store.stream import cut_at_scales
 
 PAGES = 7
 
@@ -125,7 +125,7 @@ def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_pa
             np.testing.assert_array_equal(found.gather(a)[key], expected.gather(b)[key])
         # So is a page that embedding or a dry run looks at.
         page = found.manifest.pages[row]
-        cut = cut_or_reason(pages.parent, page, half, 10**8, row)
+        (cut,) = cut_at_scales(pages.parent, page, half, 10**8, row)
         np.testing.assert_array_equal(cut.x, expected.index["x"][b])
         job = SurveyJob(row, pages.parent, page, 10**8, (half,), None)
         assert look(job).n_patches == (len(b),)

@@ -1,0 +1,67 @@
+"""A page at a scale, with its mask: what patches are cut from."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from saghog_jax.input_pipeline.errors import PageError
+from saghog_jax.input_pipeline.pages.images import load_page, resize_page
+from saghog_jax.input_pipeline.pages.manifest import Page
+from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
+
+
+class View(NamedTuple):
+    """A page resized by a factor.
+
+    image: uint8 [h, w, 3], RGB.
+    mask: bool [h, w], where the handwriting is; None where no region backend was used.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+
+
+def open_view(
+    root: Path, page: Page, max_pixels: int, factor: float, page_mask: PageMask | None = None
+) -> View:
+    """Reads a page and its mask and resizes both by `factor`.
+
+    Args:
+      root: folder of the page's path.
+      max_pixels: see `images.load_page`.
+      page_mask: the result of the region backend for this page, if one was used.
+
+    Raises:
+      PageError: the page or its mask cannot be read, or the mask holds too little handwriting.
+    """
+    (view,) = open_views(root, page, max_pixels, (factor,), page_mask)
+    if isinstance(view, PageError):
+        raise view
+    return view
+
+
+def open_views(
+    root: Path,
+    page: Page,
+    max_pixels: int,
+    factors: Sequence[float],
+    page_mask: PageMask | None = None,
+) -> Iterator[View | PageError]:
+    """Yields `open_view` for each factor, or its error; the page is decoded once."""
+    try:
+        if page_mask and page_mask.status != OK:
+            raise PageError(f"{page_mask.status}: {page_mask.reason}")
+        image = load_page(root / page.path, page.box, max_pixels)
+    except PageError as error:
+        yield from [error] * len(factors)
+        return
+    for factor in factors:
+        try:
+            resized = resize_page(image, factor, max_pixels)
+            mask = page_mask.read(resized.shape[:2]) if page_mask else None
+            view = View(resized, mask)
+        except PageError as error:
+            view = PageError(one_line(error))
+        yield view
