@@ -32,11 +32,11 @@ from saghog_jax.configs import embed, finetune, pretrain
 from saghog_jax.embedding import sift as patch_sift
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
-from saghog_jax.main import run_stage
 from saghog_jax.retrieval import metrics, whitening
 from saghog_jax.retrieval.aggregate import side_by_side
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
 from saghog_jax.retrieval.ranking import score_rows
+from saghog_jax.stages import run_stage
 
 SAMPLES = 10_000
 SIFT = tuple(patch_sift.name(kind) for kind in patch_sift.KINDS)

@@ -16,24 +16,30 @@ sums as they are, SIFT beside, also the patches whose keypoint lies beside the i
 configs/pretrain.py.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
+from saghog_jax.input_pipeline.cutting.patches import Rule
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = common.parse_arg(arg, ("compare", "plain", "small"), regions="none")
+    arg = common.parse_arg(arg, ("compare", "plain", "small"), regions="")
     config = ConfigDict()
     config.stage = "embed"
     config.data = common.data_config("test")
-    config.store = common.store_config("eval")
-    config.regions = regions_config(arg.regions)
-    # As in finetuning; on training pages a little better than ISauvola.
-    config.store.binarization = "otsu"
-    config.store.max_patches_per_page = 300 if arg.variant == "compare" else -1
+    # Fields that are not given (None) are those of the recipe in the checkpoint's run folder.
+    config.store = recipe_store_config()
+    config.regions = regions_config(arg.regions or "none")
+    if not arg.regions:
+        config.regions.backend = placeholder(str)
     small = arg.variant == "small"
-    if small:
+    if arg.variant == "compare":
+        config.store.max_patches_per_page = 300
+    elif small:
         config.store.keypoint_on_ink = False
         # More change little (docs/quality.md), and enlarged pages have 20,000.
         config.store.max_patches_per_page = 2500
@@ -49,15 +55,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.compare = ("random", "pretrained") if arg.variant == "compare" else ()
     # Factors that each page is embedded at, besides those of `store.scale` and a manifest; the page
     # descriptors of each stand side by side. Counts of patches are those of the first.
-    config.scales = (1.0, 0.5, 1.4) if small else (1.0,)
+    config.scales = (1.0, 0.5, 1.4) if small else placeholder(tuple)
     # Shares of the similarity of two pages that are those of SIFT of the same patches, whose
     # descriptors stand beside the model's; the finetuning has fitted their words (`sift_words`).
     config.sift = ConfigDict(
         {
             # Of the ink of each patch, upright.
-            "patch": 0.15 if small else 0.0,
+            "patch": 0.15 if small else placeholder(float),
             # Of the page at each keypoint, at the size and angle that SIFT found there.
-            "keypoint": 0.7 if small else 0.0,
+            "keypoint": 0.7 if small else placeholder(float),
         }
     )
     # Patches that this process's devices take at a time, and the most pages mixed in them.
@@ -75,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Ridge of generalised max pooling.
     config.gmp_lambda = 1.0
     # Page descriptors are signed powers of that, made unit vectors; 1: as they are.
-    config.power = 1.0 if small else 0.4
+    config.power = 1.0 if small else placeholder(float)
     config.patch_whitening = ConfigDict(
         {
             # Patch descriptors are PCA-whitened before they are pooled: `none`, `fit` (on patches
@@ -95,3 +101,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also written: `npz`, `parquet`, the whole folder in one file.
     config.export_formats = ()
     return config
+
+
+def recipe_store_config() -> ConfigDict:
+    """The section `store` without the fields of the cutting rule, which the recipe gives."""
+    store = common.store_config("eval")
+    for name in (field.name for field in dataclasses.fields(Rule)):
+        store[name] = placeholder(type(store[name]))
+    return store

@@ -80,6 +80,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Words of SIFT, fitted on the patches, with which `embed` can put fixed descriptors of them
     # beside the learned one (its section `sift`); 0: none.
     config.sift_words = 0
+    # What a page descriptor of this model is made of; `embed` takes it from the run folder.
+    config.page = ConfigDict(
+        {
+            # Exponent of the signed power normalisation before L2 normalisation; 1 disables it.
+            "power": 0.4,
+            # Factors that each page is embedded at, besides `store.scale`; concatenated.
+            "scales": (1.0,),
+            # Fractions of the similarity of two pages that SIFT of the same patches decides: of
+            # the ink of the patch, and of the page at the keypoint (size and angle detected).
+            "sift": {"patch": 0.0, "keypoint": 0.0},
+            # Only patches with ink under the keypoint.
+            "keypoint_on_ink": True,
+            # At most so many patches a page and scale; -1 keeps all.
+            "max_patches_per_page": -1,
+        }
+    )
     # What the encoder sees: `page` (the colours of the page) or `binary` (its ink), as published.
     config.input = "binary"
     config.netrvlad = ConfigDict(
@@ -157,6 +173,12 @@ def _set_small(config: ConfigDict) -> None:
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100
+    config.page.power = 1.0
+    config.page.scales = (1.0, 0.5, 1.4)
+    config.page.sift.patch, config.page.sift.keypoint = 0.15, 0.7
+    config.page.keypoint_on_ink = False
+    # More change little (docs/quality.md), and enlarged pages have 20,000.
+    config.page.max_patches_per_page = 2500
     config.patches_per_class = 16
     config.global_batch_size = 512
     config.total_steps = 9000

@@ -3,6 +3,7 @@
 File formats and folders are here; names and layouts of the arrays are torch_import.py's.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,21 +26,21 @@ from saghog_jax.runs.checkpoint import (
     params_digest,
     read_config,
 )
+from saghog_jax.runs.stage_result import NextStage, StageResult
 from saghog_jax.runs.train_state import TrainState
 from saghog_jax.weights import torch_names
 from saghog_jax.weights.files import read_weights
 from saghog_jax.weights.torch_names import Report
 
-NEXT = {
-    "encoder": "configs/finetune.py --config.checkpoint=",
-    "mae": "configs/finetune.py --config.checkpoint=",
-    "writer": "configs/embed.py --config.checkpoint=",
-}
+logger = logging.getLogger(__name__)
+
+# The stage that reads a model of a kind.
+NEXT = {"encoder": "finetune", "mae": "finetune", "writer": "embed"}
 # Channels of the images whose HOG a model predicts.
 _TARGET_CHANNELS = {"hog_binary": 1, "hog_gray": 1, "hog_rgb": 3, "pixel": 0}
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Converts `config.checkpoint` into `workdir`: weights from a run folder, else a run folder.
 
     Raises:
@@ -56,12 +57,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"config.checkpoint: there is no {source}")
     workdir.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        _export(source, workdir)
-    else:
-        _import(config, source, workdir)
+        return StageResult(workdir, paths={"weights": _export(source, workdir)})
+    kind = _import(config, source, workdir)
+    following = NextStage(NEXT[kind], fields={"checkpoint": workdir})
+    return StageResult(workdir, paths={"run": workdir}, following=(following,))
 
 
-def _import(config: ConfigDict, source: Path, workdir: Path) -> None:
+def _import(config: ConfigDict, source: Path, workdir: Path) -> str:
     weights = read_weights(source)
     try:
         params, report, run_config, kind = from_published(weights, config)
@@ -74,8 +76,8 @@ def _import(config: ConfigDict, source: Path, workdir: Path) -> None:
             f"first is {report.missing[0]}; all are in {workdir / 'report.txt'}"
         )
     done = _save_run(workdir, run_config, params, kind)
-    print(f"{'imported' if done else 'there already:'} {source} as {kind!r} into {workdir}")
-    print(f"next: python -m saghog_jax.main --config={NEXT[kind]}{workdir}")
+    logger.info(f"{'imported' if done else 'there already:'} {source} as {kind!r} into {workdir}")
+    return kind
 
 
 def from_published(
@@ -153,7 +155,7 @@ def _save_run(workdir: Path, run_config: ConfigDict, params: dict, kind: str) ->
     return True
 
 
-def _export(source: Path, workdir: Path) -> None:
+def _export(source: Path, workdir: Path) -> Path:
     run_config = read_config(source)
     variables, meta = load_variables(source, KINDS)
     if meta["kind"] == "writer" and run_config.encoder != "vit":
@@ -166,7 +168,8 @@ def _export(source: Path, workdir: Path) -> None:
     path = workdir / "weights.safetensors"
     with replacing(path, "wb") as file:
         file.write(save(weights, metadata={"format": "pt", "kind": meta["kind"]}))
-    print(f"exported {source} of kind {meta['kind']!r}, {len(weights)} arrays, to {path}")
+    logger.info(f"exported {source} of kind {meta['kind']!r}, {len(weights)} arrays, to {path}")
+    return path
 
 
 def _write_report(workdir: Path, report: Report) -> None:
@@ -174,6 +177,6 @@ def _write_report(workdir: Path, report: Report) -> None:
     with replacing(path, "w") as file:
         file.write("\n".join(report.lines()) + "\n")
     counts = {name: len(getattr(report, name)) for name in ("taken", "missing", "unused")}
-    print(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; every key in {path}")
+    logger.info(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; every key in {path}")
     for line in report.lines()[counts["taken"] :]:
-        print("  " + line)
+        logger.info("  " + line)

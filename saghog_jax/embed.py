@@ -1,15 +1,16 @@
-"""Stage 3: a checkpoint and pages to page descriptors (paper, section 3).
+"""Stage 3: pages to page descriptors, by the recipe of a checkpoint (paper, section 3).
 
-Every process embeds its share of the pages on its own devices and keeps each as it is done; the
-main one writes the folders when all are there.
+Every process embeds its share of the pages on its own devices and records each finished page; the
+main process writes the folders when all pages are embedded.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -17,12 +18,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed, precision
-from saghog_jax.embedding import folders as embed_folders
-from saghog_jax.embedding import journal, patch_whitening
-from saghog_jax.embedding.describers import Model, load_models, rule_of
-from saghog_jax.embedding.folders import Embedded, listed
-from saghog_jax.embedding.journal import PageResult, Parts
-from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.embedding import folders, journal, patch_whitening
+from saghog_jax.embedding.describers import (
+    Checkpoint,
+    PatchDescriber,
+    compared_describers,
+    describers_of,
+)
+from saghog_jax.embedding.encoder import PageEncoder
+from saghog_jax.embedding.journal import Journal, PageResult
+from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
@@ -30,245 +35,327 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from saghog_jax.input_pipeline.store.build import FINGERPRINTS
 from saghog_jax.input_pipeline.store.stream import stream_cuts
-from saghog_jax.next_command import next_command
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH, POOLINGS
-from saghog_jax.runs.checkpoint import params_digest, read_config
+from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH
+from saghog_jax.runs.checkpoint import params_digest
 from saghog_jax.runs.metrics_log import Pace
+from saghog_jax.runs.stage_result import NextStage, StageResult
+
+logger = logging.getLogger(__name__)
+
+INPUTS = ("auto", "page", "binary")
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
-    """Embeds all pages; returns the number of pages that were skipped.
+@dataclass(frozen=True)
+class _Work:
+    """What is embedded, and how.
 
-    What is done is kept page by page in `workdir/parts` until all are there, so that a killed run
-    goes on; it belongs to one set of models, pages and settings.
+    describers: of the recipe's parts, then those to compare with.
+    digests: SHA-256 of the weights of each describer.
+    rule: cuts the patches that all describers read.
+    masks: of the handwriting, where a region backend is used.
+    """
+
+    config: ConfigDict
+    recipe: PageRecipe
+    describers: list[PatchDescriber]
+    digests: list[str]
+    rule: Rule
+    manifest: Manifest
+    masks: RegionMasks | None
+
+
+def run(config: ConfigDict, workdir: Path) -> StageResult:
+    """Embeds all pages.
+
+    Finished pages are recorded in `workdir/parts` until all are embedded, so that a killed run
+    continues. The record belongs to one set of models, pages and settings.
 
     Raises:
-      UserError: a checkpoint, pages or choices that are not there; no page that can be embedded.
+      UserError: the checkpoint or the pages do not exist, a choice is unknown, or no page can be
+        embedded.
     """
     _check(config)
-    models = load_models(config)
-    _note_other_scale(config)
-    manifest = load_manifest(config.data)
-    rule = rule_of(config.store, models)
-    digests = [params_digest(model.variables) for model in models]
-    masks = open_masks(manifest, config.data.max_pixels, config.regions)
-    views = manifest.at_scales(config.scales)
-    input_digest = distributed.main_first(
-        lambda: _identity(config, views, rule, models, digests, masks)
-    )
-    folders = embed_folders.folders(config, models, workdir)
-    done = all(embed_folders.input_digest(folder) == input_digest for _, folder in folders)
+    checkpoint = Checkpoint(Path(config.checkpoint), config.which)
+    work = _open(config, checkpoint)
+    encoder = _encoder(work, [None] * len(work.describers))
+    outputs = folders.outputs_of(encoder, config.compare, workdir)
+    input_digest = distributed.main_first(lambda: _identity(work))
+    finished = all(folders.input_digest(output.folder) == input_digest for output in outputs)
     distributed.barrier("looked")
-    if done:
-        skipped = embed_folders.read_skipped(workdir)
-        if distributed.is_main():
-            new = embed_folders.relabel_pages(manifest, folders)
-            embed_folders.export(config, folders)
-            said = "; their labels are those given now" if new else ""
-            print(f"{workdir} holds these embeddings already{said}")
-            print(f"next: {next_command('retrieve', workdir=workdir, embeddings=workdir)}")
-        return len(skipped)
-    found = distributed.main_first(masks.ensure) if masks else None
-    found = [mask for mask in found for _ in config.scales] if found else None
-    folder = workdir / "parts"
+    if finished:
+        return _reuse(work, outputs, workdir)
+    masks = distributed.main_first(work.masks.ensure) if work.masks else None
+    parts = workdir / "parts"
     if distributed.is_main():
-        journal.begin(folder, input_digest)
-    kept = folder / patch_whitening.FILE
-    whitenings = _whitenings(config, models, digests, views, rule, found, kept)
-    pooling = Pooling(config.pooling, config.gmp_lambda, whitenings)
-    embedder = Embedder(
-        models, pooling, config.local_batch_size, config.pages_per_batch, config.mesh
-    )
-    names = [model.name for model in models]
-    parts = Parts(folder, list(zip(names, embedder.widths)), jax.process_index())
+        journal.begin(parts, input_digest)
+    whitenings = _whitenings(work, masks, parts / patch_whitening.FILE)
+    if any(fitted is not None for fitted in whitenings):
+        encoder = _encoder(work, whitenings)
+        outputs = folders.outputs_of(encoder, config.compare, workdir)
+    names = [describer.name for describer in work.describers]
+    record = Journal(parts, list(zip(names, encoder.widths)), jax.process_index())
     distributed.barrier("begun")
-    there = parts.read()
+    embedded_before = record.read()
     distributed.barrier("read")
-    if distributed.is_main():
-        which = _of_split(config, manifest)
-        at = f" at the scales {listed(config.scales)}" if len(config.scales) > 1 else ""
-        ready = len(there) // len(config.scales)
-        print(
-            f"embedding {len(manifest):,} pages{which}{at} with {', '.join(names)}"
-            + (f"; {ready:,} are there already" if ready else ""),
-            flush=True,
-        )
-    _embed(config, views, rule, embedder, parts, found, there)
+    _announce(work, names, len(embedded_before))
+    _embed(work, encoder, record, masks, embedded_before)
     distributed.barrier("embedded")
-    embedded = Embedded(
-        config,
-        manifest,
-        models,
-        digests,
-        whitenings,
-        parts,
-        parts.read(),
-        input_digest,
-        masks.identity if masks else {"backend": "none"},
+    embedded = folders.Embedded(
+        encoder=encoder,
+        digests=work.digests,
+        checkpoint=checkpoint.folder,
+        which=config.which,
+        manifest=work.manifest,
+        journal=record,
+        results=record.read(),
+        input_digest=input_digest,
+        regions=work.masks.identity if work.masks else {"backend": "none"},
     )
     skipped = embedded.skipped
-    if len(skipped) == len(manifest):
+    if len(skipped) == len(work.manifest):
         raise UserError(
-            f"none of the {len(manifest)} pages of {config.data.pages!r} could be embedded: "
-            f"{manifest.pages[0].page_id}: {skipped[0]}"
+            f"none of the {len(work.manifest)} pages of {config.data.pages!r} could be embedded: "
+            f"{work.manifest.pages[0].page_id}: {skipped[0]}"
         )
     if distributed.is_main():
-        embed_folders.write(embedded, workdir)
-        shutil.rmtree(folder)
+        folders.write(embedded, outputs, workdir, config.few_patches)
+        folders.export(outputs, config.export_formats)
+        shutil.rmtree(parts)
     distributed.barrier("written")
-    return len(skipped)
+    reasons = [(work.manifest.pages[i].page_id, reason) for i, reason in skipped.items()]
+    return _result(outputs, workdir, len(work.manifest), reasons)
 
 
-def _note_other_scale(config: ConfigDict) -> None:
-    trained = read_config(Path(config.checkpoint)).get("store")
-    if trained is not None and trained.scale != config.store.scale and distributed.is_main():
-        print(
-            f"note: the model was trained on pages resized by {trained.scale:g}, these are resized "
-            f"by {config.store.scale:g}; --config.store.scale={trained.scale:g} makes them alike"
+def _open(config: ConfigDict, checkpoint: Checkpoint) -> _Work:
+    """Everything that decides the embeddings.
+
+    Raises:
+      UserError: see `run`.
+    """
+    recipe = checkpoint.recipe().with_config(config)
+    describers = describers_of(checkpoint, recipe)
+    known = {describer.name for describer in describers}
+    describers += compared_describers(checkpoint, recipe, config.compare, known)
+    _note_other_scale(checkpoint, recipe)
+    rule = recipe.cutting_rule
+    if any(recipe.alone(d.descriptor).cutting_rule.descriptors for d in describers):
+        rule = replace(rule, descriptors=True)
+    manifest = load_manifest(config.data)
+    return _Work(
+        config=config,
+        recipe=recipe,
+        describers=describers,
+        digests=[params_digest(describer.variables) for describer in describers],
+        rule=rule,
+        manifest=manifest,
+        masks=open_masks(manifest, config.data.max_pixels, ConfigDict(dict(recipe.regions))),
+    )
+
+
+def _encoder(work: _Work, whitenings: Sequence[whitening.Whitening | None]) -> PageEncoder:
+    config = work.config
+    mode = config.patch_whitening.mode
+    return PageEncoder(
+        replace(work.recipe, patch_whitening=mode),
+        work.describers,
+        whitenings,
+        batch_size=config.local_batch_size,
+        pages_per_batch=config.pages_per_batch,
+        mesh=config.mesh,
+    )
+
+
+def _reuse(work: _Work, outputs: Sequence[folders.Output], workdir: Path) -> StageResult:
+    """The result of an embedding that is finished; the labels of its pages may have changed."""
+    if distributed.is_main():
+        relabelled = folders.relabel_pages(work.manifest, outputs)
+        folders.export(outputs, work.config.export_formats)
+        remark = "; the labels of its pages were updated" if relabelled else ""
+        logger.info(f"{workdir} holds these embeddings already{remark}")
+    return _result(outputs, workdir, len(work.manifest), folders.read_skipped(workdir))
+
+
+def _result(
+    outputs: Sequence[folders.Output],
+    workdir: Path,
+    pages: int,
+    skipped: Sequence[tuple[str, str]],
+) -> StageResult:
+    return StageResult(
+        workdir=workdir,
+        paths={output.name: output.folder for output in outputs},
+        counts={"pages": pages - len(skipped)},
+        skipped=tuple(skipped),
+        following=(NextStage("retrieve", fields={"embeddings": workdir}),),
+    )
+
+
+def _note_other_scale(checkpoint: Checkpoint, recipe: PageRecipe) -> None:
+    trained, scale = checkpoint.trained_scale, recipe.rule.scale
+    if trained is not None and trained != scale and distributed.is_main():
+        logger.warning(
+            f"note: the model was trained on pages resized by {trained:g}, these are resized "
+            f"by {scale:g}; --config.store.scale={trained:g} makes them alike"
         )
 
 
 def _check(config: ConfigDict) -> None:
-    if config.pooling not in POOLINGS:
-        raise UserError(f"unknown config.pooling {config.pooling!r}, known: {', '.join(POOLINGS)}")
-    if not 0 < config.power <= 1 or config.gmp_lambda <= 0:
-        raise UserError(
-            f"config.power={config.power} must lie in (0, 1], config.gmp_lambda="
-            f"{config.gmp_lambda} be positive"
-        )
+    if config.input not in INPUTS:
+        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
     unknown = sorted(set(config.export_formats) - set(exports.FORMATS))
     if unknown:
-        raise UserError(
-            f"unknown config.export_formats {unknown[0]!r}, known: {', '.join(exports.FORMATS)}"
-        )
-    scales = tuple(config.scales)
-    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
-        raise UserError(f"config.scales={scales}: give different positive factors")
+        known = ", ".join(exports.FORMATS)
+        raise UserError(f"unknown config.export_formats {unknown[0]!r}, known: {known}")
     patch_whitening.check(config)
 
 
 def _whitenings(
-    config: ConfigDict,
-    models: Sequence[Model],
-    digests: Sequence[str],
-    manifest: Manifest,
-    rule: Rule,
-    masks: Sequence[PageMask] | None,
-    kept: Path,
+    work: _Work, masks: Sequence[PageMask] | None, kept: Path
 ) -> list[whitening.Whitening | None]:
-    """The whitening of each model's patch descriptors; what was fitted is kept, to go on with."""
-    found: list[whitening.Whitening | None] = [None] * len(models)
+    """The whitening of each describer's patches; what was fitted is kept, to continue with."""
+    config, describers = work.config, work.describers
+    whitenings: list[whitening.Whitening | None] = [None] * len(describers)
     mode = config.patch_whitening.mode
     if mode == "load":
-        found = list(patch_whitening.load(Path(config.patch_whitening.file), models, digests))
+        path = Path(config.patch_whitening.file)
+        whitenings = list(patch_whitening.load(path, describers, work.digests))
     elif mode == "fit":
+        views = work.manifest.at_scales(work.recipe.scales)
+        of_views = [mask for mask in masks for _ in work.recipe.scales] if masks else None
 
         def fit() -> list[whitening.Whitening]:
-            where = [kept] + [kept.parent / model.name / kept.name for model in models[1:]]
+            where = [
+                patch_whitening.file_of(kept.parent, describer, first=not i)
+                for i, describer in enumerate(describers)
+            ]
             if not all(path.exists() for path in where):
-                fitted = patch_whitening.fit(config, models, manifest, rule, masks)
-                for path, one, digest in zip(where, fitted, digests, strict=True):
+                fitted = patch_whitening.fit(config, describers, views, work.rule, of_views)
+                for path, one, digest in zip(where, fitted, work.digests, strict=True):
                     whitening.save(one, path, digest)
-            return patch_whitening.load(kept, models, digests)
+            return patch_whitening.load(kept, describers, work.digests)
 
-        found = list(distributed.main_first(fit))
-    for model, fitted in zip(models, found, strict=True):
-        width = model.dim if fitted is None else len(fitted.variances)
+        whitenings = list(distributed.main_first(fit))
+    for describer, fitted in zip(describers, whitenings, strict=True):
+        width = describer.dim if fitted is None else len(fitted.variances)
         if config.pooling == "gmp" and width > GMP_MAX_WIDTH:
             raise UserError(
                 f"config.pooling=gmp pools patch descriptors of width {GMP_MAX_WIDTH} at most; "
-                f"those of {model.name} have {width}; --config.patch_whitening.mode=fit "
+                f"those of {describer.name} have {width}; --config.patch_whitening.mode=fit "
                 "--config.patch_whitening.dim=512 makes fewer of them"
             )
-    return found
+    return whitenings
+
+
+def _announce(work: _Work, names: Sequence[str], finished_views: int) -> None:
+    if not distributed.is_main():
+        return
+    manifest, scales, split = work.manifest, work.recipe.scales, work.config.data.split
+    which = ""
+    if split and any(page.split for page in manifest.pages):
+        which = f" of the split {split!r} (--config.data.split= takes all)"
+    at = f" at the scales {listed(scales)}" if len(scales) > 1 else ""
+    ready = finished_views // len(scales)
+    logger.info(
+        f"embedding {len(manifest):,} pages{which}{at} with {', '.join(names)}"
+        + (f"; {ready:,} are finished already" if ready else "")
+    )
 
 
 def _embed(
-    config: ConfigDict,
-    manifest: Manifest,
-    rule: Rule,
-    embedder: Embedder,
-    parts: Parts,
+    work: _Work,
+    encoder: PageEncoder,
+    record: Journal,
     masks: Sequence[PageMask] | None,
-    there: dict[int, PageResult],
+    embedded_before: dict[int, PageResult],
 ) -> None:
-    """Cuts and embeds this process's share of the pages (views), but for those that are there.
+    """Cuts and embeds this process's share of the pages, except those that are finished.
 
-    They keep their places in the batches, so that an embedding that was stopped ends in the same
-    bits as one that was not.
+    Finished views (pages at a scale) keep their places in the batches, so that an embedding that
+    was stopped ends in the same bits as one that was not.
     """
-    share = range(jax.process_index(), len(manifest), jax.process_count())
-    todo = [i for i in share if i not in there]
+    scales = len(work.recipe.scales)
+    pages = range(jax.process_index(), len(work.manifest), jax.process_count())
+    views = [page * scales + j for page in pages for j in range(scales)]
+    missing = [view for view in views if view not in embedded_before]
     results: dict[int, PageResult] = {}
 
     def cuts() -> Iterator[Cut | int]:
-        pages = [manifest.pages[i] for i in todo]
-        found = None if masks is None else [masks[i] for i in todo]
-        stream = stream_cuts(
-            manifest.root, pages, rule, config.data.max_pixels, config.store.workers, found, todo
-        )
+        stream = _page_cuts(work, masks, missing)
         empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
-        for i in share:
-            if i in there:
-                yield there[i].patches
+        for view in views:
+            if view in embedded_before:
+                yield embedded_before[view].patches
                 continue
-            (cut,) = next(stream)
-            unreadable = isinstance(cut, str)
-            cut, reason = (empty, cut) if unreadable else (cut, "")
+            cut = next(stream)
+            cut, reason = (empty, cut) if isinstance(cut, str) else (cut, "")
             count, ink = len(cut.patches), int(np.bitwise_count(cut.ink).sum(dtype=np.int64))
             if not count and not reason:
                 reason = "no patch passed the rule (a blank page?)"
-            results[i] = PageResult(count, ink, reason)
+            results[view] = PageResult(count, ink, reason)
             yield cut
 
-    pace = Pace(len(todo))
-    done = patches = 0
-    with contextlib.closing(parts):
-        for i, descriptors in zip(share, embedder.pages(cuts()), strict=True):
-            if i in there:
+    pace = Pace(len(missing))
+    finished = patches = 0
+    with contextlib.closing(record):
+        for view, descriptors in zip(views, encoder.pool(cuts()), strict=True):
+            if view in embedded_before:
                 continue
-            parts.append(i, descriptors, results[i])
-            done, patches = done + 1, patches + results[i].patches
-            if due := pace.due(done):
+            record.append(view, descriptors, results[view])
+            finished, patches = finished + 1, patches + results[view].patches
+            if due := pace.due(finished):
                 spent, eta = due
                 rate = patches / spent
-                print(f"{done:,}/{len(todo):,} pages  {rate:,.0f} patches/s  ETA {eta}", flush=True)
+                logger.info(
+                    f"{finished // scales:,}/{len(missing) // scales:,} pages  "
+                    f"{rate:,.0f} patches/s  ETA {eta}"
+                )
 
 
-def _of_split(config: ConfigDict, manifest: Manifest) -> str:
-    """Says that pages of other splits are left out, where the manifest has splits."""
-    if not config.data.split or not any(page.split for page in manifest.pages):
-        return ""
-    return f" of the split {config.data.split!r} (--config.data.split= takes all)"
+def _page_cuts(
+    work: _Work, masks: Sequence[PageMask] | None, views: Sequence[int]
+) -> Iterator[Cut | str]:
+    """Yields the cut of each view (page * scales + scale), ascending; pages are decoded once."""
+    scales = work.recipe.scales
+    pages = sorted({view // len(scales) for view in views})
+    stream = stream_cuts(
+        work.manifest.root,
+        [work.manifest.pages[page] for page in pages],
+        work.rule,
+        work.config.data.max_pixels,
+        work.config.store.workers,
+        None if masks is None else [masks[page] for page in pages],
+        pages,
+        scales,
+    )
+    needed = set(views)
+    for page, page_cuts in zip(pages, stream, strict=True):
+        for j, cut in enumerate(page_cuts):
+            if page * len(scales) + j in needed:
+                yield cut
 
 
-def _identity(
-    config: ConfigDict,
-    manifest: Manifest,
-    rule: Rule,
-    models: Sequence[Model],
-    digests: Sequence[str],
-    masks: RegionMasks | None,
-) -> str:
-    """SHA-256 over all that decides the embeddings: contents of pages, rule, masks, models.
+def _identity(work: _Work) -> str:
+    """SHA-256 over all that decides the embeddings: page contents, recipe, weights and masks.
 
-    What pages are called does not: labels can be corrected without embedding again.
+    Names and labels of pages do not count: they can be corrected without embedding again.
     """
+    config, manifest, masks = work.config, work.manifest, work.masks
     contents = fingerprints(
         manifest.root,
         (page.path for page in manifest.pages),
         Path(config.store.root) / FINGERPRINTS,
     )
+    recipe = replace(
+        work.recipe, regions={}, precision=precision.resolve_name(work.recipe.precision)
+    )
     decides = {
         "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],
-        "rule": dataclasses.asdict(rule),
-        "max_pixels": config.data.max_pixels,
-        "models": [[m.name, m.input, d] for m, d in zip(models, digests, strict=True)],
-        "precision": precision.resolve(config).precision,
-        "power": config.power,
-        "sift": config.sift.to_dict(),
-        "pooling": [config.pooling, config.gmp_lambda],
+        "recipe": recipe.to_json(),
+        "describers": [
+            [d.name, d.input, digest]
+            for d, digest in zip(work.describers, work.digests, strict=True)
+        ],
         "patch_whitening": _whitening_identity(config),
         **({"regions": [masks.identity, masks.digests]} if masks else {}),
     }
@@ -279,7 +366,7 @@ def _identity(
 def _whitening_identity(config: ConfigDict) -> list:
     section = config.patch_whitening
     if section.mode == "load":
-        # Not where it lies, but what it says.
+        # The content of the file, not its place.
         path = Path(section.file)
         return ["load", hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""]
     return ["fit", section.dim, section.samples] if section.mode == "fit" else []

@@ -7,7 +7,6 @@ stopped by SIGTERM or SIGINT, with the state saved.
 """
 
 import difflib
-import importlib
 import os
 import runpy
 import sys
@@ -18,12 +17,12 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from saghog_jax.input_pipeline.console import show_messages
 from saghog_jax.input_pipeline.errors import RunError, StoppedError, UserError
+from saghog_jax.next_command import next_command
+from saghog_jax.runs.stage_result import StageResult
+from saghog_jax.stages import STAGES, run_stage
 
-STAGES = (
-    *("prepare", "pretrain", "finetune", "embed", "retrieve"),
-    *("regions", "show", "search", "verify", "convert"),
-)
 SKIPPED_PAGES = 3
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,18 +31,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder the stage writes to; by default runs/STAGE."
 )
-
-
-def run_stage(config: ConfigDict, workdir: Path) -> int:
-    """Runs the stage that `config.stage` names and returns how many pages it had to skip.
-
-    Raises:
-      UserError: an unknown stage, or whatever the stage finds wrong with its input.
-    """
-    if config.stage not in STAGES:
-        raise UserError(f"unknown stage {config.stage!r}, known: {', '.join(STAGES)}")
-    stage = importlib.import_module(f"saghog_jax.{config.stage}")
-    return stage.run(config, workdir.resolve()) or 0
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -102,7 +89,7 @@ def _exit_with(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def execute(config: ConfigDict, work: Callable[[], int]) -> int:
+def execute(config: ConfigDict, work: Callable[[], StageResult]) -> StageResult:
     """Joins other processes where the config says so, then works; ends the process on errors."""
     together = "distributed" in config and config.distributed.mode != "off"
     if together:
@@ -127,16 +114,34 @@ def execute(config: ConfigDict, work: Callable[[], int]) -> int:
 def main(argv: Sequence[str]) -> None:
     """Runs the stage of the parsed config in the parsed work directory."""
     del argv
+    show_messages()
     if not flags.FLAGS["verbosity"].present:
         # Libraries tell every step of a save at lower levels, and what went wrong with a traceback;
         # what a run tells is printed.
         logging.set_verbosity(logging.FATAL)
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
-    skipped = execute(config, lambda: run_stage(config, workdir))
-    if skipped:
-        print(f"done, but {skipped} pages were skipped (exit status {SKIPPED_PAGES})")
+    result = execute(config, lambda: run_stage(config, workdir))
+    if _is_main_process(config):
+        for following in result.following:
+            print(f"next: {next_command(following, result.workdir, _variant())}")
+    if result.skipped:
+        print(f"done, but {len(result.skipped)} pages were skipped (exit status {SKIPPED_PAGES})")
         sys.exit(SKIPPED_PAGES)
+
+
+def _is_main_process(config: ConfigDict) -> bool:
+    if "distributed" not in config or config.distributed.mode == "off":
+        return True
+    from saghog_jax.devices import distributed
+
+    return distributed.is_main()
+
+
+def _variant() -> str:
+    """The variant of the config on the command line."""
+    argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
+    return next((word for word in argument.split(",") if word and "=" not in word), "")
 
 
 def use_huge_pages() -> None:

@@ -1,5 +1,6 @@
 """Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import describe, survey
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.next_command import next_command
+from saghog_jax.runs.stage_result import NextStage, StageResult
+
+logger = logging.getLogger(__name__)
 
 # The stage that reads a store, by the store's rule.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
@@ -21,39 +24,42 @@ NEXT = {"pretrain": "pretrain", "offline": "finetune"}
 _NAMED = 5
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Builds the stores of `config.stores`, each in its own `root`; `workdir` stays unused.
-
-    Returns:
-      pages that gave no patch, counted once.
 
     Raises:
       UserError: see `ensure_store` and `ensure_labels`.
     """
-    del workdir
     if config.dry_run:
-        return _dry_run(config)
-    skipped: set[str] = set()
+        return _dry_run(config, workdir)
+    paths: dict[str, Path] = {}
+    counts: dict[str, int] = {}
+    skipped: dict[str, str] = {}
     for name, section in config.stores.items():
         store = Store.open(
             ensure_store(config.data, section, beam=config.beam, regions=config.regions)
         )
-        print(f"store {name}: {store.path}, {len(store):,} patches")
-        skipped |= {page_id for page_id, _ in store.skipped}
+        logger.info(f"store {name}: {store.path}, {len(store):,} patches")
+        paths[name], counts[f"{name} patches"] = store.path, len(store)
+        skipped |= dict(store.skipped)
         if section.descriptors:
             labels = ensure_labels(store, config.pseudo_labels)
-            print(
+            logger.info(
                 f"pseudo labels: {(labels >= 0).sum():,} of {len(labels):,} patches in "
                 f"{config.pseudo_labels.num_clusters:,} clusters, the others between two clusters"
             )
-    for name, section in config.stores.items():
-        if name in NEXT:
-            sections = {"data": config.data, "store": section, "regions": config.regions}
-            print(f"next: {next_command(NEXT[name], **sections)}")
-    return len(skipped)
+    following = tuple(
+        NextStage(
+            NEXT[name],
+            sections={"data": config.data, "store": section, "regions": config.regions},
+        )
+        for name, section in config.stores.items()
+        if name in NEXT
+    )
+    return StageResult(workdir, paths, counts, tuple(skipped.items()), following)
 
 
-def _dry_run(config: ConfigDict) -> int:
+def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     manifest = load_manifest(config.data)
     sections = list(config.stores.values())
     rules = [Rule.from_config(section) for section in sections]
@@ -65,16 +71,25 @@ def _dry_run(config: ConfigDict) -> int:
         samples = config.dry_run_samples
         findings = survey(manifest, rules, max_pixels, samples, workers, masks)
     if masks is not None and all(finding.share is None for finding in findings):
-        print("where handwriting is has not been looked for yet (configs/regions.py); whole pages:")
+        logger.info(
+            "where handwriting is has not been looked for yet (configs/regions.py); whole pages:"
+        )
     for line in describe(manifest, rules, findings):
-        print(line)
+        logger.info(line)
     others = other_files(config.data)
     if others:
         named = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
-        print(f"{len(others):,} files are no images and left out: {named}")
-    skipped = sum(finding.shape is None for finding in findings)
-    if skipped == len(manifest):
+        logger.info(f"{len(others):,} files are no images and left out: {named}")
+    skipped = tuple(
+        (page.page_id, finding.reason)
+        for page, finding in zip(manifest.pages, findings, strict=True)
+        if finding.shape is None
+    )
+    if len(skipped) == len(manifest):
         raise UserError(f"none of the {len(manifest)} pages can be read")
-    following = "regions" if masks is None else "pretrain"
-    print(f"next: {next_command(following, data=config.data, regions=config.regions)}")
-    return skipped
+    following = NextStage(
+        "regions" if masks is None else "pretrain",
+        sections={"data": config.data, "regions": config.regions},
+    )
+    counts = {"pages": len(manifest)}
+    return StageResult(workdir, counts=counts, skipped=skipped, following=(following,))

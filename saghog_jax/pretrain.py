@@ -1,216 +1,31 @@
-"""Stage 1, pretraining: what is learned; the loop is train.py's (paper, section 3)."""
+"""Stage 1, pretraining: a masked autoencoder learns handwriting (paper, section 3)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.configs.training import augment_config
-from saghog_jax.devices import distributed
-from saghog_jax.devices.precision import operand_dtype, resolve
-from saghog_jax.devices.sharding import check_divisible
-from saghog_jax.input_pipeline.batches import loader, plans
-from saghog_jax.input_pipeline.batches.crop_batches import PageCrops, open_crops
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
-from saghog_jax.input_pipeline.sampling import evenly
-from saghog_jax.input_pipeline.store.opening import open_store
-from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.models import inputs
-from saghog_jax.models.build import init_variables, make_encoder, model_of
-from saghog_jax.models.mae import mask_noise, removed_errors
-from saghog_jax.models.targets import make_targets
-from saghog_jax.next_command import next_command
-from saghog_jax.retrieval.aggregate import l2_normalize
-from saghog_jax.runs import pictures as drawing
-from saghog_jax.runs.checkpoint import KINDS, load_variables, same_shapes, taken
-from saghog_jax.runs.pictures import Picture
-from saghog_jax.training import augment, optim, validation
+from saghog_jax.devices.precision import resolve
+from saghog_jax.runs.stage_result import NextStage, StageResult
 from saghog_jax.training.loop import run_training
+from saghog_jax.training.pretraining import Pretraining, open_task
 
-SOURCES = ("store", "crops")
 
-
-def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> Store | PageCrops:
-    """Where the patches of a pretraining config come from; no crops of pages `leave_out`.
+def run(config: ConfigDict, workdir: Path) -> StageResult:
+    """Pretrains in the run folder `workdir`.
 
     Raises:
-      UserError: an unknown source, or what keeps it from being opened.
+      UserError, RunError, StoppedError: see `training.loop.Run`.
     """
-    if config.source not in SOURCES:
-        raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
-    if config.source == "crops":
-        return open_crops(config, leave_out=leave_out)
-    return distributed.main_first(
-        lambda: open_store(config.data, config.store, regions=config.regions)
+    skipped = run_training(resolve(config), workdir, Pretraining.kind, open_task)
+    following = NextStage(
+        "finetune",
+        sections={"data": config.data, "regions": config.regions},
+        fields={"store.scale": config.store.scale, "checkpoint": workdir},
     )
-
-
-def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, frozenset[str]]:
-    """The source, and the ids of the pages that the run in `folder` holds out.
-
-    Raises:
-      UserError: see `open_source` and `evaluation.plan`.
-    """
-    if config.source == "crops":
-        held_out = validation.plan(config, folder, load_manifest(config.data).pages)
-        return open_source(config, held_out), held_out
-    source = open_source(config)
-    return source, validation.plan(config, folder, source.manifest.pages)
-
-
-class Pretraining:
-    """The task: predict the targets of the removed tokens."""
-
-    kind = "mae"
-    mean_of_rows = True
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        source: Store | PageCrops,
-        held_out: frozenset[str] = frozenset(),
-    ) -> None:
-        self.config = config
-        self.held_out = None
-        if held_out:
-            self.held_out = self._held_out_patches(source, held_out)
-            validation.check(config, self.held_out, has_loss=True)
-        self.model = model_of(config)
-        self.tx = optim.make_optimizer(config.optim, config.total_steps)
-        self._source = source
-        check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
-        if isinstance(source, Store):
-            chosen = np.flatnonzero(~validation.belongs(source, held_out))
-            plan = plans.uniform_plan(
-                len(chosen), config.global_batch_size, config.total_steps, config.seed
-            )
-            self._plan = plans.SubsetPlan(plan, chosen) if held_out else plan
-
-    @property
-    def skipped(self) -> int:
-        """Pages that could not be used so far."""
-        return len(self._source.skipped)
-
-    def init(self, rng: jax.Array) -> dict:
-        """See `init_variables`."""
-        return init_variables(self.config, rng)
-
-    def warm_start(self, variables: dict) -> dict:
-        """Random weights, or those of the run that `checkpoint` names.
-
-        Raises:
-          UserError: weights of a model of other sizes.
-        """
-        if not self.config.checkpoint:
-            return variables
-        source = Path(self.config.checkpoint)
-        given, meta = load_variables(source, KINDS, self.config.which)
-        params = variables["params"]
-        wanted = {"encoder": params["encoder"]}
-        # A decoder is worth keeping only where it predicts the same.
-        if meta["kind"] == "mae" and same_shapes(given["params"]["decoder"], params["decoder"]):
-            wanted["decoder"] = params["decoder"]
-        return {"params": {**params, **taken(given["params"], wanted, source)}}
-
-    def prepare(self, batch: dict, rng: jax.Array, augmented: bool = True) -> dict:
-        """Normalised images, targets and the noise of the mask, of each patch."""
-        config = self.config
-        changes = config.augment if augmented else augment_config()
-        move_rng, augment_rng, mask_rng = jax.random.split(rng, 3)
-        images, binary = augment.move(move_rng, *inputs.decode(batch), changes)
-        targets = make_targets(
-            config.target,
-            images,
-            binary,
-            config.model.token_size,
-            config.hog.cell_size,
-            config.hog.num_bins,
-            config.hog.half_precision,
-        )
-        images = augment.augment(augment_rng, images, binary, changes)
-        noise = mask_noise(mask_rng, *targets.shape[:2])
-        return {"images": inputs.normalize(images), "targets": targets, "noise": noise}
-
-    def outputs(self, variables: dict, rows: dict) -> tuple[jax.Array, dict]:
-        """The mean squared error of the removed tokens of each patch, [b]."""
-        predicted, ids_removed = self.model.apply(
-            variables, rows["images"], rows["noise"], self.config.mask_ratio, method="removed"
-        )
-        return removed_errors(predicted, rows["targets"], ids_removed), {}
-
-    def loss(self, variables: dict, outputs: jax.Array, rows: dict) -> jax.Array:
-        """Mean squared error of the removed tokens of all patches."""
-        del variables, rows
-        return jnp.mean(outputs)
-
-    def validate(
-        self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Errors of the held-out patches, and sums of their L2-normalised CLS features by page."""
-        rows = self.prepare(batch, rng, augmented=False)
-        errors, _ = self.outputs(variables, rows)
-        config = self.config
-        encoder = make_encoder(config.model, operand_dtype(config.precision))
-        alone = {"params": variables["params"]["encoder"]}
-        features = encoder.apply(alone, rows["images"], method="features")
-        return {"errors": errors, "sums": segments @ l2_normalize(features)}
-
-    def _held_out_patches(
-        self, source: Store | PageCrops, held_out: frozenset[str]
-    ) -> validation.HeldOut:
-        config = self.config
-        if isinstance(source, Store):
-            per_page = config.validation.patches_per_page
-            return validation.from_store(source, held_out, per_page)
-        return validation.from_pages(config, held_out)
-
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """See `Task.batches`."""
-        position = (start_step, jax.process_index(), jax.process_count())
-        options = self.config.loader
-        if isinstance(self._source, PageCrops):
-            return self._source.batches(*position, options)
-        return loader.batches(
-            self._source, self._plan, *position, options.threads, options.prefetch
-        )
-
-    def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
-        """See `Task.pictures`: a reconstruction of `rows` patches, drawn evenly from the source."""
-        batch = self._patches(rows)
-        images, binary = inputs.decode(batch)
-        rng = jax.random.key(self.config.seed)
-        prepared = self.prepare(batch, rng, augmented=False)
-        out = self.model.apply(
-            variables, prepared["images"], prepared["noise"], self.config.mask_ratio
-        )
-        arrays = (images, binary, out["mask"], prepared["targets"], out["pred"])
-        return [drawing.reconstruction(*map(np.asarray, arrays), self.config)]
-
-    def _patches(self, count: int) -> dict[str, np.ndarray]:
-        if isinstance(self._source, Store):
-            return self._source.gather(evenly(len(self._source), count))
-        with self._source.batches(0, 0, 1, self.config.loader) as batches:
-            batch = next(batches)
-        chosen = evenly(self.config.global_batch_size, count)
-        return {name: rows[chosen] for name, rows in batch.items()}
-
-
-def open_task(config: ConfigDict, folder: Path) -> Pretraining:
-    """The task of a resolved config.
-
-    Args:
-      folder: the run folder, which keeps what is held out.
-    """
-    source, held_out = open_and_plan(config, folder)
-    return Pretraining(config, source, held_out)
-
-
-def run(config: ConfigDict, workdir: Path) -> int:
-    """Pretrains in the run folder `workdir`; returns the number of pages that were skipped."""
-    sections = {"data": config.data, "regions": config.regions, "scale": config.store.scale}
-    following = next_command("finetune", workdir=workdir, **sections, checkpoint=workdir)
-    return run_training(resolve(config), workdir, Pretraining.kind, open_task, following)
+    return StageResult(
+        workdir=workdir,
+        paths={"run": workdir},
+        counts={"steps": config.total_steps},
+        skipped=tuple(skipped),
+        following=(following,),
+    )

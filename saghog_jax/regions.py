@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import logging
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, read_mask
-from saghog_jax.next_command import next_command
 from saghog_jax.reports.thumbnails import data_uri
+from saghog_jax.runs.stage_result import NextStage, StageResult
+
+logger = logging.getLogger(__name__)
 
 # Where no handwriting is, a page is shown faded in this colour.
 _VEIL = np.array([176, 64, 64], np.float32)
@@ -42,11 +45,8 @@ $figures
 """)
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Makes the masks that are missing, writes `pages.csv` and `report.html` into `workdir`.
-
-    Returns:
-      pages without a mask that can be used.
 
     Raises:
       UserError: the backend is `none`, or see `RegionMasks.ensure`.
@@ -63,13 +63,28 @@ def run(config: ConfigDict, workdir: Path) -> int:
     head = html.escape(_head(config, manifest, found, infos, len(chosen)))
     with replacing(workdir / "report.html", "w") as file:
         file.write(_HTML.substitute(head=head, figures=figures))
-    print(f"masks: {masks.folder}", f"table: {workdir / 'pages.csv'}", sep="\n")
-    print(f"contact sheet: {workdir / 'report.html'}")
+    logger.info(f"masks: {masks.folder}")
+    logger.info(f"table: {workdir / 'pages.csv'}")
+    logger.info(f"contact sheet: {workdir / 'report.html'}")
     # The recipe for collections of this size (docs/quality.md).
     small = config.data.pages != "synthetic" and len(manifest) < _SMALL
-    sections = {"data": config.data, "split": "", "regions": config.regions}
-    print(f"next: {next_command('pretrain', variant='small' if small else '', **sections)}")
-    return sum(mask.status != OK for mask in found)
+    following = NextStage(
+        "pretrain",
+        sections={"data": config.data, "regions": config.regions},
+        split="",
+        variant="small" if small else "",
+    )
+    return StageResult(
+        workdir,
+        paths={"masks": masks.folder, "report": workdir / "report.html"},
+        counts={"pages": len(manifest)},
+        skipped=tuple(
+            (page.page_id, f"{mask.status}: {mask.reason}")
+            for page, mask in zip(manifest.pages, found, strict=True)
+            if mask.status != OK
+        ),
+        following=(following,),
+    )
 
 
 def _write_table(

@@ -1,5 +1,6 @@
 """Stage 4: page descriptors to metrics.json, per_query.csv, ranking.csv and report.html."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
 from saghog_jax.retrieval.results import all_results, check_choices, groups_of, labels_of
+from saghog_jax.runs.stage_result import StageResult
+
+logger = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Evaluates `config.embeddings` (and those of `config.compare`) and writes the results.
 
     The ranking and the report are those of the last row of the table: whitened and re-ranked where
@@ -45,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
         where = workdir / "annotations.json"
         annotations.write(where, main, main, ranking, decisions=decisions)
-        print(f"annotations: {where}, with {len(decisions):,} decisions")
+        logger.info(f"annotations: {where}, with {len(decisions):,} decisions")
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
     hardness = evaluation.hardness(results[-1].evaluation)
@@ -54,7 +58,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     order = sorted(hardness, key=lambda row: (hardness[row], row))
     found = gather.gather(compared, order, config.report, workdir)
     path = evaluation.write(workdir, main, results, ranking, config, found)
-    print(*tables.describe(results, labels), f"report: {path}", sep="\n")
+    for line in (*tables.describe(results, labels), f"report: {path}"):
+        logger.info(line)
+    return StageResult(
+        workdir,
+        paths={"metrics": workdir / "metrics.json", "report": path},
+        counts={"pages": len(main)},
+    )
 
 
 def _compared(config: ConfigDict) -> Iterator[Embeddings]:
@@ -63,7 +73,7 @@ def _compared(config: ConfigDict) -> Iterator[Embeddings]:
         if folder.is_dir():
             yield load_embeddings(folder)
         elif "{embeddings}" not in where:
-            print(f"note: no embeddings to compare with at {folder}")
+            logger.info(f"note: no embeddings to compare with at {folder}")
 
 
 def _plain_unless_transductive(config: ConfigDict) -> ConfigDict:

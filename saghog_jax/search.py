@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,14 @@ from saghog_jax.retrieval.embeddings import (
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.results import groups_of
 from saghog_jax.retrieval.search import search
+from saghog_jax.runs.stage_result import StageResult
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("exact", "faiss")
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Searches `config.gallery` for the pages of `config.queries`.
 
     A page of the queries that is also in the gallery (the same image and box) is not its own
@@ -73,7 +77,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.annotations:
         where = workdir / "annotations.json"
         annotations.write(where, queries, gallery, ranking, shares, decisions)
-        print(f"annotations: {where}, with {len(decisions):,} decisions")
+        logger.info(f"annotations: {where}, with {len(decisions):,} decisions")
     reading = _reading(calibration, config)
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     said = {row: {} for row in range(len(queries))}
@@ -89,8 +93,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         f"{html.escape(str(gallery.folder))}.</p><p>{html.escape(reading)}</p>"
     )
     path = write_sheets(workdir, "report", "Search", head, sheets, config.report)
-    print(f"{len(queries)} pages, {found.shape[1]} answers each: {workdir / 'matches.csv'}")
-    print(reading, f"report: {path}", sep="\n")
+    matches = workdir / "matches.csv"
+    logger.info(f"{len(queries)} pages, {found.shape[1]} answers each: {matches}")
+    logger.info(reading)
+    logger.info(f"report: {path}")
+    return StageResult(
+        workdir, paths={"matches": matches, "report": path}, counts={"queries": len(queries)}
+    )
 
 
 def _gallery_identity(gallery: Embeddings, fitted: whitening.Whitening | None) -> str:

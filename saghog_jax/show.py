@@ -1,44 +1,51 @@
 """The stage `show`: a run's report.html with pictures of its newest checkpoint."""
 
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax import finetune, pretrain
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.runs import report
 from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.runs.pictures import Picture
+from saghog_jax.runs.stage_result import StageResult
+from saghog_jax.training import finetuning, pretraining
+
+logger = logging.getLogger(__name__)
 
 # Which kinds of checkpoint each choice can be drawn from.
 PICTURES = {"auto": KINDS, "reconstruction": ("mae",), "classes": ("writer",), "none": KINDS}
 
-_STAGES = {"mae": pretrain, "writer": finetune}
+# What opens the task of a run, by the kind of its checkpoints.
+_TASKS = {"mae": pretraining.open_task, "writer": finetuning.open_task}
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Writes report.html into the run folder that the config names.
+def run(config: ConfigDict, workdir: Path) -> StageResult:
+    """Writes report.html into the run folder that the config names; `workdir` stays unused.
 
     Raises:
-      UserError: no such run or checkpoint, one of another kind, an unknown choice.
+      UserError: the run or its checkpoint does not exist, the checkpoint is of another kind, or a
+        choice is unknown.
     """
-    del workdir
     if config.pictures not in PICTURES:
         raise UserError(
             f"unknown config.pictures {config.pictures!r}, known: {', '.join(PICTURES)}"
         )
     folder = Path(config.checkpoint)
-    made_with = read_config(folder)
+    run_config = read_config(folder)
     pictures: list[Picture] = []
     if config.pictures != "none":
         variables, meta = load_variables(folder, PICTURES[config.pictures], config.which)
-        pictures = _pictures(made_with, folder, variables, meta["kind"], config.rows)
-    print(f"report: {report.write(folder, pictures)}")
+        pictures = _pictures(run_config, folder, variables, meta["kind"], config.rows)
+    path = report.write(folder, pictures)
+    logger.info(f"report: {path}")
+    return StageResult(workdir, paths={"report": path})
 
 
 def _pictures(
     config: ConfigDict, folder: Path, variables: dict, kind: str, rows: int
 ) -> list[Picture]:
-    if kind not in _STAGES:
+    if kind not in _TASKS:
         return []
-    return _STAGES[kind].open_task(config, folder).pictures(variables, rows)
+    return _TASKS[kind](config, folder).pictures(variables, rows)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,28 +15,31 @@ from saghog_jax.input_pipeline.labels.pseudo_labels import load_model
 from saghog_jax.input_pipeline.pages.manifest import read_csv
 from saghog_jax.input_pipeline.store.reader import read_npy, read_store_json
 from saghog_jax.input_pipeline.store.writer import record_type
+from saghog_jax.runs.stage_result import StageResult
+
+logger = logging.getLogger(__name__)
 
 # Problems that the final message names; all are printed.
 NAMED = 3
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Verifies a store, or all stores in a folder.
 
     Raises:
       UserError: no store there, or a damaged or unfinished one.
     """
-    del workdir
     problems = []
-    for folder in find_stores(Path(config.stores)):
+    stores = find_stores(Path(config.stores))
+    for folder in stores:
         found = list(verify_store(folder))
         problems += found
         for problem in found:
-            print(f"damaged: {problem}")
+            logger.info(f"damaged: {problem}")
         if not found:
             counts = read_store_json(folder)["counts"]
             skipped = sum(n for key, n in counts.items() if key not in ("pages", "patches"))
-            print(
+            logger.info(
                 f"{folder}: {counts['patches']:,} patches of {counts['pages']:,} pages "
                 f"({skipped:,} of them skipped), all readable, all checksums right"
             )
@@ -46,6 +50,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             "delete its store.json and the damaged shard folders, then prepare again: the rest "
             "is kept"
         )
+    return StageResult(workdir, paths={store.name: store for store in stores})
 
 
 def find_stores(folder: Path) -> list[Path]:

@@ -20,8 +20,16 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 import pytest
 from absl import flags
 
+from saghog_jax.input_pipeline.console import show_messages
+
 # grain reads absl flags when it starts worker processes; nothing here has a command line.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def _messages_are_shown():
+    """Tests read the messages of the library from standard output, as users do."""
+    show_messages()
 
 
 def pytest_addoption(parser):

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.configs import training
 from saghog_jax.input_pipeline.batches.loader import local_rows
+from saghog_jax.input_pipeline.console import show_messages
 from saghog_jax.main import execute
 from saghog_jax.training import optim
 from saghog_jax.training.loop import Run
@@ -122,6 +123,7 @@ class TroubledBatches(Batches):
 
 def main(folder, changes, trouble="{}"):
     # As the command line does.
+    show_messages()
     logging.set_verbosity(logging.FATAL)
     c = config()
     c.log_every = 1

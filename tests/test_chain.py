@@ -27,9 +27,9 @@ from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.main import run_stage
 from saghog_jax.models import inputs
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
+from saghog_jax.stages import run_stage
 from saghog_jax.training.gradients import batch_loss
 from saghog_jax.training.optim import match_rules
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def test_ends_with_figures_a_ranking_and_a_report(folder, capsys):
-    assert run_stage(toy(retrieve.get_config(), folder), folder / "retrieve") == 0
+    assert len(run_stage(toy(retrieve.get_config(), folder), folder / "retrieve").skipped) == 0
     out = capsys.readouterr().out
     for name in ("random", "pretrained", "finetuned"):
         assert name in out
@@ -193,7 +193,7 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     # In the middle of the second page.
     _, append = stop_embedding(monkeypatch, config, tmp_path / "embed", 4)
     monkeypatch.setattr(Parts, "append", append)
-    assert run_stage(config, tmp_path / "embed") == 0
+    assert len(run_stage(config, tmp_path / "embed").skipped) == 0
     out = capsys.readouterr().out
     assert (
         "6 pages of the split 'test' (--config.data.split= takes all) at the scales 1, 0.01," in out
@@ -310,7 +310,7 @@ def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_pa
         "export_formats": ("npz", "parquet"),
     }
     config = toy(embed.get_config("plain"), folder, **changes)
-    assert run_stage(config, tmp_path / "embed") == 0
+    assert len(run_stage(config, tmp_path / "embed").skipped) == 0
     found = load_embeddings(tmp_path / "embed")
     assert found.page_ids.tolist() == [image.name]
     out = capsys.readouterr().out
@@ -581,7 +581,7 @@ def test_bad_pages_are_skipped_and_named(folder, tmp_path, capsys):
     (pages / "text.png").write_text("no image")
     (pages / "cut_short.png").write_bytes(good[0].read_bytes()[:2000])
     config = toy(embed.get_config("plain"), folder, **{"data.pages": str(pages)})
-    assert run_stage(config, tmp_path / "embed") == 2
+    assert len(run_stage(config, tmp_path / "embed").skipped) == 2
     assert "2 pages skipped" in capsys.readouterr().out
     skipped = (tmp_path / "embed" / "skipped.csv").read_text()
     assert "text.png" in skipped

@@ -19,7 +19,7 @@ from saghog_jax.configs import recipes
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.store.opening import open_store
-from saghog_jax.main import run_stage
+from saghog_jax.stages import run_stage
 from saghog_jax.training.task import init_state, make_step
 
 TINY = Corpus(train_writers=8, test_writers=0, pages=1, width=360, height=200, lines=3)

@@ -16,7 +16,7 @@ from saghog_jax.input_pipeline.labels.page_links import ensure_links
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.main import run_stage
+from saghog_jax.stages import run_stage
 
 TEXT = (ROOT / "docs" / "formats.md").read_text()
 WORDS = set(re.findall(r"`([^`]+)`", TEXT))

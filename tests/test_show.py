@@ -11,8 +11,8 @@ from toy import toy
 from saghog_jax.configs import finetune, pretrain, show
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.main import run_stage
 from saghog_jax.runs.profiler import Profiler
+from saghog_jax.stages import run_stage
 
 TINY = Corpus(train_writers=4, test_writers=1, pages=2, width=360, height=200, lines=3)
 
@@ -155,4 +155,4 @@ def test_the_command_in_a_report_without_pictures_is_understood():
     from saghog_jax.runs.report import NO_PICTURES
 
     words = NO_PICTURES.partition("saghog_jax.main ")[2].split()
-    assert parse_command(words).run == "THIS_FOLDER"
+    assert parse_command(words).checkpoint == "THIS_FOLDER"

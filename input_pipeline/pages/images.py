@@ -5,6 +5,7 @@ is applied, and of a file with several frames the first is read.
 """
 
 import functools
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +66,39 @@ def load_page(
     return np.ascontiguousarray(resize_page(page, scale, max_pixels))
 
 
+def page_array(image: str | os.PathLike | Image.Image | np.ndarray, max_pixels: int) -> np.ndarray:
+    """A page from whatever a caller has of it, uint8 [h, w, 3], RGB.
+
+    Args:
+      image: a path, a PIL image (its orientation tag is obeyed), or an array uint8 [h, w, 3] (RGB)
+        or [h, w] (grey).
+      max_pixels: largest accepted width x height.
+
+    Raises:
+      PageError: the image cannot be read, is too large, or is an array of another kind.
+    """
+    if isinstance(image, str | os.PathLike):
+        return load_page(Path(image), None, max_pixels)
+    if isinstance(image, Image.Image):
+        _check_size(*image.size, max_pixels)
+        return np.ascontiguousarray(_rgb(_upright(image)))
+    page = np.asarray(image)
+    if page.dtype != np.uint8 or page.ndim not in (2, 3) or page.shape[2:] not in ((), (3,)):
+        raise PageError(
+            f"an array {page.dtype} {list(page.shape)}: give uint8 [h, w, 3] (RGB) or [h, w] (grey)"
+        )
+    _check_size(page.shape[1], page.shape[0], max_pixels)
+    page = page if page.ndim == 3 else np.repeat(page[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(page)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise PageError(
+            f"{width} x {height} pixels are more than data.max_pixels={max_pixels} allows"
+        )
+
+
 def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
     """The first frame of an open file, upright."""
     if not file.read(1):
@@ -74,18 +108,17 @@ def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
         image = Image.open(file, formats=_known_formats())
     except Image.UnidentifiedImageError:
         raise PageError("not an image, or of a kind that is not read") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        raise PageError(
-            f"{width} x {height} pixels are more than data.max_pixels={max_pixels} allows"
-        )
+    _check_size(*image.size, max_pixels)
     if image.format == "JPEG":
         _check_jpeg_end(file)
     image.load()
+    return _rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
     orientation = _orientation(image)
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    return _rgb(image)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 @functools.cache

@@ -91,6 +91,35 @@ def preview(job: MaskJob) -> np.ndarray | PageMask | None:
     return mask if mask.any() else PageMask(EMPTY, _nothing(backend.name), None)
 
 
+def find_mask(
+    image: np.ndarray, path: Path | None, backend: Backend, regions: ConfigDict
+) -> np.ndarray:
+    """The mask of one whole page, bool [h, w]; no file is written.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      path: of the image file, needed by backends that look masks up.
+      backend: made of `regions`.
+
+    Raises:
+      PageError: no handwriting, or too little, was found; or the backend needs a file.
+    """
+    source = None
+    if backend.source is not None:
+        if path is None:
+            raise PageError(f"regions.backend={backend.name} needs the path of the image file")
+        source = backend.source(path.parent, path.name)
+    result = backend.find(image, Place(image.shape[:2], None, source))
+    mask = np.ascontiguousarray(result.mask, bool)
+    if not mask.any():
+        raise PageError(_nothing(backend.name))
+    if regions.min_keypoints:
+        reason = _too_few(keypoint_filter.count(image, mask, regions), regions)
+        if reason:
+            raise PageError(reason)
+    return mask
+
+
 def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
     """The pixels of a page and where they are from, or why they cannot be read."""
     try:
@@ -166,14 +195,18 @@ def _judge(job: MaskJob, info: dict[str, Any]) -> PageMask:
     if not info["share"]:
         return PageMask(EMPTY, _nothing(info["backend"]), file)
     if job.regions.min_keypoints:
-        counted = info["keypoints"][keypoint_filter.name(job.regions)]
-        if counted < job.regions.min_keypoints:
-            reason = (
-                f"{counted} keypoints in its regions are fewer than regions.min_keypoints="
-                f"{job.regions.min_keypoints}"
-            )
+        reason = _too_few(info["keypoints"][keypoint_filter.name(job.regions)], job.regions)
+        if reason:
             return PageMask(FEW, reason, file)
     return PageMask(OK, "", file)
+
+
+def _too_few(count: int, regions: ConfigDict) -> str:
+    """Why so few keypoints are too few; empty where they are enough."""
+    if count >= regions.min_keypoints:
+        return ""
+    least = regions.min_keypoints
+    return f"{count} keypoints in its regions are fewer than regions.min_keypoints={least}"
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -33,6 +33,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def resolve_name(precision: str) -> str:
+    """One of `PRECISIONS` with `auto` replaced by what suits this machine."""
+    return resolve(ConfigDict({"precision": precision})).precision
+
+
 def operand_dtype(precision: str) -> DTypeLike:
     """The type of the operands of products, for a resolved precision."""
     return {"float32": jnp.float32, "mixed": jnp.bfloat16}[precision]

@@ -1,9 +1,8 @@
-"""The models that `embed` runs: of a checkpoint, and of what it started from.
+"""What describes patches: a checkpoint's model, and SIFT with the visual words of a run folder.
 
 Axis letters: b patches of a batch, s pages of a batch, v clusters, d width of a feature.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.devices import precision
+from saghog_jax.devices import precision as precisions
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
-from saghog_jax.input_pipeline.cutting.patches import Rule
+from saghog_jax.embedding.recipe import PageRecipe, default_recipe, read_recipe
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.models.build import init_variables, make_encoder, make_writer_model
+from saghog_jax.models.build import (
+    init_variables,
+    init_writer_variables,
+    make_encoder,
+    make_writer_model,
+)
 from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
 
-COMPARE = ("random", "pretrained", *(sift.name(kind) for kind in sift.KINDS))
-INPUTS = ("auto", "page", "binary")
+# Further descriptors of the same patches that `embed` can write beside the recipe's.
+COMPARE = ("random", "pretrained", *(sift.descriptor_name(kind) for kind in sift.KINDS))
 
 
-class Seen(NamedTuple):
-    """What a model sees of a batch.
+class PatchBatch(NamedTuple):
+    """A batch of patches as describers read it.
 
     images: float32 [b, h, w, c], normalised.
     binary: float32 [b, h, w, 1], 1 on paper and 0 on ink.
-    descriptors: uint8 [b, 128], raw SIFT of the page at the keypoints; None where no model asks.
+    descriptors: uint8 [b, 128], raw SIFT of the page at the keypoints; None where no describer
+      reads them.
     """
 
     images: jax.Array
@@ -42,20 +47,23 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
-    """What turns the patches of a batch into sums of descriptors by page.
+class PatchDescriber:
+    """Turns a batch of patches into features, and into sums of descriptors by page.
 
-    `describe(variables, seen)` returns features and assignment as `netrvlad.vlad` reads them with
-    `centroids` [v, d]. `sums(variables, seen, segments)` takes weights [s, b] too, and returns
-    [s, v * d]. CLS features are VLAD of one cluster at zero.
+    name: in tables and of folders, such as `finetuned`.
+    descriptor: its kind, one of `recipe.DESCRIPTORS`.
+    input: what it reads, `page` or `binary`.
+    describe: `describe(variables, batch)` returns features and assignment as `netrvlad.vlad` reads
+      them with `centroids` [v, d]. CLS features are VLAD of one cluster at zero.
+    sums: `sums(variables, batch, segments)` takes weights [s, b] too, and returns [s, v * d].
     """
 
     name: str
-    kind: str
+    descriptor: str
     input: str
     variables: dict
-    describe: Callable[[dict, Seen], tuple[jax.Array, jax.Array]]
-    sums: Callable[[dict, Seen, jax.Array], jax.Array]
+    describe: Callable[[dict, PatchBatch], tuple[jax.Array, jax.Array]]
+    sums: Callable[[dict, PatchBatch, jax.Array], jax.Array]
     centroids: np.ndarray
     intra_normalize: bool
 
@@ -65,118 +73,177 @@ class Model:
         return self.centroids.size
 
 
-def cls_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
-    """Sums of L2-normalised CLS features of an encoder; `config` is that of its run."""
-    kind = config.encoder if config.stage == "finetune" else "vit"
-    encoder = make_encoder(config.model, operand_dtype(config.precision), kind=kind)
+def cls_describer(name: str, run: ConfigDict, variables: dict, source: str) -> PatchDescriber:
+    """L2-normalised CLS features of an encoder.
 
-    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
-        x = encoder.apply(variables, seen.images, method="features")
+    Args:
+      run: config of the encoder's run.
+      source: what the encoder reads, `page` or `binary`.
+    """
+    kind = run.encoder if run.stage == "finetune" else "vit"
+    encoder = make_encoder(run.model, operand_dtype(run.precision), kind=kind)
+
+    def describe(variables: dict, batch: PatchBatch) -> tuple[jax.Array, jax.Array]:
+        x = encoder.apply(variables, batch.images, method="features")
         return x, jnp.ones((x.shape[0], 1), x.dtype)
 
-    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
-        x, _ = describe(variables, seen)
+    def sums(variables: dict, batch: PatchBatch, segments: jax.Array) -> jax.Array:
+        x, _ = describe(variables, batch)
         return segments @ l2_normalize(x)
 
     alone = {name: tree["encoder"] for name, tree in variables.items()}
-    width = config.model.width if kind == "vit" else encoder.width
+    width = run.model.width if kind == "vit" else encoder.width
     origin = np.zeros((1, width), np.float32)
-    return Model(name, "cls", source, alone, describe, sums, origin, False)
+    return PatchDescriber(name, "cls", source, alone, describe, sums, origin, False)
 
 
-def netrvlad_model(name: str, config: ConfigDict, variables: dict, source: str) -> Model:
-    """Sums of L2-normalised NetRVLAD vectors; `config` is that of the finetuning."""
-    module = make_writer_model(config)
-    normalized = config.netrvlad.normalized
+def netrvlad_describer(name: str, run: ConfigDict, variables: dict, source: str) -> PatchDescriber:
+    """L2-normalised NetRVLAD vectors of a finetuned model; arguments as for `cls_describer`."""
+    module = make_writer_model(run)
+    normalized = run.netrvlad.normalized
 
-    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
-        return module.apply(variables, seen.images, binary=seen.binary)
+    def describe(variables: dict, batch: PatchBatch) -> tuple[jax.Array, jax.Array]:
+        return module.apply(variables, batch.images, binary=batch.binary)
 
-    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
-        x, assignment = describe(variables, seen)
+    def sums(variables: dict, batch: PatchBatch, segments: jax.Array) -> jax.Array:
+        x, assignment = describe(variables, batch)
         centroids = variables["params"]["netrvlad"]["centroids"]
         pages = page_sum(assignment, x, centroids, segments, normalized)
         return pages.reshape(pages.shape[0], -1)
 
     centroids = np.asarray(variables["params"]["netrvlad"]["centroids"])
-    return Model(name, "netrvlad", source, variables, describe, sums, centroids, normalized)
+    return PatchDescriber(
+        name, "netrvlad", source, variables, describe, sums, centroids, normalized
+    )
 
 
-def sift_model(kind: str, words: np.ndarray) -> Model:
-    """Sums of the unit residuals of one of `patch_sift.KINDS` to its nearest word [v, 128]."""
+def sift_describer(kind: str, words: np.ndarray) -> PatchDescriber:
+    """Unit residuals of SIFT to the nearest visual word [v, 128]; `kind` is one of `sift.KINDS`."""
 
-    def describe(variables: dict, seen: Seen) -> tuple[jax.Array, jax.Array]:
-        x = sift.describe(kind, seen.binary, seen.descriptors)
+    def describe(variables: dict, batch: PatchBatch) -> tuple[jax.Array, jax.Array]:
+        x = sift.describe(kind, batch.binary, batch.descriptors)
         return x, sift.nearest_word(x, variables["words"])
 
-    def sums(variables: dict, seen: Seen, segments: jax.Array) -> jax.Array:
-        x, assignment = describe(variables, seen)
+    def sums(variables: dict, batch: PatchBatch, segments: jax.Array) -> jax.Array:
+        x, assignment = describe(variables, batch)
         pages = page_sum(assignment, x, variables["words"], segments)
         return pages.reshape(pages.shape[0], -1)
 
     variables = {"words": jnp.asarray(words)}
-    name = sift.name(kind)
-    return Model(name, name, "binary", variables, describe, sums, words, False)
+    name = sift.descriptor_name(kind)
+    return PatchDescriber(name, name, "binary", variables, describe, sums, words, False)
 
 
-def rule_of(store: ConfigDict, models: Sequence[Model]) -> Rule:
-    """How pages are cut for some models: by a store section, with SIFT where a model reads it."""
-    rule = Rule.from_config(store)
-    if any(model.kind == sift.name("keypoint") for model in models):
-        rule = dataclasses.replace(rule, descriptors=True)
-    return rule
+class Checkpoint:
+    """The model of a run folder, and what else describes patches beside it.
 
-
-def load_models(config: ConfigDict) -> list[Model]:
-    """The model of `config.checkpoint`, then those of `config.compare`, last those of SIFT.
-
-    The last are there too where `config.sift` wants them beside the first.
+    Args:
+      folder: run folder of pretrain, finetune or convert.
+      which: its checkpoint, `last` or `best`.
 
     Raises:
-      UserError: a checkpoint that is not there; unknown names in `input` or `compare`; shares that
-        are none; words of SIFT that are not there.
+      UserError: there is no such run or checkpoint.
     """
-    sift.check_shares(config.sift)
-    if config.input not in INPUTS:
-        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
-    unknown = sorted(set(config.compare) - set(COMPARE))
+
+    def __init__(self, folder: Path, which: str = "last") -> None:
+        self.folder, self.which = folder, which
+        self._variables, meta = load_variables(folder, KINDS, which)
+        self._run = read_config(folder)
+        self._finetuned = meta["kind"] == "writer"
+
+    def recipe(self) -> PageRecipe:
+        """The recipe of the run folder, else the default for its kind of model."""
+        known = read_recipe(self.folder)
+        if known is not None:
+            return known
+        if self._finetuned:
+            return default_recipe("netrvlad", self._run.input)
+        return default_recipe("cls", "page")
+
+    @property
+    def trained_scale(self) -> float | None:
+        """The factor by which the training pages were resized; None where the run does not tell."""
+        store = self._run.get("store")
+        return None if store is None else store.scale
+
+    def learned(self, source: str, precision: str) -> PatchDescriber:
+        """The model of the checkpoint; arguments as in `PageRecipe`."""
+        run = _with_precision(self._run, precision)
+        if self._finetuned:
+            return netrvlad_describer("finetuned", run, self._variables, source)
+        return cls_describer("pretrained", run, self._variables, source)
+
+    def sift(self, kind: str) -> PatchDescriber:
+        """SIFT of one of `sift.KINDS`, with the visual words of the run folder."""
+        return sift_describer(kind, sift.load_words(self.folder, kind))
+
+    def part(self, descriptor: str, recipe: PageRecipe) -> PatchDescriber:
+        """What describes patches for one part of a recipe.
+
+        Raises:
+          UserError: the checkpoint is of another kind, or the run folder has no visual words.
+        """
+        for kind in sift.KINDS:
+            if descriptor == sift.descriptor_name(kind):
+                return self.sift(kind)
+        describer = self.learned(recipe.input, recipe.precision)
+        if describer.descriptor != descriptor:
+            raise UserError(
+                f"{self.folder} gives descriptors {describer.descriptor!r}, not {descriptor!r}"
+            )
+        return describer
+
+    def compared(self, name: str, recipe: PageRecipe) -> PatchDescriber | None:
+        """One of `COMPARE`; None for `pretrained` where the model started from random weights.
+
+        Only here is the run read from which a finetuning started.
+
+        Raises:
+          UserError: that run, or the visual words, do not exist.
+        """
+        for kind in sift.KINDS:
+            if name == sift.descriptor_name(kind):
+                return self.sift(kind)
+        first = self._run.checkpoint if self._finetuned else ""
+        run = read_config(Path(first)) if first else self._run
+        run = _with_precision(run, recipe.precision)
+        if name == "random":
+            return cls_describer("random", run, _untrained(run), recipe.input)
+        if not first:
+            return None
+        variables, _ = load_variables(Path(first), KINDS, self._run.which)
+        return cls_describer("pretrained", run, variables, recipe.input)
+
+
+def describers_of(checkpoint: Checkpoint, recipe: PageRecipe) -> list[PatchDescriber]:
+    """What describes the patches for each part of a recipe, in its order."""
+    return [checkpoint.part(part.descriptor, recipe) for part in recipe.parts]
+
+
+def compared_describers(
+    checkpoint: Checkpoint, recipe: PageRecipe, names: Sequence[str], known: set[str]
+) -> list[PatchDescriber]:
+    """The describers of `names` that are not `known` already, in the order of `COMPARE`.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    unknown = sorted(set(names) - set(COMPARE))
     if unknown:
         raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
-    folder = Path(config.checkpoint)
-    variables, meta = load_variables(folder, KINDS, config.which)
-    run = _run_config(folder, config)
-    if meta["kind"] == "writer":
-        source = run.input if config.input == "auto" else config.input
-        models = [netrvlad_model("finetuned", run, variables, source)]
-        begun_from = Path(run.checkpoint) if run.checkpoint else None
-    else:
-        source = "page" if config.input == "auto" else config.input
-        models = [cls_model("pretrained", run, variables, source)]
-        begun_from = folder
-    begun = _run_config(begun_from, config) if begun_from else run
-    if "pretrained" in config.compare and begun_from and models[0].name != "pretrained":
-        given, _ = load_variables(begun_from, KINDS, run.which)
-        models.append(cls_model("pretrained", begun, given, source))
-    if "random" in config.compare:
-        models.append(cls_model("random", begun, _untrained(begun), source))
-    for kind in sift.KINDS:
-        if sift.name(kind) in config.compare or config.sift[kind]:
-            models.append(sift_model(kind, sift.load_words(folder, kind)))
-    return models
+    order = [name for name in ("pretrained", "random", *COMPARE[2:]) if name in names]
+    describers = [checkpoint.compared(name, recipe) for name in order if name not in known]
+    return [describer for describer in describers if describer is not None]
 
 
-def _run_config(folder: Path, config: ConfigDict) -> ConfigDict:
-    """The config of a run, with the precision that embeds."""
-    run = read_config(folder)
-    run.precision = precision.resolve(config).precision
-    return run
+def _with_precision(run: ConfigDict, precision: str) -> ConfigDict:
+    """The config of a run with the precision that embeds, resolved for this machine."""
+    run = run.copy_and_resolve_references()
+    run.precision = precision
+    return precisions.resolve(run)
 
 
 def _untrained(run: ConfigDict) -> dict:
-    """The model as it was before the first update of a run that started from scratch."""
-    if run.stage == "pretrain":
-        return jax.jit(lambda: init_variables(run, jax.random.key(run.seed)))()
-    size = run.model.patch_size
-    images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
-    model = make_writer_model(run)
-    return jax.jit(lambda: model.init(jax.random.key(run.seed), images, binary=binary))()
+    """The model before the first update of a run that started from scratch."""
+    init = init_variables if run.stage == "pretrain" else init_writer_variables
+    return jax.jit(lambda: init(run, jax.random.key(run.seed)))()

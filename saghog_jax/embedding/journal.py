@@ -1,9 +1,9 @@
-"""Pages that are embedded already, on disk page by page, so that a killed embedding goes on.
+"""The journal of an embedding: finished pages, on disk, so that a killed embedding can continue.
 
-Each process appends to files of its own: PROCESS.jsonl, a line a page, and PROCESS-MODEL.f32, one
-row of float32 a line. A line is written after its rows and holds their checksum, so that what was
-half-written when the power went counts as not there. Any number of processes may go on with what
-any other number left.
+Each process appends to its own files: PROCESS.jsonl, one line for each page at each scale, and
+PROCESS-DESCRIBER.f32, one row of float32 for each line. A line is written after its rows and holds
+their checksum: a half-written page counts as not embedded. The number of processes may change when
+an embedding continues.
 """
 
 import json
@@ -19,10 +19,11 @@ from saghog_jax.input_pipeline.files import replacing
 
 
 class PageResult(NamedTuple):
-    """What is known of a page besides its descriptors.
+    """A page besides its descriptors.
 
-    patches: how many were cut; ink: their ink pixels, counted in each patch that has them.
-    reason: why the page was skipped, empty where it was not.
+    patches: number of its patches.
+    ink: ink pixels of all patches; a pixel in two patches counts twice.
+    reason: why the page was skipped; empty if it was not.
     """
 
     patches: int
@@ -31,7 +32,7 @@ class PageResult(NamedTuple):
 
 
 def begin(folder: Path, input_digest: str) -> None:
-    """Makes the folder, empty unless it was begun for the same input; by one process only."""
+    """Makes the folder, emptied if it belongs to another input; called by one process only."""
     mark = folder / "input_digest.txt"
     if not mark.exists() or mark.read_text() != input_digest:
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,31 +40,33 @@ def begin(folder: Path, input_digest: str) -> None:
             file.write(input_digest)
 
 
-class Parts:
-    """Results of pages in a folder, each whole or not there.
+class Journal:
+    """Pooled descriptors of pages, and what was counted on them, in a folder.
 
     Args:
-      models: name and width of each.
+      describers: name and width of each.
       process: number of this process.
     """
 
-    def __init__(self, folder: Path, models: Sequence[tuple[str, int]], process: int = 0) -> None:
-        self._folder, self._models = folder, list(models)
+    def __init__(
+        self, folder: Path, describers: Sequence[tuple[str, int]], process: int = 0
+    ) -> None:
+        self._folder, self._describers = folder, list(describers)
         self._process = process
-        self._found: dict[int, tuple[int, int, PageResult]] = {}
+        self._places: dict[int, tuple[int, int, PageResult]] = {}
         self._files: list[IO] = []
 
     def read(self) -> dict[int, PageResult]:
-        """Finds the results that all processes have left, by page."""
-        self._found = {}
+        """Reads the results of all processes, by page."""
+        self._places = {}
         for path in self._folder.glob("*.jsonl"):
             process = int(path.stem)
             for row, (page, result) in enumerate(self._lines(process)):
-                self._found[page] = (process, row, result)
-        return {page: result for page, (_, _, result) in self._found.items()}
+                self._places[page] = (process, row, result)
+        return {page: result for page, (_, _, result) in self._places.items()}
 
     def append(self, page: int, descriptors: Sequence[np.ndarray], result: PageResult) -> None:
-        """Keeps what was made of a page."""
+        """Adds a page: the descriptors of each describer, and its counts."""
         if not self._files:
             self._open()
         rows = [np.ascontiguousarray(x, np.float32) for x in descriptors]
@@ -75,24 +78,24 @@ class Parts:
         self._files[0].flush()
 
     def close(self) -> None:
-        """Closes what `append` has opened."""
+        """Closes the files of `append`."""
         for file in self._files:
             file.close()
         self._files = []
 
-    def blocks(self, model: int, pages: Sequence[int], at_a_time: int) -> Iterator[np.ndarray]:
-        """The descriptors of `pages` by a model, in that order: float32 [at most at_a_time, d]."""
-        name, width = self._models[model]
-        processes = {self._found[page][0] for page in pages}
+    def blocks(self, describer: int, pages: Sequence[int], at_a_time: int) -> Iterator[np.ndarray]:
+        """Yields the descriptors of `pages` by one describer: float32 [at most at_a_time, d]."""
+        name, width = self._describers[describer]
+        processes = {self._places[page][0] for page in pages}
         rows = {process: self._rows(process, name, width) for process in processes}
         for start in range(0, len(pages), at_a_time):
-            part = [self._found[page] for page in pages[start : start + at_a_time]]
+            part = [self._places[page] for page in pages[start : start + at_a_time]]
             yield np.stack([rows[process][row] for process, row, _ in part])
 
     def _lines(self, process: int) -> Iterator[tuple[int, PageResult]]:
-        """The lines of a process that are whole, up to the first that is not."""
-        files = [self._rows(process, *model) for model in self._models]
-        have = min((len(rows) for rows in files), default=0)
+        """The whole lines of a process, up to the first that is damaged."""
+        files = [self._rows(process, *model) for model in self._describers]
+        rows_written = min((len(rows) for rows in files), default=0)
         with (self._folder / f"{process}.jsonl").open("rb") as file:
             for row, text in enumerate(file):
                 try:
@@ -101,7 +104,7 @@ class Parts:
                     result = PageResult(**line)
                 except (ValueError, KeyError, TypeError):
                     return
-                if row >= have or not text.endswith(b"\n"):
+                if row >= rows_written or not text.endswith(b"\n"):
                     return
                 if _checksum([rows[row] for rows in files]) != crc:
                     return
@@ -124,7 +127,7 @@ class Parts:
             with journal.open("rb") as file:
                 at = sum(len(next(file)) for _ in range(whole))
         ends = [(journal, at)]
-        for name, width in self._models:
+        for name, width in self._describers:
             ends.append((self._folder / f"{self._process}-{name}.f32", 4 * width * whole))
         for path, end in ends:
             file = path.open("ab")

@@ -1,24 +1,28 @@
-"""Whitening of patch descriptors before they are pooled (as published for GRK-Papyri), per model.
+"""PCA whitening of patch descriptors before pooling (as published for GRK-Papyri), per describer.
 
-Fitted on patches of the embedded pages (transductive, like the published one) or loaded from an
-earlier embedding. Axis letters: n patches fitted on, d width of a patch descriptor, k components.
+Fitted on patches of the embedded pages (transductive, as published) or loaded from an earlier
+embedding. Axis letters: n patches fitted on, d width of a patch descriptor, k components.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.embedding.describers import Model
-from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.embedding.describers import PatchDescriber
+from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.masks import PageMask
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.whitening import Whitening
+
+logger = logging.getLogger(__name__)
 
 MODES = ("none", "fit", "load")
 FILE = "patch_whitening.npz"
@@ -28,7 +32,7 @@ _MOST_VALUES = 1 << 30
 
 
 def check(config: ConfigDict) -> None:
-    """Looks at `config.patch_whitening`.
+    """Checks `config.patch_whitening`.
 
     Raises:
       UserError: an unknown mode, `load` without a file, too few samples.
@@ -50,39 +54,50 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def load(path: Path, models: Sequence[Model], digests: Sequence[str]) -> list[Whitening]:
-    """One whitening a model: `path` for the first, `path.parent/NAME/path.name` for the others.
+def file_of(folder: Path, describer: PatchDescriber, first: bool) -> Path:
+    """Where an embeddings folder keeps the whitening of a describer, the recipe's first or not."""
+    return folder / FILE if first else folder / describer.name / FILE
+
+
+def load(
+    path: Path, describers: Sequence[PatchDescriber], digests: Sequence[str]
+) -> list[Whitening]:
+    """One whitening a describer: `path` for the first, `path.parent/NAME/path.name` for the others.
 
     Raises:
-      UserError: missing, no whitening, or of other weights.
+      UserError: a file is missing, holds no whitening, or was fitted on other weights.
     """
-    found = []
-    for i, (model, digest) in enumerate(zip(models, digests, strict=True)):
-        where = path if not i else path.parent / model.name / path.name
+    whitenings = []
+    for i, (describer, digest) in enumerate(zip(describers, digests, strict=True)):
+        where = path if not i else path.parent / describer.name / path.name
         fitted, checkpoint = whitening.load(where)
-        if len(fitted.mean) != model.dim or (checkpoint and checkpoint != digest):
+        if len(fitted.mean) != describer.dim or (checkpoint and checkpoint != digest):
             raise UserError(
                 f"{where} was fitted on patches of width {len(fitted.mean)} of checkpoint "
-                f"{checkpoint or 'unknown'}; {model.name} has width {model.dim} of {digest}"
+                f"{checkpoint or 'unknown'}; {describer.name} has width {describer.dim} of {digest}"
             )
-        found.append(fitted)
-    return found
+        whitenings.append(fitted)
+    return whitenings
 
 
 def fit(
     config: ConfigDict,
-    models: Sequence[Model],
+    describers: Sequence[PatchDescriber],
     manifest: Manifest,
     rule: Rule,
     masks: Sequence[PageMask] | None,
 ) -> list[Whitening]:
-    """Fits one whitening a model on patches picked evenly from the pages.
+    """Fits one whitening a describer on patches picked evenly from the pages.
+
+    Args:
+      config: of configs/embed.py.
+      manifest: pages, each at every scale (`Manifest.at_scales`); `masks` are in the same order.
 
     Raises:
-      UserError: fewer than two patches, samples that take too much memory.
+      UserError: fewer than two patches, or samples that need too much memory.
     """
     section = config.patch_whitening
-    widest = max(model.dim for model in models)
+    widest = max(describer.dim for describer in describers)
     if section.samples * widest > _MOST_VALUES:
         raise UserError(
             f"config.patch_whitening.samples={section.samples} of width {widest} take more than 4 "
@@ -91,29 +106,33 @@ def fit(
     rows = np.unique(np.linspace(0, len(manifest) - 1, _MOST_PAGES).astype(int))
     each = -(-section.samples // len(rows))
     pages = [manifest.pages[row] for row in rows]
-    found = None if masks is None else [masks[row] for row in rows]
+    page_masks = None if masks is None else [masks[row] for row in rows]
+    max_pixels, workers = config.data.max_pixels, config.store.workers
 
     def cuts() -> Iterator[Cut]:
-        for (cut,) in stream_cuts(
-            manifest.root, pages, rule, config.data.max_pixels, config.store.workers, found, rows
-        ):
+        stream = stream_cuts(manifest.root, pages, rule, max_pixels, workers, page_masks, rows)
+        for (cut,) in stream:
             if not isinstance(cut, str):
-                n = len(cut.patches)
-                picked = np.unique(np.linspace(0, n - 1, min(n, each)).astype(int)) if n else []
-                picked = np.asarray(picked, int)
-                yield cut.take(picked)
+                yield cut.take(evenly(len(cut.patches), each))
 
-    plain = Pooling("sum", 1.0, [None] * len(models))
-    embedder = Embedder(models, plain, config.local_batch_size, config.pages_per_batch, config.mesh)
-    x = embedder.vectors(cuts(), section.samples)
+    plain = Pooling("sum", 1.0, [None] * len(describers))
+    pooler = PagePooler(
+        describers, plain, config.local_batch_size, config.pages_per_batch, config.mesh
+    )
+    x = pooler.vectors(cuts(), section.samples)
     if len(x[0]) < 2:
         raise UserError("patch whitening needs at least two patches; the pages give fewer")
-    return [_fit(model, vectors, section.dim) for model, vectors in zip(models, x, strict=True)]
+    return [
+        _fit(describer, vectors, section.dim)
+        for describer, vectors in zip(describers, x, strict=True)
+    ]
 
 
-def _fit(model: Model, x: np.ndarray, dim: int) -> Whitening:
+def _fit(describer: PatchDescriber, x: np.ndarray, dim: int) -> Whitening:
     n, d = x.shape
     k, remark = whitening.choose_dim(dim or max(1, min(d, n // 4)), n, d)
     if remark:
-        print(f"note: patch whitening of {model.name}: {remark.replace('pages', 'patches')}")
+        logger.info(
+            f"note: patch whitening of {describer.name}: {remark.replace('pages', 'patches')}"
+        )
     return whitening.fit(x, k)

@@ -1,11 +1,11 @@
-"""SIFT of the patches that a model sees: fixed descriptors of them, to stand beside its own.
+"""SIFT of the patches that a model sees: fixed descriptors beside the learned ones.
 
-Two kinds. `upright` (Lowe 2004, section 6): orientations of the blurred ink in 4 x 4 cells of 8
-bins, interpolated between neighbours, under a Gaussian window as wide as two cells; no size and no
-angle is found: the patch is the window. `found`: OpenCV's descriptors of the page at the keypoints,
-at the size and angle that it found there. Both are made RootSIFT. A page is the sum of the unit
-residuals to the nearest of a few words, as `embed` sums what a model makes of its patches. The
-words lie in the run folder of the finetuning whose patches they were fitted on.
+There are two kinds. `patch` (Lowe 2004, section 6): orientations of the blurred ink in 4 x 4 cells
+of 8 bins, interpolated between neighbours, under a Gaussian window as wide as two cells; the window
+is the upright patch. `keypoint`: OpenCV's descriptors of the page at the keypoints, at the size and
+angle that SIFT detected. Both become RootSIFT. A page descriptor is the sum of unit residuals to
+the nearest visual word. The words lie in the run folder of the finetuning on whose patches they
+were fitted.
 
 Axis letters: b patches, s side of a patch, v words.
 """
@@ -26,20 +26,20 @@ from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.models import inputs
 
 KINDS = ("patch", "keypoint")
-# What page descriptors of SIFT are raised to, as is usual (SIFT-VLAD), and patches that the words
-# are fitted on.
+# Exponent of the power normalisation of SIFT page descriptors, as usual for SIFT-VLAD.
 POWER = 0.5
+# Patches on which the visual words are fitted.
 SAMPLES = 20_000
 _CELLS, _BINS = 4, 8
 WIDTH = _CELLS * _CELLS * _BINS
-# Blur of the ink, in pixels, and the largest share of a bin in a descriptor's length.
+# Blur of the ink in pixels, and the value at which bins of a unit descriptor are clipped.
 _SIGMA, _LARGEST = 1.6, 0.2
 _TINY = 1e-7
 _BATCH = 1024
 
 
-def name(kind: str) -> str:
-    """The model of a kind, as `embed` names it."""
+def descriptor_name(kind: str) -> str:
+    """The name of a kind among all patch descriptors, such as `sift_patch`."""
     return f"sift_{kind}"
 
 
@@ -48,23 +48,24 @@ def words_file(kind: str) -> str:
     return f"sift_words_{kind}.npy"
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Looks at the shares of the similarity of two pages, by kind.
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Checks the weights of SIFT in the similarity of two pages, by kind.
 
     Raises:
-      UserError: they are negative, or leave nothing to the model.
+      UserError: a weight is negative, or they leave nothing to the learned descriptor.
     """
-    if min(shares[kind] for kind in KINDS) < 0 or sum(shares[kind] for kind in KINDS) >= 1:
-        given = ", ".join(f"config.sift.{kind}={shares[kind]}" for kind in KINDS)
-        raise UserError(f"{given}: shares of 0 or more that add up to less than 1")
+    values = {kind: weights.get(kind, 0.0) for kind in KINDS}
+    if min(values.values()) < 0 or sum(values.values()) >= 1:
+        fields = ", ".join(f"config.sift.{kind}={value}" for kind, value in values.items())
+        raise UserError(f"{fields}: weights must be at least 0 and add up to less than 1")
 
 
 def describe(kind: str, binary: jax.Array, descriptors: jax.Array | None) -> jax.Array:
     """RootSIFT of a kind, float32 [b, 128], zeros where there is no edge.
 
     Args:
-      binary: float [b, s, s, 1], as models take it: ink and paper differ.
-      descriptors: uint8 [b, 128], OpenCV's; read by `found` alone.
+      binary: float [b, s, s, 1], ink and paper.
+      descriptors: uint8 [b, 128], OpenCV's; read by `keypoint` alone.
     """
     return upright(binary) if kind == "patch" else _root(descriptors.astype(jnp.float32))
 
@@ -73,7 +74,7 @@ def upright(binary: jax.Array) -> jax.Array:
     """RootSIFT of patches by their ink.
 
     Args:
-      binary: float [b, s, s, 1], as models take it: ink and paper differ.
+      binary: float [b, s, s, 1], ink and paper.
 
     Returns:
       float32 [b, 128], cells row by row, bins inside; zeros where the ink has no edge.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saghog_jax.embedding.pooler import PagePatches
 from saghog_jax.models import netrvlad
 from saghog_jax.retrieval.whitening import Whitening
 
@@ -33,20 +34,6 @@ from saghog_jax.retrieval.whitening import Whitening
 _PAD = 256
 # Pairs are looked for among so many patches a page, those that speak most for the match.
 _CANDIDATES = 256
-
-
-class PagePatches(NamedTuple):
-    """What the model made of the patches of a page, and where they are.
-
-    x, assignment: float32 [n, d] and [n, v], or [n, l, d] and [n, l, v].
-    place: int [n, 2], the keypoint's x and y in pixels of the page as it was cut.
-    side: pixels of a patch.
-    """
-
-    x: np.ndarray
-    assignment: np.ndarray
-    place: np.ndarray
-    side: int
 
 
 class Clusters(NamedTuple):

@@ -109,3 +109,10 @@ def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
     tokens = (size // config.model.token_size) ** 2
     images, noise = jnp.zeros((1, size, size, 3)), jnp.zeros((1, tokens))
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
+
+
+def init_writer_variables(config: ConfigDict, rng: jax.Array) -> dict:
+    """The writer model before the first update: {"params": {"encoder": ..., "netrvlad": ...}}."""
+    size = config.model.patch_size
+    images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
+    return make_writer_model(config).init(rng, images, binary=binary)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from saghog_jax.evidence.match import Evidence, PageEvidence
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.reports.thumbnails import data_uri
@@ -23,30 +23,6 @@ _FOR, _AGAINST = (230, 97, 1), (20, 110, 220)
 # and patches that are looked at for what ink and paper are.
 _GREY = np.array([0.2126, 0.7152, 0.0722]) / 255
 _INK, _LOOKED_AT = 0.05, 400
-
-
-class PageEvidence(NamedTuple):
-    """Where the patches of a page are [n, 2] (x, y) and their sides [n], in pixels of the page as
-    its file has it; what each contributes [n]; the page's mean similarity to those of the gallery.
-    """
-
-    place: np.ndarray
-    side: np.ndarray
-    contributions: np.ndarray
-    mean: float
-
-
-class Evidence(NamedTuple):
-    """What makes a query and a page of the gallery similar (retrieval/attribution.py).
-
-    pairs: int64 [m, 2], rows of like patches in `query` and `match`, with their cosines [m].
-    """
-
-    similarity: float
-    query: PageEvidence
-    match: PageEvidence
-    pairs: np.ndarray
-    cosines: np.ndarray
 
 
 def pictures(

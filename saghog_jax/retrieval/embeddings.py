@@ -18,6 +18,7 @@ import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.retrieval.descriptors import check_alike, comparable
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
@@ -44,6 +45,12 @@ class Embeddings:
     def name(self) -> str:
         """Which weights made them (`meta.json: model`), else the folder's name."""
         return str(self.meta.get("model") or self.folder.resolve().name)
+
+    @property
+    def made_by(self) -> dict:
+        """What embeddings must share to be compared, as far as meta.json tells."""
+        recipe = self.meta.get("recipe")
+        return {} if recipe is None else comparable(recipe) | {"digests": self.meta["digests"]}
 
     def column(self, name: str) -> np.ndarray:
         """One column of the manifest, str [p].
@@ -170,7 +177,7 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
             f"embeddings folder {folder} {what}; make it with: "
             "python -m saghog_jax.main --config=configs/embed.py"
         )
-    meta = _read_json(folder / "meta.json")
+    meta = read_meta(folder)
     if meta.get("format") != FORMAT_VERSION:
         raise UserError(
             f"{folder / 'meta.json'}: format {meta.get('format')!r}, this version reads "
@@ -213,20 +220,23 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
     return found
 
 
-def check_comparable(a: Embeddings, b: Embeddings) -> None:
-    """Refuses to mix embeddings of two models.
+def read_meta(folder: Path) -> dict:
+    """The content of meta.json of an embeddings folder.
 
     Raises:
-      UserError: other widths, scales or shares of SIFT, or other checkpoints where both folders
-        name theirs.
+      UserError: the file is missing, or holds no JSON object.
     """
-    for name, default in (("scales", [1.0]), ("sift", {}), ("sift_words", {})):
-        values = a.meta.get(name, default), b.meta.get(name, default)
-        if values[0] != values[1]:
-            raise UserError(
-                f"{a.folder} was embedded with {name} {values[0]!r}, {b.folder} with "
-                f"{values[1]!r}: embed both alike"
-            )
+    return _read_json(folder / "meta.json")
+
+
+def check_comparable(a: Embeddings, b: Embeddings) -> None:
+    """Refuses to mix embeddings that were made in different ways.
+
+    Raises:
+      UserError: the widths, recipes or weights differ, as far as both folders name theirs.
+    """
+    names = str(a.folder), str(b.folder)
+    check_alike(a.made_by, b.made_by, names)
     if a.descriptors.shape[1] != b.descriptors.shape[1]:
         raise UserError(
             f"{a.folder} holds descriptors of width {a.descriptors.shape[1]}, {b.folder} of width "

@@ -22,10 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import (RunError, UserError)
 from saghog_jax.devices import distributed
-from saghog_jax.runs.checksums import (damage, write_checksums)
 from saghog_jax.devices.sharding import laid_like
+from saghog_jax.input_pipeline.errors import RunError, UserError
+from saghog_jax.runs.checksums import damage, write_checksums
 from saghog_jax.runs.train_state import TrainState
 
 KINDS = ("encoder", "mae", "writer")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import resource
 import sys
 import time
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import jax
 
-from saghog_jax.input_pipeline.errors import RunError
 from saghog_jax.devices import distributed
+from saghog_jax.input_pipeline.errors import RunError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.runs.trackers import Sink
+
+logger = logging.getLogger(__name__)
 
 _PACE_SECONDS = 10.0
 
@@ -93,7 +96,7 @@ class MetricsLog:
         if not self._silent:
             self._append(step, figures)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            print(f"step {step:{len(str(self._total))}d}/{self._total}  {shown}", flush=True)
+            logger.info(f"step {step:{len(str(self._total))}d}/{self._total}  {shown}")
 
     def _append(self, step: int, figures: Mapping[str, float]) -> None:
         try:
@@ -119,10 +122,9 @@ class MetricsLog:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         eta = duration((self._total - step) * elapsed / max(steps, 1))
         width = len(str(self._total))
-        print(
+        logger.info(
             f"step {step:{width}d}/{self._total}  {shown}  {rate:,.0f} patches/s  "
-            f"data wait {wait:.0%}  memory {memory:.1f} GiB  ETA {eta}",
-            flush=True,
+            f"data wait {wait:.0%}  memory {memory:.1f} GiB  ETA {eta}"
         )
         self.restart_clock(step)
 

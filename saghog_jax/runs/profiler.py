@@ -1,10 +1,13 @@
 """A trace of some steps, for TensorBoard's profiler or Perfetto."""
 
+import logging
 from pathlib import Path
 
 import jax
 
 from saghog_jax.input_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Profiler:
@@ -40,7 +43,7 @@ class Profiler:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            print(f"profile of steps {self._first} to {self._last}: {self.folder}", flush=True)
+            logger.info(f"profile of steps {self._first} to {self._last}: {self.folder}")
 
 
 def _parse(span: str) -> tuple[int, int]:

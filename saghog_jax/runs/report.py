@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from saghog_jax.runs.pictures import Picture
 from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.runs.pictures import Picture
 
 REPORT = "report.html"
 NO_PICTURES = (

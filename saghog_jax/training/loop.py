@@ -163,32 +163,27 @@ def run_training(
     workdir: Path,
     kind: str,
     open_task: Callable[[ConfigDict, Path], Task],
-    following: str,
-) -> int:
-    """Trains in the run folder `workdir`, unless that is done; says which command comes next.
+) -> Sequence[tuple[str, str]]:
+    """Trains in the run folder `workdir`, unless the run is finished.
 
     Args:
       config: resolved.
       kind: of the checkpoints, one of `checkpoint.KINDS`.
       open_task: makes the task of a config and a run folder.
-      following: the next command.
 
     Returns:
-      pages that could not be used.
+      (page_id, reason) of the pages that could not be used.
 
     Raises:
       UserError, RunError, StoppedError: see `Run`.
     """
     run = Run(config, workdir, kind)
-    skipped = 0
     if run.finished:
         distributed.say(f"{workdir} has all its {run.start_step} steps already")
-    else:
-        task = open_task(config, workdir)
-        run.fit(task)
-        skipped = task.skipped
-    distributed.say(f"next: {following}")
-    return skipped
+        return ()
+    task = open_task(config, workdir)
+    run.fit(task)
+    return task.skipped
 
 
 class _Loop:

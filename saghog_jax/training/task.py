@@ -1,6 +1,6 @@
 """What a training stage is to the loop of train.py: a task, its first state and its update."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -19,8 +19,8 @@ class Task(Objective, Protocol):
 
     kind: str
     tx: optax.GradientTransformation
-    # Pages that could not be used so far.
-    skipped: int
+    # (page_id, reason) of the pages that could not be used so far.
+    skipped: Sequence[tuple[str, str]]
 
     def init(self, rng: jax.Array) -> dict:
         """New variables (`params` and other collections); compiled, so made where they live."""

@@ -15,8 +15,8 @@ from saghog_jax.configs import embed
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import BOX, read_csv
-from saghog_jax.main import run_stage
 from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.stages import run_stage
 
 TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
 TOY = {**SIZES, "global_batch_size": 16, "patches_per_bag": 2, "scales": [1.0, 0.5]}

@@ -11,8 +11,8 @@ from toy import fields, toy
 
 from saghog_jax.configs import finetune, pretrain
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
-from saghog_jax.main import run_stage
 from saghog_jax.runs.checkpoint import newest_step
+from saghog_jax.stages import run_stage
 
 pytestmark = pytest.mark.slow
 CHANGES = {"total_steps": 30, "mesh.fsdp": 2}

@@ -12,8 +12,8 @@ from toy import toy
 from saghog_jax.configs import embed, finetune, pretrain, retrieve, search
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.main import run_stage
 from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.stages import run_stage
 
 TINY = Corpus(train_writers=3, test_writers=3, pages=2, width=320, height=160, lines=2)
 

@@ -15,11 +15,11 @@ from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.main import run_stage
 from saghog_jax.models import inputs
 from saghog_jax.models.build import make_writer_model
 from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.runs.checkpoint import load_variables
+from saghog_jax.stages import run_stage
 from saghog_jax.training import losses
 from saghog_jax.training.gradients import batch_loss
 

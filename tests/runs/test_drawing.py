@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from saghog_jax.configs import pretrain
-from saghog_jax.runs import pictures
 from saghog_jax.models.hog import hog
+from saghog_jax.runs import pictures
 
 S, TOKEN, BINS = 32, 4, 9
 

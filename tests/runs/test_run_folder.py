@@ -1,16 +1,14 @@
 """Which fields may differ where a run goes on: those that docs/training.md names, and no others."""
 
-from places import ROOT
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-from saghog_jax.configs import finetune
-from saghog_jax.configs import pretrain
+from saghog_jax.configs import finetune, pretrain
 from saghog_jax.configs.fields import flat
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.runs.folder import (check_config, write_config)
+from saghog_jax.runs.folder import check_config, write_config
 
 PAGE = ROOT / "docs" / "training.md"
 

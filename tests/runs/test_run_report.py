@@ -9,8 +9,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 
-from saghog_jax.runs import pictures
-from saghog_jax.runs import report
+from saghog_jax.runs import pictures, report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

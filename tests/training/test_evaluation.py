@@ -21,8 +21,8 @@ from saghog_jax.embedding import describers
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Page
-from saghog_jax.main import run_stage
 from saghog_jax.runs.checkpoint import load_variables, read_meta
+from saghog_jax.stages import run_stage
 from saghog_jax.training import validation as evaluation
 from saghog_jax.training.loop import Run
 

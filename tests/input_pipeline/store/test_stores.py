@@ -14,7 +14,7 @@ from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
-from saghog_jax.main import run_stage
+from saghog_jax.stages import run_stage
 
 CLUSTER, WRITER, PAGE = r"(\d+)", r"\d+_(\d+)", r"MAX_(\d+)"
 
@@ -93,7 +93,7 @@ def test_finetuning_learns_the_clusters_of_ready_cut_patches(tmp_path):
            "data.writer_regex": WRITER, "data.page_regex": PAGE, "checkpoint": "",
            "global_batch_size": 16},
     )  # fmt: skip
-    assert run_stage(config, tmp_path / "finetune") == 0
+    assert len(run_stage(config, tmp_path / "finetune").skipped) == 0
     store = open_store(config.data, config.store, silent)
     labels = finetune.make_labels(config, store)
     np.testing.assert_array_equal(labels, ready_labels(store))
@@ -114,5 +114,5 @@ def test_pretraining_reads_ready_cut_patches(tmp_path):
         **{"data.pages": str(tmp_path / "in"), "data.split": "", "data.cluster_regex": CLUSTER,
            "data.page_regex": PAGE, "total_steps": 2},
     )  # fmt: skip
-    assert run_stage(config, tmp_path / "pretrain") == 0
+    assert len(run_stage(config, tmp_path / "pretrain").skipped) == 0
     assert [path.name[:6] for path in (tmp_path / "prepare").glob("*-*")] == ["ready-"]

@@ -1,0 +1,245 @@
+"""`PageEncoder`: pages in, page descriptors out, by the recipe of a run or an embeddings folder."""
+
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from saghog_jax.embedding import patch_whitening
+from saghog_jax.embedding.describers import (
+    Checkpoint,
+    PatchBatch,
+    PatchDescriber,
+    describers_of,
+)
+from saghog_jax.embedding.pooler import PagePatches, PagePooler, PatchDescription, Pooling
+from saghog_jax.embedding.recipe import PageRecipe
+from saghog_jax.input_pipeline.cutting.patches import Cut, cut_page
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.images import page_array, resize_page
+from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
+from saghog_jax.input_pipeline.regions.page_mask import find_mask, resize_mask
+from saghog_jax.retrieval import embeddings
+from saghog_jax.retrieval.descriptors import PageDescriptors, comparable
+from saghog_jax.retrieval.whitening import Whitening
+from saghog_jax.runs.checkpoint import params_digest
+
+__all__ = ["PageEncoder", "PatchBatch", "load_encoder"]
+
+# Patches of a batch on the device, and the most pages mixed in it, as configs/embed.py has them.
+BATCH_SIZE, PAGES_PER_BATCH = 1024, 16
+Page = str | os.PathLike | Image.Image | np.ndarray
+
+
+class PageEncoder:
+    """Follows a `PageRecipe` with the describers of its parts.
+
+    Args:
+      recipe: of the page descriptors.
+      describers: those of the recipe's parts in their order; further ones are pooled as well.
+      whitenings: of the patch descriptors of each describer; by default none.
+      batch_size, pages_per_batch, mesh: see configs/embed.py.
+    """
+
+    def __init__(
+        self,
+        recipe: PageRecipe,
+        describers: Sequence[PatchDescriber],
+        whitenings: Sequence[Whitening | None] | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        pages_per_batch: int = PAGES_PER_BATCH,
+        mesh: ConfigDict | None = None,
+    ) -> None:
+        self.recipe, self.describers = recipe, list(describers)
+        self.whitenings = list(whitenings or [None] * len(self.describers))
+        self._pooler = PagePooler(
+            self.describers,
+            Pooling(recipe.pooling, recipe.gmp_lambda, self.whitenings),
+            batch_size,
+            pages_per_batch,
+            mesh or ConfigDict({"data": -1, "fsdp": 1}),
+        )
+        # Made when they are first needed.
+        self._single: list[PatchDescription] = []
+        self._backend: Backend | None = None
+
+    @property
+    def widths(self) -> list[int]:
+        """Width of the pooled descriptor of each describer, at one scale."""
+        return self._pooler.widths
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the weights (or visual words) of each part, by its descriptor."""
+        parts = zip(self.recipe.parts, self.describers, strict=False)
+        return {part.descriptor: params_digest(d.variables) for part, d in parts}
+
+    @property
+    def made_by(self) -> dict:
+        """What descriptors must share with this encoder's to be compared."""
+        return comparable(self.recipe.to_json()) | {"digests": self.digests}
+
+    def patches(self, image: Page) -> list[Cut]:
+        """Cuts a page at each scale of the recipe.
+
+        Args:
+          image: a path, a PIL image, or an array uint8 [h, w, 3] (RGB) or [h, w] (grey).
+
+        Returns:
+          the patches at each scale; without a patch where the page could not be cut at it.
+
+        Raises:
+          PageError: the image cannot be read, or no handwriting is found on it.
+        """
+        recipe, rule = self.recipe, self.recipe.cutting_rule
+        page = page_array(image, recipe.max_pixels)
+        mask = None
+        if recipe.regions["backend"] != "none":
+            path = Path(image) if isinstance(image, str | os.PathLike) else None
+            regions = ConfigDict(recipe.regions)
+            self._backend = self._backend or make_backend(regions)
+            mask = find_mask(page, path, self._backend, regions)
+        cuts: list[Cut | PageError] = []
+        for factor in recipe.factors():
+            try:
+                resized = resize_page(page, factor, recipe.max_pixels)
+                inside = None if mask is None else resize_mask(mask, resized.shape[:2])
+                cuts.append(cut_page(np.ascontiguousarray(resized), rule, mask=inside))
+            except PageError as error:
+                cuts.append(error)
+        return filled(cuts)
+
+    def embed(self, images: Iterable[Page]) -> PageDescriptors:
+        """Page descriptors float32 [p, d], unit rows, in the order of the images.
+
+        Args:
+          images: see `patches`.
+
+        Raises:
+          PageError: an image cannot be read or has no handwriting; names the image.
+        """
+        scales = len(self.recipe.scales)
+
+        def cuts() -> Iterator[Cut]:
+            for number, image in enumerate(images):
+                try:
+                    page_cuts = self.patches(image)
+                    if not any(len(cut.patches) for cut in page_cuts):
+                        raise PageError("no patch passed the rule (a blank page?)")
+                except PageError as error:
+                    name = image if isinstance(image, str | os.PathLike) else f"image {number}"
+                    raise PageError(f"{name}: {error}") from None
+                yield from page_cuts
+
+        pooled = list(self.pool(cuts()))
+        parts = range(len(self.recipe.parts))
+        if not pooled:
+            width = scales * sum(self.widths[part] for part in parts)
+            rows = np.zeros((0, width), np.float32)
+        else:
+            rows = self.recipe.join(
+                [
+                    [np.stack([view[part] for view in pooled[j::scales]]) for j in range(scales)]
+                    for part in parts
+                ]
+            )
+        return PageDescriptors(rows, self.made_by)
+
+    def pool(self, cuts: Iterator[Cut | int]) -> Iterator[list[np.ndarray]]:
+        """Yields the pooled descriptors of each describer for each cut; see `PagePooler.pages`."""
+        return self._pooler.pages(cuts)
+
+    def describe(self, cuts: Sequence[Cut]) -> list[list[PagePatches]]:
+        """Descriptors of the single patches of a page, for each part at each scale.
+
+        Args:
+          cuts: what `patches` returns.
+        """
+        if not self._single:
+            parts = self.describers[: len(self.recipe.parts)]
+            self._single = [PatchDescription(describer) for describer in parts]
+        side = self.recipe.rule.patch_size
+        return [[single.page(cut, side) for cut in cuts] for single in self._single]
+
+
+def filled(cuts: Sequence[Cut | PageError | str]) -> list[Cut]:
+    """A page's cuts at all scales; where the page could not be cut at a scale, one without patches.
+
+    Raises:
+      PageError: the page could be cut at no scale.
+    """
+    usable = next((cut for cut in cuts if isinstance(cut, Cut)), None)
+    if usable is None:
+        raise PageError(str(cuts[0]))
+    return [cut if isinstance(cut, Cut) else usable.take(slice(0)) for cut in cuts]
+
+
+def load_encoder(
+    folder: str | os.PathLike, which: str = "last", checkpoint: str | os.PathLike = ""
+) -> PageEncoder:
+    """The encoder of a run folder, or of an embeddings folder with exactly that folder's recipe.
+
+    Args:
+      folder: a run folder of finetune, pretrain or convert, or an embeddings folder.
+      which: checkpoint of a run folder, `last` or `best`.
+      checkpoint: run folder of an embeddings folder's model, where it has moved.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or it is not the one that made the embeddings.
+    """
+    folder = Path(folder)
+    if (folder / "meta.json").is_file():
+        meta = embeddings.read_meta(folder)
+        return encoder_of_embeddings(meta, folder, checkpoint)
+    model = Checkpoint(folder, which)
+    recipe = model.recipe()
+    return PageEncoder(recipe, describers_of(model, recipe))
+
+
+def encoder_of_embeddings(
+    meta: Mapping, folder: Path, checkpoint: str | os.PathLike = ""
+) -> PageEncoder:
+    """The encoder that made an embeddings folder, from its meta.json.
+
+    Args:
+      checkpoint: the run folder, where it is not at the place that `meta` names.
+
+    Raises:
+      UserError: the embeddings are not of `embed`; the run folder does not hold their model.
+    """
+    recipe = recipe_of_embeddings(meta, folder)
+    model = Checkpoint(Path(checkpoint or run_folder_of(meta, folder)), meta["which"])
+    if len(recipe.parts) == 1 and meta["model"] in ("random", "pretrained"):
+        describers = [model.compared(meta["model"], recipe) or describers_of(model, recipe)[0]]
+    else:
+        describers = describers_of(model, recipe)
+    digests = [params_digest(describer.variables) for describer in describers]
+    if digests != list(meta["digests"].values()):
+        raise UserError(f"{model.folder} does not hold the model that made the embeddings")
+    whitenings = None
+    if recipe.patch_whitening != "none":
+        whitenings = patch_whitening.load(folder / patch_whitening.FILE, describers, digests)
+    return PageEncoder(recipe, describers, whitenings)
+
+
+def recipe_of_embeddings(meta: Mapping, folder: Path) -> PageRecipe:
+    """The recipe that meta.json of an embeddings folder records.
+
+    Raises:
+      UserError: it records none.
+    """
+    if "recipe" not in meta:
+        raise UserError(f"meta.json of {folder} has no recipe: it was not written by embed")
+    return PageRecipe.from_json(meta["recipe"])
+
+
+def run_folder_of(meta: Mapping, folder: Path) -> Path:
+    """The run folder of an embeddings folder's model; recorded relative to the folder."""
+    beside = folder / meta["checkpoint_folder"]
+    # Older versions recorded the path as it was given.
+    return beside if beside.exists() else Path(meta["checkpoint_folder"])

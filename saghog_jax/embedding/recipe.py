@@ -1,0 +1,278 @@
+"""`PageRecipe`: what a page descriptor is made of, from the cutting rule to weights of parts.
+
+`finetune` writes the recipe into its run folder, `embed` reads it from there and records it in
+meta.json, and `PageEncoder` follows it. No other module decides how parts are put together.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from saghog_jax.embedding import sift
+from saghog_jax.input_pipeline.cutting.patches import Rule
+from saghog_jax.input_pipeline.cutting.rules import published_rule
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.models.inputs import INPUTS
+from saghog_jax.retrieval.aggregate import POOLINGS, l2_normalize, power_norm, side_by_side
+
+FILE = "recipe.json"
+# Descriptors of a checkpoint: NetRVLAD vectors of a finetuned model, CLS features of an encoder.
+LEARNED = ("netrvlad", "cls")
+DESCRIPTORS = (*LEARNED, *map(sift.descriptor_name, sift.KINDS))
+
+
+@dataclass(frozen=True)
+class PartRecipe:
+    """One part of a page descriptor.
+
+    descriptor: of the patches, one of `DESCRIPTORS`.
+    power: exponent of the signed power normalisation of the pooled descriptor; 1 disables it.
+    weight: fraction of the similarity of two pages that this part decides.
+    """
+
+    descriptor: str
+    power: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        if self.descriptor not in DESCRIPTORS:
+            known = ", ".join(DESCRIPTORS)
+            raise UserError(f"unknown descriptor {self.descriptor!r}, known: {known}")
+        if not 0 < self.power <= 1:
+            raise UserError(f"config.power={self.power} must lie in (0, 1]")
+
+
+@dataclass(frozen=True)
+class PageRecipe:
+    """From a page to its descriptor.
+
+    A page is cut by `rule` at each of `scales`; every part describes the patches, pools them by
+    scale, applies its power normalisation and L2; parts and scales are weighted and concatenated.
+
+    parts: weights add up to 1.
+    scales: factors besides those of the rule and the manifest.
+    input: what the learned descriptor reads, `page` or `binary`.
+    pooling, gmp_lambda: see `aggregate.PagePool`.
+    patch_whitening: `none`, or how the patch descriptors were whitened before pooling.
+    precision: `float32`, `mixed` or `auto` (as this machine can).
+    max_pixels: of the largest accepted image.
+    regions: the section of configs/regions.py that finds the handwriting.
+    """
+
+    parts: tuple[PartRecipe, ...]
+    rule: Rule
+    scales: tuple[float, ...] = (1.0,)
+    input: str = "binary"
+    pooling: str = "sum"
+    gmp_lambda: float = 1.0
+    patch_whitening: str = "none"
+    precision: str = "auto"
+    max_pixels: int = 200_000_000
+    regions: Mapping = field(default_factory=lambda: {"backend": "none"})
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0 or len(set(self.scales)) < len(self.scales):
+            raise UserError(f"config.scales={self.scales}: give different positive factors")
+        if self.pooling not in POOLINGS:
+            known = ", ".join(POOLINGS)
+            raise UserError(f"unknown config.pooling {self.pooling!r}, known: {known}")
+        if self.gmp_lambda <= 0:
+            raise UserError(f"config.gmp_lambda={self.gmp_lambda} must be positive")
+        if self.input not in INPUTS:
+            raise UserError(f"unknown input {self.input!r}, known: {', '.join(INPUTS)}")
+
+    @property
+    def cutting_rule(self) -> Rule:
+        """The rule, with SIFT descriptors of the keypoints where a part reads them."""
+        keypoints = sift.descriptor_name("keypoint")
+        if any(part.descriptor == keypoints for part in self.parts):
+            return replace(self.rule, descriptors=True)
+        return self.rule
+
+    @property
+    def sift_weights(self) -> dict[str, float]:
+        """The weight of each kind of SIFT that is a part."""
+        weights = {part.descriptor: part.weight for part in self.parts}
+        names = {kind: sift.descriptor_name(kind) for kind in sift.KINDS}
+        return {kind: weights[name] for kind, name in names.items() if name in weights}
+
+    def factors(self, page_scale: float = 1.0) -> list[float]:
+        """Factors by which a page is resized, one for each scale; `page_scale` is the page's."""
+        return [self.rule.scale * (page_scale * scale) for scale in self.scales]
+
+    def with_config(self, config: ConfigDict) -> "PageRecipe":
+        """This recipe with the fields of configs/embed.py that are given (not None).
+
+        Raises:
+          UserError: an unknown choice, or weights that leave nothing to the checkpoint.
+        """
+        learned = self.parts[0]
+        power = learned.power if config.power is None else config.power
+        weights = {kind: config.sift[kind] for kind in sift.KINDS}
+        known = self.sift_weights
+        weights = {k: known.get(k, 0.0) if w is None else w for k, w in weights.items()}
+        rule = {f.name: config.store[f.name] for f in dataclasses.fields(Rule)}
+        regions = self.regions
+        if config.regions.backend is not None:
+            regions = config.regions.to_dict()
+        return replace(
+            self,
+            parts=recipe_parts(learned.descriptor, power, weights),
+            rule=replace(self.rule, **{k: v for k, v in rule.items() if v is not None}),
+            scales=self.scales if config.scales is None else tuple(config.scales),
+            input=self.input if config.input == "auto" else config.input,
+            pooling=config.pooling,
+            gmp_lambda=config.gmp_lambda,
+            precision=config.precision,
+            max_pixels=config.data.max_pixels,
+            regions=regions,
+        )
+
+    def alone(self, descriptor: str) -> "PageRecipe":
+        """The recipe of one descriptor of the same patches, to compare with."""
+        power = self.parts[0].power if descriptor in LEARNED else sift.POWER
+        return replace(self, parts=(PartRecipe(descriptor, power, 1.0),))
+
+    def join(self, sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Page descriptors of pooled patch descriptors.
+
+        Args:
+          sums: for each part, for each scale, pooled descriptors of the pages float32 [p, d].
+
+        Returns:
+          float32 [p, D], unit rows; zero where a page has no patch at any scale.
+        """
+        columns, weights = [], []
+        for part, scales in zip(self.parts, sums, strict=True):
+            for pooled in scales:
+                columns.append(l2_normalize(power_norm(pooled, part.power)))
+                weights.append(part.weight / len(self.scales))
+        return side_by_side(columns, weights)
+
+    def to_json(self) -> dict:
+        """As `from_json` reads it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: Mapping) -> "PageRecipe":
+        """The recipe that `to_json` wrote.
+
+        Raises:
+          UserError: it is not one.
+        """
+        try:
+            return cls(
+                **{
+                    **content,
+                    "parts": tuple(PartRecipe(**part) for part in content["parts"]),
+                    "scales": tuple(content["scales"]),
+                    "rule": Rule(**content["rule"]),
+                }
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"not a recipe of page descriptors: {error}") from None
+
+    def describe(self) -> str:
+        """In words, from the pooling to the concatenation."""
+        learned = self.parts[0]
+        text = (
+            "" if self.patch_whitening == "none" else f"patches whitened ({self.patch_whitening}), "
+        )
+        text += f"{self.pooling}, power {learned.power:g}, L2"
+        for kind, weight in self.sift_weights.items():
+            if len(self.parts) > 1:
+                text += f", {weight:g} of the similarity from SIFT ({kind})"
+        if len(self.scales) > 1:
+            text += f", concatenated at scales {listed(self.scales)}"
+        return text
+
+
+def recipe_parts(
+    descriptor: str, power: float, sift_weights: Mapping[str, float]
+) -> tuple[PartRecipe, ...]:
+    """The learned part, and those of SIFT that have a weight.
+
+    Raises:
+      UserError: weights that are negative or leave nothing to the learned part.
+    """
+    sift.check_weights(sift_weights)
+    weights = {kind: weight for kind, weight in sift_weights.items() if weight}
+    return (
+        PartRecipe(descriptor, power, 1 - sum(weights.values())),
+        *(PartRecipe(sift.descriptor_name(k), sift.POWER, w) for k, w in weights.items()),
+    )
+
+
+def default_recipe(descriptor: str, source: str) -> PageRecipe:
+    """The recipe of a checkpoint without one: power .4, all patches of a page at its own scale.
+
+    Args:
+      descriptor: `netrvlad` or `cls`.
+      source: what the model reads, `page` or `binary`.
+    """
+    return PageRecipe(parts=recipe_parts(descriptor, 0.4, {}), rule=page_rule(), input=source)
+
+
+def page_rule() -> Rule:
+    """How pages are cut to be embedded, unless a recipe says otherwise.
+
+    The published rule `eval`, binarised by Otsu as in finetuning: on training pages a little better
+    than ISauvola.
+    """
+    return replace(published_rule("eval"), binarization="otsu", max_patches_per_page=-1)
+
+
+def finetuned_recipe(config: ConfigDict) -> PageRecipe:
+    """The recipe of a finetuning config (its section `page`), for the collection it is trained on.
+
+    Raises:
+      UserError: a choice that is not possible.
+    """
+    page = config.page
+    rule = replace(
+        page_rule(),
+        patch_size=config.store.patch_size,
+        scale=config.store.scale,
+        keypoint_on_ink=page.keypoint_on_ink,
+        max_patches_per_page=page.max_patches_per_page,
+    )
+    return PageRecipe(
+        parts=recipe_parts("netrvlad", page.power, page.sift),
+        rule=rule,
+        scales=tuple(page.scales),
+        input=config.input,
+        max_pixels=config.data.max_pixels,
+        regions=config.regions.to_dict(),
+    )
+
+
+def write_recipe(recipe: PageRecipe, run_folder: Path) -> None:
+    """Keeps the recipe in a run folder."""
+    with replacing(run_folder / FILE, "w") as file:
+        file.write(json.dumps(recipe.to_json(), indent=2) + "\n")
+
+
+def read_recipe(run_folder: Path) -> PageRecipe | None:
+    """The recipe of a run folder; None where it has none (pretrain, convert, older versions).
+
+    Raises:
+      UserError: a damaged file.
+    """
+    path = run_folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return PageRecipe.from_json(json.loads(path.read_text()))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def listed(scales: Sequence[float]) -> str:
+    """Scales as text."""
+    return ", ".join(f"{scale:g}" for scale in scales)

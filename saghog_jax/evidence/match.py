@@ -1,0 +1,134 @@
+"""The evidence of one match: what each patch contributes to the similarity of two pages.
+
+A page is described again patch by patch (`DescribedPage`), and the similarity is divided among the
+patches (attribution.py).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from saghog_jax.embedding.encoder import PageEncoder
+from saghog_jax.evidence.attribution import (
+    Clusters,
+    Part,
+    contributions,
+    like_patches,
+    page_total,
+)
+from saghog_jax.input_pipeline.cutting.patches import Cut
+from saghog_jax.retrieval.whitening import Whitening
+
+
+class PageEvidence(NamedTuple):
+    """One page of a match.
+
+    place: int [n, 2], x and y of the patches in pixels of the image file.
+    side: [n], sides of the patches in these pixels.
+    contributions: float32 [n], of each patch to the similarity.
+    mean: the page's mean similarity to the pages of the gallery.
+    """
+
+    place: np.ndarray
+    side: np.ndarray
+    contributions: np.ndarray
+    mean: float
+
+
+class Evidence(NamedTuple):
+    """What makes a query and a page of the gallery similar.
+
+    pairs: int64 [m, 2], rows of similar patches in `query` and `match`.
+    cosines: float32 [m], of these pairs.
+    """
+
+    similarity: float
+    query: PageEvidence
+    match: PageEvidence
+    pairs: np.ndarray
+    cosines: np.ndarray
+
+
+class DescribedPage:
+    """A page described patch by patch.
+
+    Args:
+      encoder: describes the patches and gives the recipe.
+      cuts: the patches at each scale of the recipe.
+      factors: by which the page was resized before each cut (`PageRecipe.factors`).
+    """
+
+    def __init__(self, encoder: PageEncoder, cuts: Sequence[Cut], factors: Sequence[float]) -> None:
+        recipe = encoder.recipe
+        self._recipe, self._factors = recipe, factors
+        # Every part of the recipe at every scale, as `PageRecipe.join` concatenates them.
+        self.parts: list[Part] = []
+        descriptions = zip(recipe.parts, encoder.describers, encoder.describe(cuts), strict=False)
+        for part, describer, pages in descriptions:
+            clusters = Clusters(describer.centroids, describer.intra_normalize)
+            weight = part.weight / len(recipe.scales)
+            for page in pages:
+                total = page_total(page, clusters)
+                self.parts.append(Part(page, clusters, total, part.power, weight))
+
+    @property
+    def descriptor(self) -> np.ndarray:
+        """The page descriptor of the recipe, float32 [D], a unit vector."""
+        scales = len(self._factors)
+        sums = [part.total[None] for part in self.parts]
+        parts = [sums[i : i + scales] for i in range(0, len(sums), scales)]
+        return self._recipe.join(parts)[0]
+
+    def evidence(
+        self, target: np.ndarray, whitening: Whitening | None, mean: float
+    ) -> PageEvidence:
+        """What each patch contributes to the similarity; patches of the first scale come first.
+
+        Args:
+          target: see `attribution.contributions`.
+          whitening: applied to the page descriptors before they were compared.
+          mean: the page's mean similarity to the pages of the gallery.
+        """
+        scales = len(self._factors)
+        by_part = contributions(self.parts, target, whitening)
+        summed = np.concatenate([sum(by_part[j::scales]) for j in range(scales)])
+        pages = [part.page for part in self.parts[:scales]]
+        scaled = list(zip(pages, self._factors, strict=True))
+        place = np.concatenate([(page.place / factor).astype(int) for page, factor in scaled])
+        side = np.concatenate(
+            [np.full(len(page.place), page.side / factor) for page, factor in scaled]
+        )
+        return PageEvidence(place, side, summed, mean)
+
+
+def match_evidence(
+    pages: tuple[DescribedPage, DescribedPage],
+    descriptors: tuple[np.ndarray, np.ndarray],
+    mean: np.ndarray,
+    whitening: Whitening | None,
+    pairs: int,
+) -> Evidence:
+    """The evidence of a match.
+
+    Similar patches are looked for at the first scale; patches of all scales contribute.
+
+    Args:
+      pages: query and match.
+      descriptors: their unit descriptors float32 [k], as they were compared.
+      mean: float32 [k], the mean of the unit descriptors of the gallery.
+      whitening: applied to the page descriptors before they were compared.
+      pairs: most pairs of similar patches.
+    """
+    query, match = (
+        page.evidence(other - mean, whitening, float(own @ mean))
+        for page, own, other in zip(pages, descriptors, reversed(descriptors), strict=True)
+    )
+    first = [page.parts[0].page for page in pages]
+    of_first = [
+        side.contributions[: len(page.place)]
+        for side, page in zip((query, match), first, strict=True)
+    ]
+    rows, cosines = like_patches(*first, *of_first, pages[0].parts[0].clusters, pairs)
+    similarity = float(descriptors[0] @ descriptors[1])
+    return Evidence(similarity, query, match, rows, cosines)
