@@ -20,8 +20,8 @@ from benchmarks.flops import encoding_flops
 from benchmarks.measure import Report, alternate, peak_memory, rates
 from benchmarks.our_steps import arguments, binary_of, finetuning, random_batch
 from saghog_jax.configs.embed import get_config
-from saghog_jax.embedding.describers import netrvlad_model
-from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.embedding.describers import netrvlad_describer
+from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.main import use_huge_pages
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
@@ -34,19 +34,19 @@ def ours(patches: int, batch_size: int, precision: str) -> Callable[[], np.ndarr
     task = finetuning(precision)
     variables = jax.jit(lambda: task.init(jax.random.key(0)))()
     config = get_config()
-    model = netrvlad_model("benchmark", task.config, variables, "binary")
+    describer = netrvlad_describer("benchmark", task.config, variables, "binary")
     pooling = Pooling("sum", 1.0, [None])
-    embedder = Embedder([model], pooling, batch_size, config.pages_per_batch, config.mesh)
+    pooler = PagePooler([describer], pooling, batch_size, config.pages_per_batch, config.mesh)
     batch = random_batch(patches)
     nothing = np.zeros(patches, np.int32)
     cut = Cut(batch["patches"], batch["ink"], nothing, nothing, None)
     # Compiles, with one patch.
     first = Cut(cut.patches[:1], cut.ink[:1], nothing[:1], nothing[:1], None)
-    list(embedder.pages(iter([first])))
+    list(pooler.pages(iter([first])))
 
     def descriptor() -> np.ndarray:
-        [[total]] = embedder.pages(iter([cut]))
-        return l2_normalize(power_norm(total, config.power))
+        [[total]] = pooler.pages(iter([cut]))
+        return l2_normalize(power_norm(total, 0.4))
 
     return descriptor
 

@@ -12,8 +12,8 @@ from benchmarks.measure import FOLDER
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices.precision import resolve
-from saghog_jax.finetune import Finetuning
-from saghog_jax.pretrain import Pretraining
+from saghog_jax.training.finetuning import Finetuning
+from saghog_jax.training.pretraining import Pretraining
 from saghog_jax.training.task import Task, init_state, make_step
 
 BATCH = 256

@@ -250,16 +250,21 @@ def _whitenings(
 def _announce(work: _Work, names: Sequence[str], finished_views: int) -> None:
     if not distributed.is_main():
         return
-    manifest, scales, split = work.manifest, work.recipe.scales, work.config.data.split
-    which = ""
-    if split and any(page.split for page in manifest.pages):
-        which = f" of the split {split!r} (--config.data.split= takes all)"
+    manifest, scales = work.manifest, work.recipe.scales
+    which = split_remark(manifest, work.config.data.split)
     at = f" at the scales {listed(scales)}" if len(scales) > 1 else ""
     ready = finished_views // len(scales)
     logger.info(
         f"embedding {len(manifest):,} pages{which}{at} with {', '.join(names)}"
         + (f"; {ready:,} are finished already" if ready else "")
     )
+
+
+def split_remark(manifest: Manifest, split: str) -> str:
+    """Says that the pages of other splits are left out; empty where the manifest has no splits."""
+    if not split or not any(page.split for page in manifest.pages):
+        return ""
+    return f" of the split {split!r} (--config.data.split= takes all)"
 
 
 def _embed(

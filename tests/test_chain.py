@@ -20,7 +20,8 @@ from places import ROOT
 from toy import fields, toy
 
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
-from saghog_jax.embedding.journal import Parts
+from saghog_jax.embedding.encoder import PageEncoder
+from saghog_jax.embedding.journal import Journal
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.images import load_page
@@ -28,6 +29,7 @@ from saghog_jax.input_pipeline.pages.manifest import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.models import inputs
+from saghog_jax.next_command import next_command
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 from saghog_jax.stages import run_stage
 from saghog_jax.training.gradients import batch_loss
@@ -67,11 +69,10 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
         (pretrain, "pretrain", "finetune"),
         (finetune, "finetune", "embed"),
     ]:
-        run_stage(toy(module.get_config(), folder), folder / name)
-        out = capsys.readouterr().out
-        assert "has all its 4 steps already" in out
-        last = out.splitlines()[-1]
-        assert f"next: python -m saghog_jax.main --config=configs/{following}.py" in last
+        result = run_stage(toy(module.get_config(), folder), folder / name)
+        assert "has all its 4 steps already" in capsys.readouterr().out
+        last = next_command(result.following[0], result.workdir)
+        assert last.startswith(f"python -m saghog_jax.main --config=configs/{following}.py")
         assert str(folder / name) in last
         # Nothing else than these pages, and what is written stays beside.
         assert f"--config.data.pages={folder / 'pages' / 'manifest.csv'}" in last
@@ -99,7 +100,7 @@ def test_embeddings_are_right_to_the_patch(folder):
     apply = jax.jit(model.apply, static_argnames="method")
     for i, page in list(enumerate(manifest.pages))[:2]:
         image = load_page(manifest.root / page.path, page.box, config.data.max_pixels)
-        cut = cut_page(image, Rule.from_config(config.store))
+        cut = cut_page(image, Rule(**found.meta["recipe"]["rule"]))
         _, binary = inputs.decode({"patches": jnp.asarray(cut.patches),
                                     "ink": jnp.asarray(cut.ink)})  # fmt: skip
         images = inputs.normalize(jnp.broadcast_to(binary, cut.patches.shape))
@@ -135,13 +136,13 @@ def test_embed_is_not_done_twice_but_again_where_a_page_has_changed(folder, tmp_
     np.testing.assert_allclose(again[1], first[0], atol=2e-3)
 
 
-def test_sizes_of_device_calls_reach_the_embedder(folder, tmp_path, monkeypatch):
-    from saghog_jax import embed as stage
+def test_sizes_of_device_calls_reach_the_pooler(folder, tmp_path, monkeypatch):
+    from saghog_jax.embedding import encoder
 
-    def recording(models, pooling, *rest):
+    def recording(describers, pooling, *rest):
         raise KeyboardInterrupt(*rest)
 
-    monkeypatch.setattr(stage, "Embedder", recording)
+    monkeypatch.setattr(encoder, "PagePooler", recording)
     config = toy(embed.get_config("plain"), folder, local_batch_size=24, pages_per_batch=3)
     with pytest.raises(KeyboardInterrupt) as sizes:
         run_stage(config, tmp_path / "out")
@@ -162,7 +163,7 @@ def test_threads_and_prefetch_reach_the_reader(folder, tmp_path, monkeypatch, mo
 
 def stop_embedding(monkeypatch, config, out, after):
     """Embeds until so many descriptors are kept; returns which were, and how to keep one."""
-    append, written = Parts.append, []
+    append, written = Journal.append, []
 
     def stopping(parts, view, *rest):
         if len(written) == after:
@@ -170,7 +171,7 @@ def stop_embedding(monkeypatch, config, out, after):
         written.append(view)
         append(parts, view, *rest)
 
-    monkeypatch.setattr(Parts, "append", stopping)
+    monkeypatch.setattr(Journal, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_stage(config, out)
     return written, append
@@ -180,7 +181,7 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
     whole = load_embeddings(folder / "embed")
     config = toy(embed.get_config(), folder)
     written, append = stop_embedding(monkeypatch, config, folder / "embed2", 4)
-    monkeypatch.setattr(Parts, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
+    monkeypatch.setattr(Journal, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
     run_stage(config, folder / "embed2")
     assert written == [0, 1, 2, 3, 4, 5]
     again = load_embeddings(folder / "embed2")
@@ -192,16 +193,16 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.01, 0.5))
     # In the middle of the second page.
     _, append = stop_embedding(monkeypatch, config, tmp_path / "embed", 4)
-    monkeypatch.setattr(Parts, "append", append)
+    monkeypatch.setattr(Journal, "append", append)
     assert len(run_stage(config, tmp_path / "embed").skipped) == 0
     out = capsys.readouterr().out
     assert (
         "6 pages of the split 'test' (--config.data.split= takes all) at the scales 1, 0.01," in out
     )
-    assert "; 1 are there already" in out
+    assert "; 1 are finished already" in out
     found = load_embeddings(tmp_path / "embed")
-    assert found.meta["scales"] == [1.0, 0.01, 0.5]
-    assert found.meta["aggregation"].endswith(", side by side at scales 1, 0.01, 0.5")
+    assert found.meta["recipe"]["scales"] == [1.0, 0.01, 0.5]
+    assert found.meta["aggregation"].endswith(", concatenated at scales 1, 0.01, 0.5")
     alone = {}
     for scale in (1.0, 0.5):
         one = toy(embed.get_config("plain"), folder, **{"store.scale": scale})
@@ -231,10 +232,10 @@ def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monk
     named = [line.replace(",w005,", ",somebody,") for line in lines]
     assert named != lines
     table.write_text("\n".join([named[0] + ",sheet", *(line + ",s" for line in named[1:])]) + "\n")
-    monkeypatch.setattr("saghog_jax.embed._embed", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(PageEncoder, "pool", lambda *_: pytest.fail("embedded again"))
     capsys.readouterr()
     run_stage(config, tmp_path)
-    assert "already; their labels are those given now" in capsys.readouterr().out
+    assert "already; the labels of its pages were updated" in capsys.readouterr().out
     for where in (tmp_path, tmp_path / "random", tmp_path / "pretrained"):
         after = load_embeddings(where)
         expected = [str(w).replace("w005", "somebody") for w in before.writers]
@@ -244,7 +245,7 @@ def test_other_labels_of_embedded_pages_need_no_embedding(folder, tmp_path, monk
         assert after.meta["input_digest"] == before.meta["input_digest"]
     assert (tmp_path / "embeddings.npy").read_bytes() == bits
     run_stage(config, tmp_path)
-    assert "their labels" not in capsys.readouterr().out
+    assert "were updated" not in capsys.readouterr().out
     # A folder of it that is not whole is made again.
     monkeypatch.undo()
     (tmp_path / "random" / "meta.json").unlink()
@@ -285,19 +286,21 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     np.testing.assert_allclose(both[:, -2 * 5 * 128 :], other * np.float32(0.5**0.5), atol=1e-5)
     assert np.abs(other - fixed).max() > 0.01
     meta = found["third"].meta
-    assert "0.333333 of the similarity upright SIFT's" in meta["aggregation"]
-    assert (meta["sift"], meta["power"]) == ({"patch": 1 / 3}, 0.4)
-    assert (alone.meta["sift"], alone.meta["power"]) == ({}, 0.5)
-    assert list(found["both"].meta["sift_words"]) == ["patch", "keypoint"]
+    assert "0.333333 of the similarity from SIFT (patch)" in meta["aggregation"]
+    weights = {part["descriptor"]: part["weight"] for part in meta["recipe"]["parts"]}
+    assert weights == {"netrvlad": 1 - 1 / 3, "sift_patch": 1 / 3}
+    (part,) = alone.meta["recipe"]["parts"]
+    assert part == {"descriptor": "sift_patch", "power": 0.5, "weight": 1.0}
+    assert list(found["both"].meta["digests"]) == ["netrvlad", "sift_patch", "sift_keypoint"]
     assert not (tmp_path / "half" / "sift_keypoint").exists()
-    with pytest.raises(UserError, match="embedded with sift"):
+    with pytest.raises(UserError, match="embedded with parts"):
         check_comparable(found["half"], found["plain"])
     given = {"sift.keypoint": 0.5, "checkpoint": str(folder / "pretrain")}
     with pytest.raises(UserError, match=r"no sift_words_keypoint.npy, .* --config.sift.keypoint=0"):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
     given = {"sift.patch": 0.5, "sift.keypoint": 0.5}
     with pytest.raises(
-        UserError, match=r"sift.keypoint=0.5: shares of 0 or more that add up to less"
+        UserError, match=r"sift.keypoint=0.5: weights must be at least 0 and add up to less"
     ):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
 
@@ -385,11 +388,12 @@ def first_loss(task):
 def finetuning(folder):
     """A function from changed fields to the first loss of a finetuning."""
     from saghog_jax import finetune as stage
+    from saghog_jax.training import finetuning, labels
 
     def loss(**changes):
         config = stage.resolve(toy(finetune.get_config(), folder, **changes))
         store = Store.open(ensure_store(config.data, config.store))
-        return first_loss(stage.Finetuning(config, store, stage.make_labels(config, store)))
+        return first_loss(finetuning.Finetuning(config, store, labels.make_labels(config, store)))
 
     return loss, loss()
 
@@ -438,12 +442,12 @@ def test_every_further_choice_of_finetuning_matters(finetuning, choice, further)
 @pytest.fixture(scope="module")
 def pretraining(folder):
     """A function from changed fields to the first loss of a pretraining."""
-    from saghog_jax import pretrain as stage
+    from saghog_jax.training import pretraining
 
     def loss(**changes):
         config = toy(pretrain.get_config(), folder, **changes)
         store = Store.open(ensure_store(config.data, config.store))
-        return first_loss(stage.Pretraining(config, store))
+        return first_loss(pretraining.Pretraining(config, store))
 
     return loss, loss()
 
@@ -462,12 +466,13 @@ def test_every_choice_of_pretraining_matters(pretraining, changes):
 
 def test_layer_decay_sets_the_rate_of_every_parameter(folder):
     from saghog_jax import finetune as stage
+    from saghog_jax.training import finetuning, labels
 
     config = stage.resolve(toy(finetune.get_config(), folder, **{"optim.layer_decay": 0.5}))
     store = Store.open(ensure_store(config.data, config.store))
-    task = stage.Finetuning(config, store, stage.make_labels(config, store))
+    task = finetuning.Finetuning(config, store, labels.make_labels(config, store))
     params = task.init(jax.random.key(0))["params"]
-    factors = match_rules(params, stage.rate_rules(config))
+    factors = match_rules(params, finetuning.rate_rules(config))
     assert factors["encoder"]["block_1"]["fc1"]["kernel"] == 0.5
     assert factors["encoder"]["block_0"]["fc1"]["kernel"] == 0.25
     assert factors["encoder"]["patch_embed"]["proj"]["kernel"] == 0.125

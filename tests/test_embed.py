@@ -9,12 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 from planted import pages_of, planted
 
-from saghog_jax import embed
-from saghog_jax.configs import embed as embed_config
-from saghog_jax.embedding import journal as embed_parts
-from saghog_jax.embedding.describers import Model, Seen
-from saghog_jax.embedding.journal import PageResult, Parts
-from saghog_jax.embedding.pooler import Embedder, Pooling
+from saghog_jax.embed import split_remark
+from saghog_jax.embedding import journal
+from saghog_jax.embedding.describers import PatchBatch, PatchDescriber
+from saghog_jax.embedding.journal import Journal, PageResult
+from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest
@@ -39,7 +38,9 @@ def model():
         x, a = describe(variables, seen)
         return page_sum(a, x, jnp.asarray(centroids), segments).reshape(segments.shape[0], -1)
 
-    return Model("toy", "netrvlad", "page", {"kernel": kernel}, describe, sums, centroids, False)
+    return PatchDescriber(
+        "toy", "netrvlad", "page", {"kernel": kernel}, describe, sums, centroids, False
+    )
 
 
 def cuts(counts=(5, 0, 40, 1, 7)):
@@ -59,7 +60,7 @@ def cuts(counts=(5, 0, 40, 1, 7)):
 
 def plain_vectors(model, cut, white=None):
     images = (cut.patches.astype(np.float32) / 255 - 0.5) / 0.5
-    x, a = model.describe(model.variables, Seen(jnp.asarray(images), None))
+    x, a = model.describe(model.variables, PatchBatch(jnp.asarray(images), None))
     y = np.asarray(vlad(a, x, jnp.asarray(model.centroids))).reshape(len(x), -1)
     y = aggregate.l2_normalize(y)
     return y if white is None else whitening.apply(white, y)
@@ -76,7 +77,7 @@ def white(model):
 def test_pages_in_mixed_batches_are_pooled_as_alone(model, white, mode, whitened):
     white = white if whitened else None
     pooling = Pooling(mode, 0.5, [white])
-    found = list(Embedder([model], pooling, 16, 3, MESH).pages(iter(cuts())))
+    found = list(PagePooler([model], pooling, 16, 3, MESH).pages(iter(cuts())))
     assert len(found) == 5
     for (ours,), cut in zip(found, cuts()):
         width = 6 if whitened else V * D
@@ -92,25 +93,25 @@ def test_pages_in_mixed_batches_are_pooled_as_alone(model, white, mode, whitened
 @pytest.mark.parametrize("mode", aggregate.POOLINGS)
 def test_pages_that_are_there_keep_their_places(model, mode):
     """Whatever is left out, the others come out the same to the bit."""
-    embedder = Embedder([model], Pooling(mode, 0.5, [None]), 16, 3, MESH)
-    every = [found for (found,) in embedder.pages(iter(cuts()))]
+    pooler = PagePooler([model], Pooling(mode, 0.5, [None]), 16, 3, MESH)
+    every = [found for (found,) in pooler.pages(iter(cuts()))]
     for there in ({0}, {1, 2}, {0, 1, 3}, set(range(5))):
         given = [len(c.patches) if i in there else c for i, c in enumerate(cuts())]
-        for i, (found,) in enumerate(embedder.pages(iter(given))):
+        for i, (found,) in enumerate(pooler.pages(iter(given))):
             np.testing.assert_array_equal(found, np.zeros_like(found) if i in there else every[i])
 
 
 def test_patch_descriptors_themselves(model):
-    embedder = Embedder([model], Pooling("sum", 1.0, [None]), 16, 3, MESH)
+    pooler = PagePooler([model], Pooling("sum", 1.0, [None]), 16, 3, MESH)
     every = np.concatenate([plain_vectors(model, cut) for cut in cuts() if len(cut.patches)])
     for at_most in (7, 30, 100):
-        (found,) = embedder.vectors(iter(cuts()), at_most)
+        (found,) = pooler.vectors(iter(cuts()), at_most)
         np.testing.assert_allclose(found, every[:at_most], atol=1e-6)
 
 
 def test_batch_that_devices_do_not_divide(model):
     with pytest.raises(UserError, match="local_batch_size=12 is not divisible by 8"):
-        Embedder([model], Pooling("sum", 1.0, [None]), 12, 3, MESH)
+        PagePooler([model], Pooling("sum", 1.0, [None]), 12, 3, MESH)
 
 
 def rows(page):
@@ -121,7 +122,7 @@ MODELS = [("a", 3), ("b", 2)]
 
 
 def keep(folder, pages, process=0):
-    parts = Parts(folder, MODELS, process)
+    parts = Journal(folder, MODELS, process)
     for page in pages:
         parts.append(page, rows(page), PageResult(page, 2 * page, "" if page else "blank"))
     parts.close()
@@ -131,7 +132,7 @@ def test_pages_are_kept_by_any_number_of_processes(tmp_path):
     keep(tmp_path, [0, 2], 0)
     keep(tmp_path, [1], 1)
     keep(tmp_path, [4], 0)
-    parts = Parts(tmp_path, MODELS, 7)
+    parts = Journal(tmp_path, MODELS, 7)
     assert parts.read() == {i: PageResult(i, 2 * i, "" if i else "blank") for i in (0, 1, 2, 4)}
     for model in (0, 1):
         blocks = list(parts.blocks(model, [4, 0, 1, 2], 3))
@@ -153,10 +154,10 @@ def test_what_was_half_written_is_not_there(tmp_path, damage):
     else:
         journal.write_text(journal.read_text() + "{}\n")
     there = [0, 1, 2] if damage == "text" else [0, 1]
-    assert sorted(Parts(tmp_path, MODELS).read()) == there
+    assert sorted(Journal(tmp_path, MODELS).read()) == there
     # What goes on begins behind the last whole page.
     keep(tmp_path, [5])
-    parts = Parts(tmp_path, MODELS)
+    parts = Journal(tmp_path, MODELS)
     assert sorted(parts.read()) == [*there, 5]
     (block,) = parts.blocks(1, [5, 1], 9)
     np.testing.assert_array_equal(block, np.stack([rows(5)[1], rows(1)[1]]))
@@ -164,8 +165,8 @@ def test_what_was_half_written_is_not_there(tmp_path, damage):
 
 def test_parts_of_something_else_are_removed(tmp_path):
     for input_digest, left in (("x", 0), ("x", 1), ("y", 0)):
-        embed_parts.begin(tmp_path / "p", input_digest)
-        assert len(Parts(tmp_path / "p", MODELS).read()) == left
+        journal.begin(tmp_path / "p", input_digest)
+        assert len(Journal(tmp_path / "p", MODELS).read()) == left
         keep(tmp_path / "p", [3])
 
 
@@ -188,11 +189,9 @@ def test_folders_in_one_file(tmp_path, monkeypatch, values):
         exports.write(e, "xlsx")
 
 
-def test_it_is_said_that_pages_of_other_splits_are_left_out(tmp_path):
-    config = embed_config.get_config()
+def test_a_remark_tells_that_pages_of_other_splits_are_left_out(tmp_path):
     pages = Manifest(tmp_path, tuple(pages_of(1, 2)), ())
-    assert embed._of_split(config, pages).startswith(" of the split 'test' (--config.data.split= ")
+    assert split_remark(pages, "test").startswith(" of the split 'test' (--config.data.split= ")
     unsplit = Manifest(tmp_path, tuple(page._replace(split="") for page in pages.pages), ())
-    assert embed._of_split(config, unsplit) == ""
-    config.data.split = ""
-    assert embed._of_split(config, pages) == ""
+    assert split_remark(unsplit, "test") == ""
+    assert split_remark(pages, "") == ""

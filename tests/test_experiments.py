@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy import fields, toy
 
-from saghog_jax import finetune, pretrain
+from saghog_jax import finetune
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.configs import recipes
@@ -20,6 +20,7 @@ from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.stages import run_stage
+from saghog_jax.training import finetuning, labels, pretraining
 from saghog_jax.training.task import init_state, make_step
 
 TINY = Corpus(train_writers=8, test_writers=0, pages=1, width=360, height=200, lines=3)
@@ -85,7 +86,7 @@ def test_pretraining(folder, name):
         "loader.workers": 1,
     }
     config = toy(config, folder, **changes)
-    moved = two_updates(pretrain.Pretraining(config, pretrain.open_source(config)), config)
+    moved = two_updates(pretraining.Pretraining(config, pretraining.open_source(config)), config)
     assert all(moved.values())
 
 
@@ -99,7 +100,7 @@ def test_finetuning(folder, name):
     changes = {"checkpoint": init, "data.split": "", "optim.warmup_steps": 2}
     config = finetune.resolve(toy(config, folder, **changes))
     store = open_store(config.data, config.store, regions=config.regions)
-    task = finetune.Finetuning(config, store, finetune.make_labels(config, store))
+    task = finetuning.Finetuning(config, store, labels.make_labels(config, store))
     moved = two_updates(task, config)
     assert moved["netrvlad/centroids"]
     encoder = [m for path, m in moved.items() if path.startswith("encoder/")]

@@ -188,7 +188,7 @@ def open_masks(
     """
     backend = make_backend(regions)
     if backend is None:
-        if regions.min_keypoints:
+        if regions.get("min_keypoints", 0):
             raise UserError(
                 f"regions.min_keypoints={regions.min_keypoints} counts keypoints in regions; "
                 "choose a regions.backend other than 'none'"

@@ -46,7 +46,7 @@ def check_alike(first: Mapping, second: Mapping, names: tuple[str, str]) -> None
     Raises:
       UserError: they differ; names the first field that does, and both values.
     """
-    for field in sorted(first.keys() & second.keys()):
+    for field in (field for field in first if field in second):
         if first[field] != second[field]:
             raise UserError(
                 f"{names[0]} was embedded with {field} {first[field]!r}, {names[1]} with "

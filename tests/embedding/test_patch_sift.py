@@ -6,7 +6,7 @@ import pytest
 from store_helpers import draw_page, make_store
 
 from saghog_jax.embedding import sift
-from saghog_jax.embedding.describers import Seen, sift_model
+from saghog_jax.embedding.describers import PatchBatch, sift_describer
 from saghog_jax.embedding.sift import ensure_words, load_words, nearest_word, upright
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
@@ -102,8 +102,8 @@ def test_pages_are_sums_of_unit_residuals(kind):
     words = np.random.default_rng(0).random((5, 128)).astype(np.float32) / 8
     segments = np.zeros((2, 10), np.float32)
     segments[0, :4] = segments[1, 4:9] = 1
-    model = sift_model(kind, words)
-    found = np.asarray(model.sums(model.variables, Seen(None, binary, raw), segments))
+    model = sift_describer(kind, words)
+    found = np.asarray(model.sums(model.variables, PatchBatch(None, binary, raw), segments))
     found = found.reshape(2, 5, 128)
     expected = np.zeros((2, 5, 128))
     for page, rows in enumerate((range(4), range(4, 9))):

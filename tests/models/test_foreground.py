@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from toy import toy
 
-from saghog_jax import finetune
 from saghog_jax.configs import embed as embed_config
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
@@ -20,7 +19,7 @@ from saghog_jax.models.build import make_writer_model
 from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.runs.checkpoint import load_variables
 from saghog_jax.stages import run_stage
-from saghog_jax.training import losses
+from saghog_jax.training import finetuning, labels, losses
 from saghog_jax.training.gradients import batch_loss
 
 TINY = Corpus(train_writers=3, test_writers=2, pages=1, width=360, height=200, lines=3)
@@ -68,7 +67,7 @@ def written_out(config, variables, batch):
 def test_the_loss_and_the_page_descriptor_are_those_of_the_tokens(folder):
     config = toy(finetune_config.get_config("descriptor=foreground"), folder, **PLAIN)
     store = Store.open(ensure_store(config.data, config.store))
-    task = finetune.Finetuning(config, store, finetune.make_labels(config, store))
+    task = finetuning.Finetuning(config, store, labels.make_labels(config, store))
     variables = task.warm_start(task.init(jax.random.key(0)))
     with task.batches(0) as batches:
         batch = {k: jnp.asarray(v) for k, v in next(batches).items()}

@@ -11,13 +11,13 @@ from places import TESTS
 from store_helpers import make_store
 from toy import toy
 
-from saghog_jax import finetune, pretrain
+from saghog_jax import pretrain
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.configs.training import augment_config as section
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.models import inputs
-from saghog_jax.training import augment
+from saghog_jax.training import augment, finetuning, pretraining
 from saghog_jax.training.gradients import batch_loss
 
 GOLDEN = TESTS / "golden"
@@ -266,7 +266,7 @@ def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monke
     for affine in (0.0, 1.0):
         changes = {"augment.affine": affine, "augment.gray": 1.0, "augment.binarize": 0.0}
         config = toy(pretrain_config.get_config(), tmp_path, **changes)
-        task = pretrain.Pretraining(config, store)
+        task = pretraining.Pretraining(config, store)
         with pytest.raises(SeenError) as seen:
             task.prepare(batch, jax.random.key(0))
         expected = augment.move(move_rng, *given, config.augment) if affine else given
@@ -284,7 +284,7 @@ def test_finetuning_augments_its_loss_and_not_its_first_centres(store, tmp_path)
             **{"checkpoint": "", "input": "page", "dropout": 0.0, "model.depth": 1},
             **{f"augment.{k}": v for k, v in fields.items()},
         )  # fmt: skip
-        task = finetune.Finetuning(config, store, labels)
+        task = finetuning.Finetuning(config, store, labels)
         variables = task.warm_start(task.init(jax.random.key(0)))
         batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
         batch["label"] = jnp.asarray(labels[:32], jnp.int32)

@@ -13,16 +13,17 @@ from store_helpers import make_store
 from toy import toy
 
 from saghog_jax import finetune, pretrain
-from saghog_jax.configs import embed as embed_config
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import sharding
 from saghog_jax.embedding import describers
+from saghog_jax.embedding.describers import Checkpoint
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.runs.checkpoint import load_variables, read_meta
 from saghog_jax.stages import run_stage
+from saghog_jax.training import finetuning, pretraining
 from saghog_jax.training import validation as evaluation
 from saghog_jax.training.loop import Run
 
@@ -220,14 +221,14 @@ def test_pretraining_evaluates_its_loss_and_its_pages(folder):
 def test_held_out_pages_are_not_trained_on(folder):
     held = json.loads((folder / "pretrain" / "validation.json").read_text())
     config = toy(pretrain_config.get_config(), folder, **HELD)
-    store, ids = pretrain.open_and_plan(config, folder / "pretrain")
+    store, ids = pretraining.open_and_plan(config, folder / "pretrain")
     assert sorted(ids) == held["pages"]
-    task = pretrain.Pretraining(config, store, ids)
+    task = pretraining.Pretraining(config, store, ids)
     seen = np.concatenate([task._plan[step] for step in range(config.total_steps)])
     trained = {store.manifest.pages[row].page_id for row in store.index["page"][seen]}
     assert trained
     assert not trained & ids
-    without = pretrain.Pretraining(config, store)
+    without = pretraining.Pretraining(config, store)
     seen = np.concatenate([without._plan[step] for step in range(config.total_steps)])
     assert {store.manifest.pages[row].page_id for row in store.index["page"][seen]} & ids
 
@@ -237,7 +238,7 @@ def test_crops_are_evaluated_too(folder):
         pretrain_config.get_config("source=crops"), folder,
         **HELD, **{"loader.workers": 1, "crops.patches_per_page": 8, "crops.size": 128},
     )  # fmt: skip
-    source, ids = pretrain.open_and_plan(config, folder / "crops")
+    source, ids = pretraining.open_and_plan(config, folder / "crops")
     assert not {page.page_id for page in source._recipe.manifest.pages} & ids
     run_stage(config, folder / "crops")
     assert [line["step"] for line in validation(folder / "crops")] == [2, 4]
@@ -268,15 +269,13 @@ def test_training_starts_from_the_checkpoint_that_is_asked_for(folder, module):
 
 
 def test_embedding_takes_the_checkpoint_that_is_asked_for(folder):
-    changes = {"checkpoint": str(folder / "pretrain"), "compare": ()}
     for which in ("last", "best"):
-        config = toy(embed_config.get_config(), folder, **changes, which=which)
-        (model,) = describers.load_models(config)
+        checkpoint = Checkpoint(folder / "pretrain", which)
+        model = checkpoint.learned("page", "float32")
         wanted = load_variables(folder / "pretrain", ("mae",), which)[0]["params"]["encoder"]
         jax.tree.map(np.testing.assert_array_equal, model.variables["params"], wanted)
-    config.which = "first"
     with pytest.raises(UserError, match="unknown checkpoint 'first'"):
-        describers.load_models(config)
+        Checkpoint(folder / "pretrain", "first")
 
 
 def test_what_finetuning_started_from_is_compared(folder, finetuned, monkeypatch):
@@ -287,8 +286,8 @@ def test_what_finetuning_started_from_is_compared(folder, finetuned, monkeypatch
         return load(run_folder, kinds, which)
 
     monkeypatch.setattr(describers, "load_variables", recording)
-    changes = {"checkpoint": str(finetuned), "compare": ("pretrained",)}
-    describers.load_models(toy(embed_config.get_config(), folder, **changes))
+    checkpoint = Checkpoint(finetuned)
+    checkpoint.compared("pretrained", checkpoint.recipe())
     assert loaded == [("finetune", "last"), ("pretrain", "best")]
 
 
@@ -319,24 +318,24 @@ def test_warm_starts(folder, finetuned):
     """Pretraining from a pretraining, finetuning with the head of a finetuning; other sizes not."""
     start = load_variables(folder / "pretrain", ("mae",))[0]["params"]
     config = toy(pretrain_config.get_config(), folder, checkpoint=str(folder / "pretrain"))
-    store, _ = pretrain.open_and_plan(config, folder / "none")
-    task = pretrain.Pretraining(config, store)
+    store, _ = pretraining.open_and_plan(config, folder / "none")
+    task = pretraining.Pretraining(config, store)
     warm = task.warm_start(jax.jit(task.init)(jax.random.key(5)))["params"]
     jax.tree.map(np.testing.assert_array_equal, warm, start)
     config.target = "pixel"
-    task = pretrain.Pretraining(config, store)
+    task = pretraining.Pretraining(config, store)
     new = jax.jit(task.init)(jax.random.key(5))
     warm = task.warm_start(new)["params"]
     jax.tree.map(np.testing.assert_array_equal, warm["encoder"], start["encoder"])
     jax.tree.map(np.testing.assert_array_equal, warm["decoder"], new["params"]["decoder"])
     config.model.width = 32
-    task = pretrain.Pretraining(config, store)
+    task = pretraining.Pretraining(config, store)
     with pytest.raises(UserError, match="the encoder in .* does not fit"):
         task.warm_start(jax.jit(task.init)(jax.random.key(5)))
     changes = {"netrvlad.init": "checkpoint", "checkpoint": str(finetuned)}
     tuned = finetune.resolve(toy(finetune_config.get_config(), folder, **changes))
     labels = np.arange(len(store)) % 12
-    task = finetune.Finetuning(tuned, store, labels)
+    task = finetuning.Finetuning(tuned, store, labels)
     warm = task.warm_start(jax.jit(task.init)(jax.random.key(5)))["params"]
     given = load_variables(finetuned, ("writer",))[0]["params"]
     jax.tree.map(np.testing.assert_array_equal, warm, given)

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 from store_helpers import make_store
 from toy import toy
 
-from saghog_jax import finetune, pretrain
+from saghog_jax import finetune
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import sharding
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.training import finetuning, pretraining
 from saghog_jax.training import gradients as objective
 
 LABELS = (np.arange(100) % 8).astype(np.int32)
@@ -31,10 +32,10 @@ def build(stage, store, folder, **changes):
     changes = {"augment.erode": 0.0, "augment.dilate": 0.0, **changes}
     if stage == "pretrain":
         config = toy(pretrain_config.get_config(), folder, **changes)
-        task = pretrain.Pretraining(config, store)
+        task = pretraining.Pretraining(config, store)
     else:
         config = toy(finetune_config.get_config(), folder, **{"checkpoint": "", **changes})
-        task = finetune.Finetuning(config, store, LABELS)
+        task = finetuning.Finetuning(config, store, LABELS)
     variables = jax.jit(task.init)(jax.random.key(1))
     batch = store.gather(np.arange(B) * 3)
     if stage == "finetune":

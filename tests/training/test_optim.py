@@ -10,12 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 from places import TESTS
 
-from saghog_jax import finetune
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.models.mae import MaskedAutoencoder
 from saghog_jax.models.vit import Encoder
 from saghog_jax.models.writer_model import WriterModel
-from saghog_jax.training import optim
+from saghog_jax.training import finetuning, optim
 from saghog_jax.weights.torch_names import published_name
 
 GOLDEN = TESTS / "golden"
@@ -185,7 +184,7 @@ def test_published_groups_of_finetuning():
     )  # fmt: skip
     model = WriterModel(Encoder(**SMALL), 4)
     params, names = parameters(model, jnp.zeros((1, 32, 32, 3)))
-    factors = optim.match_rules(params, finetune.rate_rules(config))
+    factors = optim.match_rules(params, finetuning.rate_rules(config))
     paths = jax.tree.leaves(optim.parameter_paths(params))
     factors = dict(zip(paths, jax.tree.leaves(factors), strict=True))
     group_of = {name: i for i, g in enumerate(GROUPS["finetune_groups"]) for name in g["params"]}
@@ -199,7 +198,7 @@ def test_published_groups_of_finetuning():
     its = np.minimum(golden["ft_group_its"], total - 1)
     rates = optim.learning_rate(its, optimizer, total, np)
     tx = optim.make_optimizer(
-        optimizer, total, finetune.rate_rules(config), finetune.decay_rules(config)
+        optimizer, total, finetuning.rate_rules(config), finetuning.decay_rules(config)
     )
     optimizer.start_learning_rate = optimizer.learning_rate  # so that the first step shows decay
     moved = moved_by_decay(tx, params)

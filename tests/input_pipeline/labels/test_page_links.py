@@ -10,12 +10,12 @@ from toy import toy
 from saghog_jax import verify
 from saghog_jax.configs import common, finetune
 from saghog_jax.configs import verify as verify_config
-from saghog_jax.finetune import make_labels
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels import page_links, pseudo_labels, sift_vlad
 from saghog_jax.input_pipeline.labels.page_links import ensure_links, link
 from saghog_jax.input_pipeline.store.opening import open_store
+from saghog_jax.training.labels import make_labels
 
 
 def config(**changes):

@@ -17,7 +17,7 @@ import pytest
 from places import ROOT
 from store_helpers import draw_page, sections, write_pages
 
-from saghog_jax import finetune, prepare, pretrain
+from saghog_jax import finetune, prepare
 from saghog_jax import regions as stage
 from saghog_jax.configs import common
 from saghog_jax.configs import finetune as finetune_config
@@ -38,6 +38,7 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
+from saghog_jax.training import pretraining
 
 PAGES = 5
 
@@ -534,9 +535,9 @@ class TestTraining:
         config = pretrain_config.get_config()
         config.data, config.regions = data, regions
         config.store = sections(tmp_path / "pages", tmp_path / "stores")[1]
-        assert pretrain.open_source(config).index["x"].max() < 100
+        assert pretraining.open_source(config).index["x"].max() < 100
         config.regions.backend = "none"
-        assert pretrain.open_source(config).index["x"].max() > 100
+        assert pretraining.open_source(config).index["x"].max() > 100
 
     def test_finetuning_too(self, halves, tmp_path, monkeypatch):
         data, regions = halves

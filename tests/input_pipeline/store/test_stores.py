@@ -6,7 +6,6 @@ import pytest
 from store_helpers import sections, write_pages
 from toy import toy
 
-from saghog_jax import finetune
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.input_pipeline.errors import UserError
@@ -15,6 +14,7 @@ from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
 from saghog_jax.stages import run_stage
+from saghog_jax.training import finetuning, labels
 
 CLUSTER, WRITER, PAGE = r"(\d+)", r"\d+_(\d+)", r"MAX_(\d+)"
 
@@ -95,16 +95,16 @@ def test_finetuning_learns_the_clusters_of_ready_cut_patches(tmp_path):
     )  # fmt: skip
     assert len(run_stage(config, tmp_path / "finetune").skipped) == 0
     store = open_store(config.data, config.store, silent)
-    labels = finetune.make_labels(config, store)
-    np.testing.assert_array_equal(labels, ready_labels(store))
-    with finetune.Finetuning(config, store, labels).batches(0) as batches:
+    classes = labels.make_labels(config, store)
+    np.testing.assert_array_equal(classes, ready_labels(store))
+    with finetuning.Finetuning(config, store, classes).batches(0) as batches:
         np.testing.assert_array_equal(np.unique(next(batches)["label"]), range(4))
     # Writers are labels too, and a name without clusters says so.
     config.labels = "writer"
-    np.testing.assert_array_equal(finetune.make_labels(config, store), store.writer_ids)
+    np.testing.assert_array_equal(labels.make_labels(config, store), store.writer_ids)
     config.labels, config.data.cluster_regex = "cluster", "()"
     with pytest.raises(UserError, match="has no labels of its own"):
-        finetune.make_labels(config, open_store(config.data, config.store, silent))
+        labels.make_labels(config, open_store(config.data, config.store, silent))
 
 
 def test_pretraining_reads_ready_cut_patches(tmp_path):
