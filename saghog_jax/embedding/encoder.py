@@ -214,17 +214,27 @@ def encoder_of_embeddings(
     """
     recipe = recipe_of_embeddings(meta, folder)
     model = Checkpoint(Path(checkpoint or run_folder_of(meta, folder)), meta["which"])
-    if len(recipe.parts) == 1 and meta["model"] in ("random", "pretrained"):
-        describers = [model.compared(meta["model"], recipe) or describers_of(model, recipe)[0]]
-    else:
-        describers = describers_of(model, recipe)
+    other = f"{model.folder} does not hold the model that made the embeddings"
+    try:
+        describers = _describers(model, recipe, meta["model"])
+    except UserError as error:
+        raise UserError(f"{other}: {error}") from None
     digests = [params_digest(describer.variables) for describer in describers]
     if digests != list(meta["digests"].values()):
-        raise UserError(f"{model.folder} does not hold the model that made the embeddings")
+        raise UserError(other)
     whitenings = None
     if recipe.patch_whitening != "none":
         whitenings = patch_whitening.load(folder / patch_whitening.FILE, describers, digests)
     return PageEncoder(recipe, describers, whitenings)
+
+
+def _describers(model: Checkpoint, recipe: PageRecipe, name: str) -> list[PatchDescriber]:
+    """The describers of an embeddings folder, by the name of its model."""
+    if name in ("random", "pretrained"):
+        compared = model.compared(name, recipe)
+        if compared is not None:
+            return [compared]
+    return describers_of(model, recipe)
 
 
 def recipe_of_embeddings(meta: Mapping, folder: Path) -> PageRecipe:

@@ -202,7 +202,8 @@ def recipe_parts(
       UserError: weights that are negative or leave nothing to the learned part.
     """
     sift.check_weights(sift_weights)
-    weights = {kind: weight for kind, weight in sift_weights.items() if weight}
+    # Always in this order, whatever the order in which the weights are given.
+    weights = {kind: sift_weights[kind] for kind in sift.KINDS if sift_weights.get(kind)}
     return (
         PartRecipe(descriptor, power, 1 - sum(weights.values())),
         *(PartRecipe(sift.descriptor_name(k), sift.POWER, w) for k, w in weights.items()),

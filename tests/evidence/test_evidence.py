@@ -153,7 +153,7 @@ def test_embeddings_that_do_not_say_how_they_were_made(tmp_path, capsys):
     data, arrays = retrieved(tmp_path, tmp_path / "out")
     assert data["evidence"] == {}
     assert arrays == {}
-    assert "meta.json of the embeddings has no 'model'" in capsys.readouterr().out
+    assert "has no recipe: it was not written by embed" in capsys.readouterr().out
 
 
 def test_without_the_model_the_report_is_made_and_says_so(folder, tmp_path, capsys):

@@ -1,0 +1,167 @@
+"""The Python API: five lines of a notebook, on folders of the recipe `small`."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+from places import ROOT
+from toy import toy
+
+import saghog_jax as sj
+from saghog_jax.configs import embed, finetune, pretrain
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.stages import STAGES
+
+TINY = Corpus(train_writers=4, test_writers=2, pages=2, width=320, height=160, lines=2)
+SMALL = {
+    "store.scale": 1.25,
+    "total_steps": 2,
+    "global_batch_size": 16,
+    "patches_per_class": 8,
+    "patches_per_bag": 2,
+    "labels": "page",
+    "sift_words": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pages, a model of the recipe `small` for pages enlarged 1.25 times, and embeddings."""
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", TINY, workers=1)
+    few = {"store.scale": 1.25, "total_steps": 2}
+    sj.run_stage(toy(pretrain.get_config("small"), folder, **few), folder / "pretrain")
+    sj.run_stage(toy(finetune.get_config("small"), folder, **SMALL), folder / "finetune")
+    sj.run_stage(toy(embed.get_config("plain"), folder), folder / "embed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+    gallery = sj.load_embeddings(folder / "embed")
+    return [gallery.image(row) for row in range(len(gallery))]
+
+
+def test_five_lines_of_a_notebook(folder, images):
+    script = f"""
+    import importlib
+    for stage in {STAGES}:
+        importlib.import_module(f"saghog_jax.{{stage}}")
+    import saghog_jax as sj
+    encoder = sj.load_encoder({str(folder / "finetune")!r})
+    x = encoder.embed([{str(images[1])!r}, {str(images[3])!r}])
+    gallery = sj.load_embeddings({str(folder / "embed")!r})
+    rows, similarity = sj.nearest(x, gallery, k=3)
+    assert rows[:, 0].tolist() == [1, 3], rows
+    assert similarity[:, 0].min() > 1 - 1e-4, similarity
+    assert rows.shape == similarity.shape == (2, 3)
+    """
+    before = sorted(path for path in folder.rglob("*"))
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True, timeout=300
+    )
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_importing_the_package_loads_no_jax():
+    code = "import sys, saghog_jax; dir(saghog_jax); assert not {'jax', 'cv2'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    for name in sj.__all__:
+        assert callable(getattr(sj, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sj.nothing
+
+
+def test_the_stage_embed_and_the_api_make_the_same_descriptors(folder, images):
+    gallery = sj.load_embeddings(folder / "embed")
+    assert gallery.meta["recipe"]["rule"]["scale"] == 1.25
+    assert gallery.meta["recipe"]["scales"] == [1.0, 0.5, 1.4]
+    for where in ("finetune", "embed"):
+        x = sj.load_encoder(folder / where).embed(images[:2])
+        assert x.dtype == np.float32
+        # Batches of other pages: the last bits of sums of 1,000 patches differ.
+        np.testing.assert_allclose(x, gallery.descriptors[:2], atol=2e-3)
+        assert (x * gallery.descriptors[:2]).sum(1).min() > 1 - 1e-5
+
+
+def test_paths_pil_images_and_arrays_are_one_page(folder, images):
+    encoder = sj.load_encoder(folder / "finetune")
+    with Image.open(images[0]) as image:
+        forms = [images[0], str(images[0]), image, np.asarray(image.convert("RGB"))]
+        x = encoder.embed(forms)
+    np.testing.assert_allclose(x, x[[0] * 4], atol=1e-5)
+    cuts = encoder.patches(images[0])
+    assert len(cuts) == 3
+    assert cuts[0].patches.shape[1:] == (32, 32, 3)
+    with pytest.raises(PageError, match=r"image 1: an array float64 \[4, 4\]: give uint8"):
+        encoder.embed([images[0], np.zeros((4, 4))])
+    with pytest.raises(PageError, match="nowhere.png: cannot read it: No such file"):
+        encoder.embed(["nowhere.png"])
+    with pytest.raises(PageError, match="image 0: no patch passed the rule"):
+        encoder.embed([np.full((200, 200), 255, np.uint8)])
+    assert encoder.embed([]).shape == (0, x.shape[1])
+
+
+def test_nearest_refuses_descriptors_of_another_recipe(folder, images, tmp_path):
+    gallery = sj.load_embeddings(folder / "embed")
+    x = sj.load_encoder(folder / "finetune").embed(images[:2])
+    config = toy(embed.get_config("plain"), folder, power=0.5)
+    sj.run_stage(config, tmp_path / "powers")
+    other = sj.load_embeddings(tmp_path / "powers")
+    for queries in (x, x[:1], gallery):
+        with pytest.raises(UserError, match="was embedded with parts .*embed both alike"):
+            sj.nearest(queries, other)
+    with pytest.raises(UserError, match=r"queries are \[2, 7\]"):
+        sj.nearest(np.zeros((2, 7), np.float32), gallery)
+    # A plain array tells nothing; it is taken as it is.
+    rows, _ = sj.nearest(np.array(x), other, k=1)
+    assert rows.shape == (2, 1)
+
+
+def test_the_command_line_overrides_the_recipe_and_meta_records_it(folder, tmp_path):
+    changes = {"scales": (1.0,), "sift.keypoint": 0.0, "store.max_patches_per_page": 20}
+    sj.run_stage(toy(embed.get_config("plain"), folder, **changes), tmp_path)
+    recipe = sj.load_embeddings(tmp_path).meta["recipe"]
+    assert recipe["scales"] == [1.0]
+    assert recipe["rule"]["max_patches_per_page"] == 20
+    assert [part["descriptor"] for part in recipe["parts"]] == ["netrvlad", "sift_patch"]
+    # What is not given is the recipe's of the run.
+    assert (recipe["rule"]["scale"], recipe["rule"]["keypoint_on_ink"]) == (1.25, False)
+
+
+def test_evaluate_gives_the_metrics_of_retrieval(folder):
+    figures = sj.evaluate(folder / "embed")
+    assert 0 < figures["map"] <= 1
+    assert figures == sj.evaluate(sj.load_embeddings(folder / "embed"))
+
+
+def test_explain_divides_the_similarity_among_the_patches(folder, images):
+    gallery = sj.load_embeddings(folder / "embed")
+    encoder = sj.load_encoder(folder / "embed")
+    evidence = sj.explain(encoder, images[0], images[1], gallery)
+    similarity = float(np.asarray(gallery.descriptors[0]) @ gallery.descriptors[1])
+    assert evidence.similarity == pytest.approx(similarity, abs=1e-4)
+    for side in (evidence.query, evidence.match):
+        total = float(side.contributions.sum())
+        assert total == pytest.approx(evidence.similarity - side.mean, abs=1e-4)
+    assert len(evidence.pairs) == len(evidence.cosines) <= 6
+    alone = sj.explain(encoder, images[0], images[1])
+    assert alone.query.mean == 0
+    assert float(alone.query.contributions.sum()) == pytest.approx(similarity, abs=1e-4)
+
+
+def test_a_stage_returns_what_it_did(folder, tmp_path):
+    result = sj.run_stage(toy(embed.get_config("plain"), folder), folder / "embed")
+    assert result.paths == {"finetuned": folder / "embed"}
+    assert result.counts == {"pages": 4}
+    assert result.skipped == ()
+    assert [following.stage for following in result.following] == ["retrieve"]
+    config = toy(embed.get_config("plain"), folder)
+    config.unlock().stage = "nothing"
+    with pytest.raises(UserError, match="unknown stage 'nothing', known: prepare"):
+        sj.run_stage(config, tmp_path)
