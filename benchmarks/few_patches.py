@@ -2,28 +2,28 @@
 
     python -m benchmarks.few_patches DATA CHECKPOINT
 
-DATA holds the sets of benchmarks/quality.py, of which the *training* halves are read; CHECKPOINT is
-a run folder of finetune.py:small. Every image asks with N of its patches, all others answer with
-all of theirs (of one sheet are left out). The N are drawn from the whole image (`spread`), or are
-those nearest to one of them (`together`, as on a fragment). Prints mAP / Top-1 as a Markdown table.
+DATA holds the sets of benchmarks/quality.py; the *training* halves are read. CHECKPOINT is a run
+folder of finetune.py:small; its learned descriptor alone is used. Every image is a query with N of
+its patches; the gallery is all other images with all patches, without those of the same sheet. The
+N patches are drawn from the whole image (`spread`), or are nearest to one patch (`together`, as on
+a fragment). Prints mAP / Top-1 as a Markdown table.
 """
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import quality_data
-from saghog_jax.configs import embed
-from saghog_jax.embedding.describer import Describer
-from saghog_jax.embedding.describers import load_models
-from saghog_jax.evidence.attribution import Clusters, PagePatches, page_total
-from saghog_jax.input_pipeline.cutting.patches import Rule
+from saghog_jax.embedding.describers import Checkpoint, describers_of
+from saghog_jax.embedding.encoder import PageEncoder
+from saghog_jax.embedding.pooler import PagePatches
+from saghog_jax.evidence.attribution import Clusters, page_total
 from saghog_jax.input_pipeline.pages.manifest import read_csv
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import metrics
-from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 
 COUNTS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 WAYS = ("spread", "together")
@@ -48,21 +48,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("checkpoint")
     args = parser.parse_args()
-    config = embed.get_config("small")
-    config.checkpoint = args.checkpoint
-    rule = Rule.from_config(config.store)
-    (model,) = load_models(config)
+    checkpoint = Checkpoint(Path(args.checkpoint))
+    recipe = replace(checkpoint.recipe(), scales=(1.0,)).alone("netrvlad")
+    encoder = PageEncoder(recipe, describers_of(checkpoint, recipe))
     with tempfile.TemporaryDirectory() as folder:
         manifest = read_csv(quality_data.write_manifests(args.data, Path(folder), "test")["train"])
-        cuts = stream_cuts(
-            manifest.root, manifest.pages, rule, config.data.max_pixels, config.store.workers, None
-        )
-        describer = Describer(model)
-        pages = [describer.page(cut, rule.patch_size) for (cut,) in cuts]
-    clusters = Clusters(model.centroids, model.intra_normalize)
+        rule, pixels = recipe.cutting_rule, recipe.max_pixels
+        cuts = stream_cuts(manifest.root, manifest.pages, rule, pixels, 0)
+        pages = [encoder.describe(page_cuts)[0][0] for page_cuts in cuts]
+    (describer,) = encoder.describers
+    clusters = Clusters(describer.centroids, describer.intra_normalize)
 
     def vector(page: PagePatches) -> np.ndarray:
-        return l2_normalize(power_norm(page_total(page, clusters), config.power))
+        return recipe.join([[page_total(page, clusters)[None]]])[0]
 
     gallery = np.stack([vector(page) for page in pages])
     columns = {key: np.array([p.extra[key] for p in manifest.pages]) for key in ("set", "sheet")}

@@ -39,7 +39,7 @@ from saghog_jax.retrieval.ranking import score_rows
 from saghog_jax.stages import run_stage
 
 SAMPLES = 10_000
-SIFT = tuple(patch_sift.name(kind) for kind in patch_sift.KINDS)
+SIFT = tuple(patch_sift.descriptor_name(kind) for kind in patch_sift.KINDS)
 # Rows that later rows are compared with.
 COMPARED = ("sift_vlad", "linked", "sift", "recipe")
 # Patches of a page at a size, at most; the recipe takes 2,500, which whole images gain by.
@@ -232,7 +232,7 @@ class Bench:
         for kind in (kind for kind in patch_sift.KINDS if row.sift.get(kind)):
             # By the words of one model for all: each fits them on the same patches.
             out, _ = self.embed(Row("", "", {}, {}), pages)
-            parts.append(load_embeddings(out / patch_sift.name(kind)))
+            parts.append(load_embeddings(out / patch_sift.descriptor_name(kind)))
             shares.append(row.sift[kind])
         x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
         return parts[0], x, seen

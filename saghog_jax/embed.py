@@ -5,8 +5,6 @@ main process writes the folders when all pages are embedded.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,8 +15,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.devices import distributed, precision
-from saghog_jax.embedding import folders, journal, patch_whitening
+from saghog_jax.devices import distributed
+from saghog_jax.embedding import folders, input_digests, journal, patch_whitening
 from saghog_jax.embedding.describers import (
     Checkpoint,
     PatchDescriber,
@@ -30,13 +28,10 @@ from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
-from saghog_jax.input_pipeline.store.build import FINGERPRINTS
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH
 from saghog_jax.runs.checkpoint import params_digest
 from saghog_jax.runs.metrics_log import Pace
 from saghog_jax.runs.stage_result import NextStage, StageResult
@@ -80,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     work = _open(config, checkpoint)
     encoder = _encoder(work, [None] * len(work.describers))
     outputs = folders.outputs_of(encoder, config.compare, workdir)
-    input_digest = distributed.main_first(lambda: _identity(work))
+    input_digest = distributed.main_first(lambda: _digest(work))
     finished = all(folders.input_digest(output.folder) == input_digest for output in outputs)
     distributed.barrier("looked")
     if finished:
@@ -213,38 +208,17 @@ def _check(config: ConfigDict) -> None:
 def _whitenings(
     work: _Work, masks: Sequence[PageMask] | None, kept: Path
 ) -> list[whitening.Whitening | None]:
-    """The whitening of each describer's patches; what was fitted is kept, to continue with."""
-    config, describers = work.config, work.describers
-    whitenings: list[whitening.Whitening | None] = [None] * len(describers)
-    mode = config.patch_whitening.mode
-    if mode == "load":
-        path = Path(config.patch_whitening.file)
-        whitenings = list(patch_whitening.load(path, describers, work.digests))
-    elif mode == "fit":
-        views = work.manifest.at_scales(work.recipe.scales)
-        of_views = [mask for mask in masks for _ in work.recipe.scales] if masks else None
-
-        def fit() -> list[whitening.Whitening]:
-            where = [
-                patch_whitening.file_of(kept.parent, describer, first=not i)
-                for i, describer in enumerate(describers)
-            ]
-            if not all(path.exists() for path in where):
-                fitted = patch_whitening.fit(config, describers, views, work.rule, of_views)
-                for path, one, digest in zip(where, fitted, work.digests, strict=True):
-                    whitening.save(one, path, digest)
-            return patch_whitening.load(kept, describers, work.digests)
-
-        whitenings = list(distributed.main_first(fit))
-    for describer, fitted in zip(describers, whitenings, strict=True):
-        width = describer.dim if fitted is None else len(fitted.variances)
-        if config.pooling == "gmp" and width > GMP_MAX_WIDTH:
-            raise UserError(
-                f"config.pooling=gmp pools patch descriptors of width {GMP_MAX_WIDTH} at most; "
-                f"those of {describer.name} have {width}; --config.patch_whitening.mode=fit "
-                "--config.patch_whitening.dim=512 makes fewer of them"
-            )
-    return whitenings
+    """The whitening of each describer's patches; `kept` is the file of the first."""
+    scales = work.recipe.scales
+    return patch_whitening.whitenings(
+        work.config,
+        work.describers,
+        work.digests,
+        work.manifest.at_scales(scales),
+        work.rule,
+        [mask for mask in masks for _ in scales] if masks else None,
+        kept,
+    )
 
 
 def _announce(work: _Work, names: Sequence[str], finished_views: int) -> None:
@@ -340,38 +314,7 @@ def _page_cuts(
                 yield cut
 
 
-def _identity(work: _Work) -> str:
-    """SHA-256 over all that decides the embeddings: page contents, recipe, weights and masks.
-
-    Names and labels of pages do not count: they can be corrected without embedding again.
-    """
-    config, manifest, masks = work.config, work.manifest, work.masks
-    contents = fingerprints(
-        manifest.root,
-        (page.path for page in manifest.pages),
-        Path(config.store.root) / FINGERPRINTS,
+def _digest(work: _Work) -> str:
+    return input_digests.digest(
+        work.recipe, work.describers, work.digests, work.manifest, work.masks, work.config
     )
-    recipe = replace(
-        work.recipe, regions={}, precision=precision.resolve_name(work.recipe.precision)
-    )
-    decides = {
-        "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],
-        "recipe": recipe.to_json(),
-        "describers": [
-            [d.name, d.input, digest]
-            for d, digest in zip(work.describers, work.digests, strict=True)
-        ],
-        "patch_whitening": _whitening_identity(config),
-        **({"regions": [masks.identity, masks.digests]} if masks else {}),
-    }
-    text = json.dumps(decides, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _whitening_identity(config: ConfigDict) -> list:
-    section = config.patch_whitening
-    if section.mode == "load":
-        # The content of the file, not its place.
-        path = Path(section.file)
-        return ["load", hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""]
-    return ["fit", section.dim, section.samples] if section.mode == "fit" else []

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax.devices import distributed
 from saghog_jax.embedding.describers import PatchDescriber
 from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
@@ -20,6 +21,7 @@ from saghog_jax.input_pipeline.regions.masks import PageMask
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import whitening
+from saghog_jax.retrieval.aggregate import GMP_MAX_WIDTH
 from saghog_jax.retrieval.whitening import Whitening
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,51 @@ def load(
             )
         whitenings.append(fitted)
     return whitenings
+
+
+def whitenings(
+    config: ConfigDict,
+    describers: Sequence[PatchDescriber],
+    digests: Sequence[str],
+    manifest: Manifest,
+    rule: Rule,
+    masks: Sequence[PageMask] | None,
+    kept: Path,
+) -> list[Whitening | None]:
+    """The whitening that a config of configs/embed.py asks for, of each describer; None: none.
+
+    Args:
+      digests: of the weights of the describers.
+      manifest, masks: see `fit`.
+      kept: file of the first describer; fitted whitenings are kept there and reused.
+
+    Raises:
+      UserError: see `fit` and `load`; descriptors that are too wide for pooling `gmp`.
+    """
+    found: list[Whitening | None] = [None] * len(describers)
+    mode = config.patch_whitening.mode
+    if mode == "load":
+        found = list(load(Path(config.patch_whitening.file), describers, digests))
+    elif mode == "fit":
+
+        def ensure() -> list[Whitening]:
+            files = [file_of(kept.parent, d, first=not i) for i, d in enumerate(describers)]
+            if not all(path.exists() for path in files):
+                fitted = fit(config, describers, manifest, rule, masks)
+                for path, one, digest in zip(files, fitted, digests, strict=True):
+                    whitening.save(one, path, digest)
+            return load(kept, describers, digests)
+
+        found = list(distributed.main_first(ensure))
+    for describer, fitted in zip(describers, found, strict=True):
+        width = describer.dim if fitted is None else len(fitted.variances)
+        if config.pooling == "gmp" and width > GMP_MAX_WIDTH:
+            raise UserError(
+                f"config.pooling=gmp pools patch descriptors of width {GMP_MAX_WIDTH} at most; "
+                f"those of {describer.name} have {width}; --config.patch_whitening.mode=fit "
+                "--config.patch_whitening.dim=512 makes fewer of them"
+            )
+    return found
 
 
 def fit(

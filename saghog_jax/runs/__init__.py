@@ -1,0 +1,1 @@
+"""Run folders: checkpoints, metrics, reports and pictures of a training run."""
