@@ -54,72 +54,74 @@ PATCH_BYTES = 32 * 32 * 3 + 32 * 32 // 8
 TEXT = """# Scaling
 
 Written by `python -m benchmarks.scaling --write` from the compiled programs of the step at paper
-size in mixed precision (jax {jax}, virtual CPU devices). Nothing here was run on accelerators; what
-is assumed is said.
+size in mixed precision (jax {jax}, virtual CPU devices). Nothing here was run on accelerators;
+assumptions are marked as such.
 
-## A patch of pretraining
+## FLOPs and bytes of a patch in pretraining
 
 | what | a patch |
 |---|---|
 {a_patch}
 
-The compiled step has fewer FLOPs than the plain model because the last decoder block is computed
-for removed tokens alone, which is exact. Bytes are those of the CPU program at batch {a_device}:
+The compiled step has fewer FLOPs than the plain model because it computes the last decoder block
+only for removed tokens, which is exact. Bytes are those of the CPU program at batch {a_device}:
 operands and results of every instruction, after fusion.
 
-## What devices exchange
+## Communication between devices
 
-Pretraining, {a_device} patches a device. MiB that each of n devices sends in a step, if exchanges
-go round rings. Theory, in float32: over `data` the gradients are summed, 2 (n - 1) / n times the
-parameters; over `fsdp` split parameters are gathered for the forward and for the backward pass and
-their gradients summed and scattered, 3 (n - 1) / n times. A compiler that sums whole gradients and
-keeps a slice of them needs 4 (n - 1) / n, one that keeps gathered parameters for the backward pass
-one less. XLA for CPUs does both: whole gradients summed, 2, and parameters gathered once, 1, which
-is the same number of bytes. (A ratio a little below 1 over `data`: queries of the decoder are made
-of a table of positions, and its gradient is smaller than that of their kernel.)
+Pretraining, {a_device} patches on each device. The table gives the MiB that each of n devices sends
+in a step, with ring collectives. Theory, in float32: over `data` the gradients are summed, which
+takes 2 (n - 1) / n times the parameters. Over `fsdp` split parameters are gathered for the forward
+and for the backward pass, and their gradients are summed and scattered: 3 (n - 1) / n times. A
+compiler that sums whole gradients and keeps a slice of them needs 4 (n - 1) / n. A compiler that
+keeps the gathered parameters for the backward pass needs one less. XLA for CPUs does both: it sums
+whole gradients (2) and gathers parameters once (1), which is the same number of bytes. (Over `data`
+the ratio is a little below 1: queries of the decoder are computed from a table of positions, and
+the gradient of the resulting queries is smaller than that of their kernel.)
 
 | axis | devices | collectives | MiB sent | theory | ratio | by kind, MiB |
 |---|---|---|---|---|---|---|
 {exchange}
 
-What a device sends hardly grows with their number: with the batch a device fixed, the time of a
-step stays the same as long as the exchange is hidden behind the backward pass.
+The number of devices hardly changes how much one device sends. With a fixed batch on each device,
+the time of a step stays the same as long as the backward pass hides the communication.
 
-Finetuning sees the similarities of the global batch: features and assignments of all patches are
-exchanged too, and their gradients. The least there is are 2 (n - 1) times what a device has of
-them, {rows_mib} MiB: gathered forward, their gradients summed and scattered backward. Over
-`data`, {a_device} patches a device:
+Finetuning compares all patches of the global batch, so features and assignments of all patches are
+exchanged too, and their gradients. The minimum is 2 (n - 1) times the features and assignments of
+one device, {rows_mib} MiB: they are gathered forward, and their gradients are summed and scattered
+backward. Over `data`, {a_device} patches on each device:
 
-| devices | MiB sent | of gradients (theory) | for the metric loss | least |
+| devices | MiB sent | of gradients (theory) | for the metric loss | minimum |
 |---|---|---|---|---|
 {metric}
 
-This part grows with the devices, because the batch does. It is small on a host and outweighs the
-gradients on 64 devices; two thirds of it could be saved.
+This part grows with the number of devices, because the global batch grows. It is small on one host
+and larger than the gradients on 64 devices; two thirds of it could be saved.
 
 ## What to expect of an accelerator
 
-A roofline. *As compiled*, each instruction takes the longer of its products at {product_share} of
-the data sheet's rate and its bytes at {memory_share} of the memory's, one after the other. The
-shares are assumptions, and so is that fusions are those of the CPU program, which writes the
-float32 results of products before it works on them: compilers for accelerators fuse that, so this
-is a floor. *Products alone* take the first of the two times only: a ceiling, as if all else were
-hidden. What is to be expected lies between; small batches, which leave units idle, bring it nearer
-to the floor. Data sheets:
+This is a roofline model. *As compiled*: each instruction takes the longer of two times, its products
+at {product_share} of the data sheet's rate and its bytes at {memory_share} of the memory's rate;
+instructions run one after the other. The two percentages are assumptions. A further assumption is
+that fusions are those of the CPU program. That program writes the float32 results of products
+before it works on them. Compilers for accelerators fuse these operations, so this bound is the
+slower one. *Products alone*: only the time of the products counts, as if everything else were
+hidden. This bound is the faster one. The real speed lies between; small batches leave units idle
+and bring it nearer to the slower bound. Data sheets:
 
 {chips}
 
-Utilisation counts the FLOPs of the plain model against the data sheet. `exchange` is the sum of all
-gradients over `data` in ms at {link_share} of the links within a host, which the backward pass, two
-thirds of the step, can hide if it is shorter. The last two columns are what the loader of a host
-must give.
+Utilisation is the FLOPs of the plain model relative to the data sheet. `exchange` is the time in ms
+to sum all gradients over `data` at {link_share} of the links within a host. The backward pass, two
+thirds of the step, can hide it if it is shorter. The last two columns are the rates that the loader
+of a host must deliver.
 
 | chip | batch | bound | step, ms | patches/s | utilisation | exchange | a host: patches/s | GB/s |
 |---|---|---|---|---|---|---|---|---|
 {roofline}
 
-A core reads the patch store at the rate that `python -m benchmarks.loader` prints. Where a host
-cannot give what its accelerators take, they wait, and the log tells the share of time.
+One core reads the patch store at the rate that `python -m benchmarks.loader` prints. If a host is
+slower than its accelerators need, they wait, and the log shows the fraction of time.
 """
 
 

@@ -8,9 +8,11 @@ RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
 INTRODUCTION = """# Figures
 
-Made by `python -m benchmarks.run`, from the files in `results/`; not typed. Medians of the rounds
-(the range behind them); where two programs are compared, both ran alternately in one process or one
-run. A figure that was to be reached says so. To measure again: `python -m benchmarks.run NAME`.
+`python -m benchmarks.run` makes this page from the files in `results/`; nothing is typed by hand.
+Figures are medians of the rounds; the range gives the lowest and the highest round (number of
+rounds). If two programs are compared, both ran alternately in one process or one run. If a figure
+had a target, the last column says whether the figure reaches it. "ours" is this program. To measure
+again: `python -m benchmarks.run NAME`.
 """
 
 
@@ -28,7 +30,7 @@ def _section(result: dict) -> str:
         f"`{result['command']}` · {result['date']} · {machine['cores']} cores of "
         f"{machine['processor']} ({instructions}), {machine['memory_gib']} GiB · "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}\n",
-        "| figure | median | unit | range | wanted |",
+        "| figure | median | unit | range | target |",
         "|---|---|---|---|---|",
         *(_row(figure) for figure in result["figures"]),
         "",
@@ -40,10 +42,10 @@ def _row(figure: dict) -> str:
     spread = ""
     if figure["rounds"] > 1:
         spread = f"{_number(figure['low'])} to {_number(figure['high'])} ({figure['rounds']})"
-    wanted = ""
+    target = ""
     if "target" in figure:
-        wanted = f"{figure['target']}: {'holds' if figure['holds'] else '**missed**'}"
-    cells = (figure["name"], _number(figure["median"]), figure["unit"], spread, wanted)
+        target = f"{figure['target']}: {'holds' if figure['holds'] else '**missed**'}"
+    cells = (figure["name"], _number(figure["median"]), figure["unit"], spread, target)
     return f"| {' | '.join(cells)} |"
 
 
