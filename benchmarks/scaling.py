@@ -100,9 +100,9 @@ and larger than the gradients on 64 devices; two thirds of it could be saved.
 
 ## What to expect of an accelerator
 
-This is a roofline model. *As compiled*: each instruction takes the longer of two times, its products
-at {product_share} of the data sheet's rate and its bytes at {memory_share} of the memory's rate;
-instructions run one after the other. The two percentages are assumptions. A further assumption is
+This is a roofline model. *As compiled*: each instruction takes the longer of two times, its
+products at {product_share} of the data sheet's rate and its bytes at {memory_share} of the memory's
+rate; instructions run one after the other. The two percentages are assumptions. It is also assumed
 that fusions are those of the CPU program. That program writes the float32 results of products
 before it works on them. Compilers for accelerators fuse these operations, so this bound is the
 slower one. *Products alone*: only the time of the products counts, as if everything else were
