@@ -36,7 +36,7 @@ THEIRS = ("checkpoints", "tensorboard")
 # Keys below these are free: names of files, libraries, fields of configs, writers, statuses.
 FREE = (
     *("config", "libraries", "sha256", "counts", "parameters", "weights", "versions", "settings"),
-    *("keypoints", "store", "regions", "regions_config", "per_writer", "embeddings"),
+    *("keypoints", "store", "regions", "rule", "digests", "per_writer", "embeddings"),
     *("queries", "gallery"),
 )
 TINY = Corpus(train_writers=3, test_writers=2, pages=3, width=360, height=200, lines=3)
