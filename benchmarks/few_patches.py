@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     args = parser.parse_args()
     checkpoint = Checkpoint(Path(args.checkpoint))
-    recipe = replace(checkpoint.recipe(), scales=(1.0,)).alone("netrvlad")
+    recipe = replace(checkpoint.recipe().resolved(), scales=(1.0,)).alone("netrvlad")
     encoder = PageEncoder(recipe, describers_of(checkpoint, recipe))
     with tempfile.TemporaryDirectory() as folder:
         manifest = read_csv(quality_data.write_manifests(args.data, Path(folder), "test")["train"])

@@ -128,7 +128,7 @@ def _open(config: ConfigDict, checkpoint: Checkpoint) -> _Work:
     Raises:
       UserError: see `run`.
     """
-    recipe = checkpoint.recipe().with_config(config)
+    recipe = checkpoint.recipe().with_config(config).resolved()
     describers = describers_of(checkpoint, recipe)
     known = {describer.name for describer in describers}
     describers += compared_describers(checkpoint, recipe, config.compare, known)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.devices import precision as precisions
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
 from saghog_jax.embedding.recipe import PageRecipe, default_recipe, read_recipe
@@ -167,7 +166,7 @@ class Checkpoint:
         return None if store is None else store.scale
 
     def learned(self, source: str, precision: str) -> PatchDescriber:
-        """The model of the checkpoint; arguments as in `PageRecipe`."""
+        """The model of the checkpoint; arguments as in `PageRecipe`, the precision resolved."""
         run = _with_precision(self._run, precision)
         if self._finetuned:
             return netrvlad_describer("finetuned", run, self._variables, source)
@@ -237,10 +236,10 @@ def compared_describers(
 
 
 def _with_precision(run: ConfigDict, precision: str) -> ConfigDict:
-    """The config of a run with the precision that embeds, resolved for this machine."""
+    """The config of a run with the precision that embeds."""
     run = run.copy_and_resolve_references()
     run.precision = precision
-    return precisions.resolve(run)
+    return run
 
 
 def _untrained(run: ConfigDict) -> dict:

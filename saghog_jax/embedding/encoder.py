@@ -197,7 +197,7 @@ def load_encoder(
         meta = embeddings.read_meta(folder)
         return encoder_of_embeddings(meta, folder, checkpoint)
     model = Checkpoint(folder, which)
-    recipe = model.recipe()
+    recipe = model.recipe().resolved()
     return PageEncoder(recipe, describers_of(model, recipe))
 
 
@@ -212,7 +212,7 @@ def encoder_of_embeddings(
     Raises:
       UserError: the embeddings are not of `embed`; the run folder does not hold their model.
     """
-    recipe = recipe_of_embeddings(meta, folder)
+    recipe = recipe_of_embeddings(meta, folder).resolved()
     model = Checkpoint(Path(checkpoint or run_folder_of(meta, folder)), meta["which"])
     other = f"{model.folder} does not hold the model that made the embeddings"
     try:

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from saghog_jax.devices import precision
 from saghog_jax.embedding import patch_whitening
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal, PageResult
@@ -150,8 +149,6 @@ def _meta(embedded: Embedded, output: Output) -> dict:
             f"{recipe.patch_whitening}, {len(fitted.variances)} dims from {fitted.pages:,} patches"
         )
         recipe = replace(recipe, patch_whitening=text)
-    resolved = precision.resolve_name(recipe.precision)
-    recipe = replace(recipe, precision=resolved)
     numbers = zip(recipe.parts, output.describers, strict=True)
     return {
         "model": output.name,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax.devices import precision
 from saghog_jax.embedding.describers import PatchDescriber
 from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
@@ -30,6 +29,7 @@ def digest(
     Names and labels of pages do not count: they can be corrected without embedding again.
 
     Args:
+      recipe: with a resolved precision.
       weights: digests of the weights of the describers.
       config: of configs/embed.py.
     """
@@ -38,7 +38,7 @@ def digest(
         (page.path for page in manifest.pages),
         Path(config.store.root) / FINGERPRINTS,
     )
-    recipe = replace(recipe, regions={}, precision=precision.resolve_name(recipe.precision))
+    recipe = replace(recipe, regions={})
     decides = {
         "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],
         "recipe": recipe.to_json(),

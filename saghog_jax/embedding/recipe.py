@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax.devices import precision
 from saghog_jax.embedding import sift
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.cutting.rules import published_rule
@@ -101,6 +102,10 @@ class PageRecipe:
         weights = {part.descriptor: part.weight for part in self.parts}
         names = {kind: sift.descriptor_name(kind) for kind in sift.KINDS}
         return {kind: weights[name] for kind, name in names.items() if name in weights}
+
+    def resolved(self) -> "PageRecipe":
+        """This recipe with the precision `auto` replaced by what suits this machine."""
+        return replace(self, precision=precision.resolve_name(self.precision))
 
     def factors(self, page_scale: float = 1.0) -> list[float]:
         """Factors by which a page is resized, one for each scale; `page_scale` is the page's."""

@@ -287,7 +287,7 @@ def test_what_finetuning_started_from_is_compared(folder, finetuned, monkeypatch
 
     monkeypatch.setattr(describers, "load_variables", recording)
     checkpoint = Checkpoint(finetuned)
-    checkpoint.compared("pretrained", checkpoint.recipe())
+    checkpoint.compared("pretrained", checkpoint.recipe().resolved())
     assert loaded == [("finetune", "last"), ("pretrain", "best")]
 
 
