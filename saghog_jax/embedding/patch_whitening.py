@@ -101,30 +101,30 @@ def whitenings(
     Raises:
       UserError: see `fit` and `load`; descriptors that are too wide for pooling `gmp`.
     """
-    found: list[Whitening | None] = [None] * len(describers)
+    fitted: list[Whitening | None] = [None] * len(describers)
     mode = config.patch_whitening.mode
     if mode == "load":
-        found = list(load(Path(config.patch_whitening.file), describers, digests))
+        fitted = list(load(Path(config.patch_whitening.file), describers, digests))
     elif mode == "fit":
 
         def ensure() -> list[Whitening]:
             files = [file_of(kept.parent, d, first=not i) for i, d in enumerate(describers)]
             if not all(path.exists() for path in files):
-                fitted = fit(config, describers, manifest, rule, masks)
-                for path, one, digest in zip(files, fitted, digests, strict=True):
+                new = fit(config, describers, manifest, rule, masks)
+                for path, one, digest in zip(files, new, digests, strict=True):
                     whitening.save(one, path, digest)
             return load(kept, describers, digests)
 
-        found = list(distributed.main_first(ensure))
-    for describer, fitted in zip(describers, found, strict=True):
-        width = describer.dim if fitted is None else len(fitted.variances)
+        fitted = list(distributed.main_first(ensure))
+    for describer, one in zip(describers, fitted, strict=True):
+        width = describer.dim if one is None else len(one.variances)
         if config.pooling == "gmp" and width > GMP_MAX_WIDTH:
             raise UserError(
                 f"config.pooling=gmp pools patch descriptors of width {GMP_MAX_WIDTH} at most; "
                 f"those of {describer.name} have {width}; --config.patch_whitening.mode=fit "
                 "--config.patch_whitening.dim=512 makes fewer of them"
             )
-    return found
+    return fitted
 
 
 def fit(

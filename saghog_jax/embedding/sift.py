@@ -44,7 +44,7 @@ def descriptor_name(kind: str) -> str:
 
 
 def words_file(kind: str) -> str:
-    """Where the words of a kind lie in a run folder."""
+    """The file with the visual words of a kind in a run folder."""
     return f"sift_words_{kind}.npy"
 
 
@@ -61,7 +61,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
 
 
 def describe(kind: str, binary: jax.Array, descriptors: jax.Array | None) -> jax.Array:
-    """RootSIFT of a kind, float32 [b, 128], zeros where there is no edge.
+    """RootSIFT of a kind, float32 [b, 128], zeros where the patch has no edge.
 
     Args:
       binary: float [b, s, s, 1], ink and paper.
@@ -110,8 +110,8 @@ def _matrices(s: int) -> tuple[np.ndarray, np.ndarray]:
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * _SIGMA**2))
     blur = np.zeros((s, s))
     for at in range(s):
-        taken = np.clip(np.arange(at - reach, at + reach + 1), 0, s - 1)
-        np.add.at(blur[at], taken, kernel / kernel.sum())
+        columns = np.clip(np.arange(at - reach, at + reach + 1), 0, s - 1)
+        np.add.at(blur[at], columns, kernel / kernel.sum())
     # The keypoint is pixel s/2; a cell is s/4 wide.
     place = (np.arange(s) - s // 2) * _CELLS / s
     near = np.maximum(0, 1 - np.abs(place + (_CELLS - 1) / 2 - np.arange(_CELLS)[:, None]))
@@ -127,13 +127,13 @@ def nearest_word(x: jax.Array, words: jax.Array) -> jax.Array:
 
 
 def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> None:
-    """Fits words on patches of a store and saves them in a run folder, unless they are there.
+    """Fits visual words on patches of a store and saves them in a run folder, unless it has them.
 
     Args:
-      rows: patches that may be used; `SAMPLES` of them are, spread evenly.
+      rows: patches to choose from; at most `SAMPLES`, spread evenly, are used.
 
     Raises:
-      UserError: fewer patches than words, or a store that keeps no descriptors.
+      UserError: there are fewer patches than words, or the store keeps no descriptors.
     """
     lacking = [kind for kind in KINDS if not (folder / words_file(kind)).exists()]
     if not lacking:
@@ -153,20 +153,20 @@ def _described(kind: str, store: Store, rows: np.ndarray) -> np.ndarray:
     if kind == "keypoint":
         return root_sift(store.descriptors(rows))
     compute = jax.jit(lambda batch: upright(inputs.decode(batch)[1]))
-    found = []
+    parts = []
     for first in range(0, len(rows), _BATCH):
         part = rows[first : first + _BATCH]
         # The last batch is filled up so that only one shape is compiled.
         batch = store.gather(np.resize(part, _BATCH))
-        found.append(np.asarray(compute(batch))[: len(part)])
-    return np.concatenate(found)
+        parts.append(np.asarray(compute(batch))[: len(part)])
+    return np.concatenate(parts)
 
 
 def load_words(folder: Path, kind: str) -> np.ndarray:
-    """The words of a kind of a run folder, float32 [v, 128].
+    """The visual words of a kind in a run folder, float32 [v, 128].
 
     Raises:
-      UserError: it has none, or they are damaged.
+      UserError: the run folder has none, or the file is damaged.
     """
     path = folder / words_file(kind)
     if not path.exists():

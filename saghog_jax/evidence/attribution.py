@@ -1,19 +1,20 @@
-"""Which patches make two pages similar: a similarity taken apart patch by patch, and like patches.
+"""Which patches make two pages similar: the similarity divided among patches, and similar patches.
 
-A page descriptor stands in parts side by side: one for each scale that the page was embedded at,
-and for each descriptor of patches (the model's and SIFT's). Part j is phi(S_j) / |phi(S_j)|, S_j
-the sum of the unit vectors y_i of its patches, phi(s) = sign(s) |s|^power, times the root of its
-share w_j; D is all of them, over the root of the sum of the shares of parts that have patches. z is
-D, or D whitened and brought to unit length. What is explained is how much more similar the page is
-to its match than to an average page of the gallery,
+A page descriptor is a concatenation of parts: one for each scale of the page and for each
+descriptor of its patches (learned, SIFT). Part j is phi(S_j) / |phi(S_j)|, times the root of its
+weight w_j. S_j is the sum of the unit vectors y_i of the patches, phi(s) = sign(s) |s|^power. D is
+the concatenation of all parts, divided by the root of the summed weights of the parts that have
+patches. z is D, or D whitened and normalised to unit length. What is explained is how much more
+similar the page is to its match than to an average page of the gallery,
 
     z_page . (z_match - mean of z over the gallery).
 
-Because phi(s) = |s|^(power - 1) s, that is a sum over the patches, exactly: patch i contributes to
-part j y_i . (|S_j|^(power - 1) o t_j) w_j^(1/2) / |phi(S_j)|, where t_j is what of the difference
-above is of the part (of whitened descriptors: led back through the whitening; its constant term is
-shared evenly). How the similarity would change without a patch is `power` times its contribution,
-less its share in the page's length, to first order only.
+Because phi(s) = |s|^(power - 1) s, this number is a sum over the patches, exactly: patch i
+contributes to part j y_i . (|S_j|^(power - 1) o t_j) w_j^(1/2) / |phi(S_j)|. t_j is the part of the
+difference above that belongs to part j (for whitened descriptors: mapped back through the
+whitening; its constant term is shared evenly among the patches). Without a patch the similarity
+would change by `power` times its contribution, less its share in the length of the page, to first
+order only.
 
 Axis letters: n patches of a page, l descriptors of a patch, v clusters, d width, k width of z.
 """
@@ -30,9 +31,9 @@ from saghog_jax.embedding.pooler import PagePatches
 from saghog_jax.models import netrvlad
 from saghog_jax.retrieval.whitening import Whitening
 
-# Numbers of patches are rounded up to this, so that few shapes are compiled.
+# Numbers of patches are rounded up to a multiple of this, so that few shapes are compiled.
 _PAD = 256
-# Pairs are looked for among so many patches a page, those that speak most for the match.
+# Similar pairs are searched among so many patches a page, those with the largest contributions.
 _CANDIDATES = 256
 
 
@@ -44,8 +45,14 @@ class Clusters(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a page's descriptor: its patches, clusters, the sum S [v * d] of their unit
-    vectors, its power normalisation, and its share in the similarity."""
+    """A part of a page descriptor.
+
+    page: descriptors of the patches.
+    clusters: of the describer.
+    total: S, the sum of the unit vectors of the patches, float32 [v * d].
+    power: exponent of the power normalisation.
+    share: weight of the part in the similarity.
+    """
 
     page: PagePatches
     clusters: Clusters
@@ -64,11 +71,11 @@ def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
 def contributions(
     parts: Sequence[Part], target: np.ndarray, whitened: Whitening | None = None
 ) -> list[np.ndarray]:
-    """What each patch adds to z_page . target, float32 [n] a part; all add up to it exactly.
+    """What each patch adds to z_page . target, float32 [n] for each part; they sum up to it exactly.
 
     Args:
-      target: [k], such as z of the match less the mean z of the gallery.
-      whitened: what led from page descriptors to z; None: nothing did.
+      target: [k], such as z of the match minus the mean z of the gallery.
+      whitened: the whitening that made z of the page descriptors; None: z is the descriptor.
     """
     gains, sums = [], []
     for part in parts:
@@ -98,56 +105,56 @@ def contributions(
 def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np.ndarray:
     """Inner products of a page's unit vectors with a direction [v * d], float32 [n]."""
     x, assignment = _padded(page)
-    found = _products(
+    products = _products(
         assignment,
         x,
         clusters.centroids,
         direction.reshape(1, *clusters.centroids.shape),
         intra_normalize=clusters.intra_normalize,
     )
-    return np.asarray(found)[: len(page.place), 0]
+    return np.asarray(products)[: len(page.place), 0]
 
 
 def like_patches(
     a: PagePatches,
     b: PagePatches,
-    speaks_a: np.ndarray,
-    speaks_b: np.ndarray,
+    contributions_a: np.ndarray,
+    contributions_b: np.ndarray,
     clusters: Clusters,
     at_most: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of patches of two pages that are each other's most similar, the most similar first.
+    """Pairs of patches of two pages that are mutual nearest neighbours, the most similar first.
 
-    Only patches that speak for the match take part, at most 256 a page: those of the largest
-    contributions. A pair that overlaps an earlier one on either page is left out.
+    Only patches with positive contributions are used, at most 256 a page: those with the largest.
+    A pair that overlaps an earlier pair on either page is left out.
 
     Args:
-      speaks_a, speaks_b: contributions [n] of the patches.
+      contributions_a, contributions_b: contributions [n] of the patches.
 
     Returns:
       int64 [m, 2], rows of `a` and of `b`, and float32 [m] cosines of their vectors; m <= at_most.
     """
     rows = [
-        np.argsort(-speaks, kind="stable")[: min(_CANDIDATES, int((speaks > 0).sum()))]
-        for speaks in (speaks_a, speaks_b)
+        np.argsort(-values, kind="stable")[: min(_CANDIDATES, int((values > 0).sum()))]
+        for values in (contributions_a, contributions_b)
     ]
-    taken = [
+    candidates = [
         PagePatches(p.x[r], p.assignment[r], p.place[r], p.side)
         for p, r in zip((a, b), rows, strict=True)
     ]
-    cosines = _cross_cosines(*taken, clusters)
+    cosines = _cross_cosines(*candidates, clusters)
     pairs, values = [], []
     if cosines.size:
-        there, back = cosines.argmax(1), cosines.argmax(0)
-        mutual = np.flatnonzero(back[there] == np.arange(len(there)))
-        for i in mutual[np.argsort(-cosines[mutual, there[mutual]], kind="stable")]:
+        best, best_back = cosines.argmax(1), cosines.argmax(0)
+        mutual = np.flatnonzero(best_back[best] == np.arange(len(best)))
+        for i in mutual[np.argsort(-cosines[mutual, best[mutual]], kind="stable")]:
             if len(pairs) >= at_most:
                 break
-            pair = rows[0][i], rows[1][there[i]]
+            pair = rows[0][i], rows[1][best[i]]
             if any(_overlap(a, pair[0], p) or _overlap(b, pair[1], q) for p, q in pairs):
                 continue
             pairs.append(pair)
-            values.append(cosines[i, there[i]])
+            values.append(cosines[i, best[i]])
     return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float32)
 
 
@@ -167,7 +174,7 @@ def _cross_cosines(a: PagePatches, b: PagePatches, clusters: Clusters) -> np.nda
 
 
 def _padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
-    """x and assignment with rows of assignment zero, which give zero vectors, up to a multiple."""
+    """x and assignment, filled up with rows of zero assignment (zero vectors) to a multiple of `to`."""
     n = len(page.place)
     more = -n % to if n else to
     return tuple(

@@ -32,7 +32,7 @@ _SHOWN = 12  # Patches of a class in a picture.
 
 
 def rate_rules(config: ConfigDict) -> list[tuple[str, float]]:
-    """Learning rate factors: 1 for the head and the last norm, less with every block below.
+    """Factors of the learning rate: 1 for the head and the last norm, less with every block below.
 
     Block i of n has layer_decay^(n - i). With `layerwise` the embedding of tokens and the CLS token
     lie below the first block, with layer_decay^(n + 1); `published` gives the embedding factor 1
@@ -56,12 +56,12 @@ def rate_rules(config: ConfigDict) -> list[tuple[str, float]]:
 
 
 def decay_rules(config: ConfigDict) -> list[tuple[str, float]] | None:
-    """Weight decay: of matrices, or of everything, biases and norms too, as published."""
+    """Weight decay: of matrices, or, as published, of all parameters with biases and norms."""
     return [("", 1)] if config.optim.rates == "published" else None
 
 
 class Finetuning:
-    """The task: patches of one class nearer to each other than to the rest."""
+    """The task: patches of one class become more similar to each other than to other patches."""
 
     kind = "writer"
     mean_of_rows = False
@@ -81,8 +81,8 @@ class Finetuning:
             per_page = config.validation.patches_per_page
             self.held_out = validation.from_store(store, held_out, per_page)
             validation.check(config, self.held_out, has_loss=False)
-            hidden = validation.belongs(store, held_out)
-            self.shown, labels = np.flatnonzero(~hidden), np.where(hidden, -1, labels)
+            mask = validation.held_out_mask(store, held_out)
+            self.shown, labels = np.flatnonzero(~mask), np.where(mask, -1, labels)
         self.model = make_writer_model(config, config.dropout, use_remat(config))
         self.tx = optim.make_optimizer(
             config.optim, config.total_steps, rate_rules(config), decay_rules(config)
@@ -111,15 +111,15 @@ class Finetuning:
         )
 
     def warm_start(self, variables: dict) -> dict:
-        """The pretrained encoder and the centres of its features, where the config wants them."""
+        """The pretrained encoder, and centroids from its features, if the config asks for them."""
         config = self.config
         params, rest = split_params(variables)
         if config.checkpoint:
             source = Path(config.checkpoint)
             kinds = ("writer",) if config.netrvlad.init == "checkpoint" else KINDS
-            given, _ = load_variables(source, kinds, config.which)
-            wanted = params if kinds == ("writer",) else {"encoder": params["encoder"]}
-            params = {**params, **taken(given["params"], wanted, source)}
+            loaded, _ = load_variables(source, kinds, config.which)
+            replaced = params if kinds == ("writer",) else {"encoder": params["encoder"]}
+            params = {**params, **taken(loaded["params"], replaced, source)}
         if config.netrvlad.init == "kmeans":
             centres = feature_centres(
                 config, self.model, {"params": params, **rest}, self.store, self.shown
@@ -129,7 +129,7 @@ class Finetuning:
         return {"params": params, **rest}
 
     def prepare(self, batch: dict, rng: jax.Array) -> dict:
-        """Normalised images, binary, label and the key of its dropout, of each patch."""
+        """Normalised image, binary, label and dropout key of each patch."""
         config = self.config
         move_rng, augment_rng, dropout_rng = jax.random.split(rng, 3)
         images, binary = augment.move(move_rng, *inputs.decode(batch), config.augment)
@@ -143,7 +143,7 @@ class Finetuning:
         }
 
     def outputs(self, variables: dict, rows: dict) -> tuple[tuple[jax.Array, jax.Array], dict]:
-        """Features and assignment of each patch, as `WriterModel` gives them."""
+        """Features and assignment of each patch, as `WriterModel` returns them."""
         config = self.config
         if config.freeze_encoder:
             frozen = jax.lax.stop_gradient(variables["params"]["encoder"])
@@ -160,7 +160,7 @@ class Finetuning:
         return outputs, dict(collections)
 
     def loss(self, variables: dict, outputs: tuple[jax.Array, jax.Array], rows: dict) -> jax.Array:
-        """The metric loss of all patches or bags; its miner sees every pair of the global batch."""
+        """The metric loss over all patches or bags; every pair of the global batch is mined."""
         config = self.config
 
         def of(features: jax.Array, assignment: jax.Array, centroids: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ class Finetuning:
     def validate(
         self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
     ) -> dict[str, jax.Array]:
-        """Sums by page of the held-out patches' vectors, as embedding makes them."""
+        """Sums by page of the vectors of held-out patches, as in embedding."""
         del rng
         images, binary = inputs.decode(batch)
         images = inputs.normalize(inputs.model_input(images, binary, self.config.input))
@@ -198,18 +198,18 @@ class Finetuning:
         )
 
     def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
-        """See `Task.pictures`: patches of `rows` of the classes that have most of them."""
+        """See `Task.pictures`: patches of `rows` classes, drawn from the half with most patches."""
         del variables
         names, counts = np.unique(self._labels[self._labels >= 0], return_counts=True)
         largest = np.argsort(-counts, kind="stable")
-        chosen = np.sort(names[largest[evenly(len(largest) // 2 + 1, rows)]])
-        members = [np.flatnonzero(self._labels == name) for name in chosen]
+        drawn = np.sort(names[largest[evenly(len(largest) // 2 + 1, rows)]])
+        members = [np.flatnonzero(self._labels == name) for name in drawn]
         patches_per_class = min(_SHOWN, *map(len, members))
         indices = np.concatenate([m[evenly(len(m), patches_per_class)] for m in members])
         images, binary = inputs.decode(self.store.gather(indices))
         images = np.asarray(inputs.model_input(images, binary, self.config.input))
-        shown = images.reshape(len(chosen), patches_per_class, *images.shape[1:])
-        names = [str(name) for name in chosen]
+        shown = images.reshape(len(drawn), patches_per_class, *images.shape[1:])
+        names = [str(name) for name in drawn]
         return [drawing.classes(shown, names, CLASS_NAMES[self.config.labels])]
 
 
@@ -228,7 +228,7 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
     """The task of a resolved config.
 
     Args:
-      folder: the run folder, which keeps what is held out.
+      folder: the run folder, which records the held-out pages.
     """
     store = distributed.main_first(
         lambda: open_store(config.data, config.store, regions=config.regions)

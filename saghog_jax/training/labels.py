@@ -20,13 +20,17 @@ LABELS = tuple(CLASS_NAMES)
 
 
 def make_labels(config: ConfigDict, store: Store) -> np.ndarray:
-    """The class of each patch of the store, int32 [n]; negative where it has none."""
+    """The class of each patch of the store, int32 [n]; negative for patches without a class.
+
+    Raises:
+      UserError: `config.labels` is `writer`, and no page has a writer.
+    """
     if config.labels == "writer":
         if not store.manifest.writers:
             raise UserError(
                 f"config.labels is 'writer' but no page of {config.data.pages!r} has a writer; "
                 "give --config.data.writer_regex or a manifest with a writer column, or train on "
-                "--config.labels=cluster, which needs none"
+                "--config.labels=cluster, which needs no writers"
             )
         return store.writer_ids
     if config.labels == "page":

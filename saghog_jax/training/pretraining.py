@@ -32,10 +32,10 @@ SOURCES = ("store", "crops")
 
 
 def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> Store | PageCrops:
-    """Where the patches of a pretraining config come from; no crops of pages `leave_out`.
+    """Opens the patches of a pretraining config; of pages `leave_out` no crops are cut.
 
     Raises:
-      UserError: an unknown source, or what keeps it from being opened.
+      UserError: the source is unknown or cannot be opened.
     """
     if config.source not in SOURCES:
         raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
@@ -47,7 +47,7 @@ def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> 
 
 
 def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, frozenset[str]]:
-    """The source, and the ids of the pages that the run in `folder` holds out.
+    """The source of patches, and the ids of the pages that the run in `folder` holds out.
 
     Raises:
       UserError: see `open_source` and `validation.plan`.
@@ -81,11 +81,11 @@ class Pretraining:
         self._source = source
         check_divisible("global_batch_size", config.global_batch_size, jax.device_count())
         if isinstance(source, Store):
-            chosen = np.flatnonzero(~validation.belongs(source, held_out))
+            rows = np.flatnonzero(~validation.held_out_mask(source, held_out))
             plan = plans.uniform_plan(
-                len(chosen), config.global_batch_size, config.total_steps, config.seed
+                len(rows), config.global_batch_size, config.total_steps, config.seed
             )
-            self._plan = plans.SubsetPlan(plan, chosen) if held_out else plan
+            self._plan = plans.SubsetPlan(plan, rows) if held_out else plan
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -97,24 +97,24 @@ class Pretraining:
         return init_variables(self.config, rng)
 
     def warm_start(self, variables: dict) -> dict:
-        """Random weights, or those of the run that `checkpoint` names.
+        """The weights to start from: random, or of the run that `checkpoint` names.
 
         Raises:
-          UserError: weights of a model of other sizes.
+          UserError: that run has a model of other sizes.
         """
         if not self.config.checkpoint:
             return variables
         source = Path(self.config.checkpoint)
-        given, meta = load_variables(source, KINDS, self.config.which)
+        loaded, meta = load_variables(source, KINDS, self.config.which)
         params = variables["params"]
-        wanted = {"encoder": params["encoder"]}
-        # A decoder is worth keeping only where it predicts the same.
-        if meta["kind"] == "mae" and same_shapes(given["params"]["decoder"], params["decoder"]):
-            wanted["decoder"] = params["decoder"]
-        return {"params": {**params, **taken(given["params"], wanted, source)}}
+        replaced = {"encoder": params["encoder"]}
+        # The decoder is kept only if it predicts the same targets.
+        if meta["kind"] == "mae" and same_shapes(loaded["params"]["decoder"], params["decoder"]):
+            replaced["decoder"] = params["decoder"]
+        return {"params": {**params, **taken(loaded["params"], replaced, source)}}
 
     def prepare(self, batch: dict, rng: jax.Array, augmented: bool = True) -> dict:
-        """Normalised images, targets and the noise of the mask, of each patch."""
+        """Normalised images, targets and mask noise of each patch."""
         config = self.config
         move_rng, augment_rng, mask_rng = jax.random.split(rng, 3)
         images, binary = inputs.decode(batch)
@@ -149,7 +149,7 @@ class Pretraining:
     def validate(
         self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
     ) -> dict[str, jax.Array]:
-        """Errors of the held-out patches, and sums of their L2-normalised CLS features by page."""
+        """Errors of the held-out patches, and sums by page of their L2-normalised CLS features."""
         rows = self.prepare(batch, rng, augmented=False)
         errors, _ = self.outputs(variables, rows)
         config = self.config
@@ -178,7 +178,7 @@ class Pretraining:
         )
 
     def pictures(self, variables: dict, rows: int = 8) -> list[Picture]:
-        """See `Task.pictures`: a reconstruction of `rows` patches, drawn evenly from the source."""
+        """See `Task.pictures`: the reconstruction of `rows` patches, spread evenly."""
         batch = self._patches(rows)
         images, binary = inputs.decode(batch)
         rng = jax.random.key(self.config.seed)
@@ -194,15 +194,15 @@ class Pretraining:
             return self._source.gather(evenly(len(self._source), count))
         with self._source.batches(0, 0, 1, self.config.loader) as batches:
             batch = next(batches)
-        chosen = evenly(self.config.global_batch_size, count)
-        return {name: rows[chosen] for name, rows in batch.items()}
+        drawn = evenly(self.config.global_batch_size, count)
+        return {name: rows[drawn] for name, rows in batch.items()}
 
 
 def open_task(config: ConfigDict, folder: Path) -> Pretraining:
     """The task of a resolved config.
 
     Args:
-      folder: the run folder, which keeps what is held out.
+      folder: the run folder, which records the held-out pages.
     """
     source, held_out = open_and_plan(config, folder)
     return Pretraining(config, source, held_out)
