@@ -71,7 +71,7 @@ def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
 def contributions(
     parts: Sequence[Part], target: np.ndarray, whitened: Whitening | None = None
 ) -> list[np.ndarray]:
-    """What each patch adds to z_page . target, float32 [n] for each part; they sum up to it exactly.
+    """What each patch adds to z_page . target, float32 [n] for each part; the sum is exact.
 
     Args:
       target: [k], such as z of the match minus the mean z of the gallery.
@@ -174,7 +174,7 @@ def _cross_cosines(a: PagePatches, b: PagePatches, clusters: Clusters) -> np.nda
 
 
 def _padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
-    """x and assignment, filled up with rows of zero assignment (zero vectors) to a multiple of `to`."""
+    """x and assignment, filled up with rows of zero assignment (zero vectors) to a multiple."""
     n = len(page.place)
     more = -n % to if n else to
     return tuple(
