@@ -90,7 +90,7 @@ def random_weights(sizes: SamSizes) -> dict:
 def make_parts(size: str, points: int, batch: int, number: str) -> dict[str, Callable[[], object]]:
     """The three measured parts as functions that return when their work is done."""
     segmenter = FlaxSegmenter(random_weights(SIZES[size]), SIZES[size], operand_dtype(number))
-    section = sam_config("sam")
+    section = sam_config()
     # Open, as random weights predict nothing good; what is done does not depend on them.
     rules = {"min_iou": -1e3, "min_stability": 0.0, "max_overlap": 0.01}
     generator = MaskGenerator(segmenter, points, batch, **rules, max_masks=section.max_masks)

@@ -10,20 +10,24 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from saghog_jax.input_pipeline.regions.backends import BACKENDS
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "config.md"
 NO_STAGES = ("__init__", "common", "training", "recipes", "fields")
 # Files with sections that several stages have; a stage may change their defaults.
 SHARED = ("common", "training", "regions")
 # Sections whose functions build them under another name.
-SECTIONS = {"labels": "pseudo_labels", "sam": "regions.sam"}
+SECTIONS = {"labels": "pseudo_labels", **{name: f"regions.{name}" for name in BACKENDS}}
 # The other store of prepare, and what convert writes into the run folders it makes.
 _REPEATED = ("stores.offline.", "mae.", "writer.", "encoder.")
 INTRODUCTION = """# Stages and the fields of their configs
 
 Made from the files in `configs/` by `python -m saghog_jax.configs.fields`. A field is set on the
 command line by `--config.FIELD=VALUE`. Defaults are those of the config without an argument. The
-section `store` is called `stores.pretrain` and `stores.offline` in configs/prepare.py.
+section `store` is called `stores.pretrain` and `stores.offline` in configs/prepare.py. A config has
+the section of a regions backend, such as `regions.ink`, if its argument names the backend:
+`configs/prepare.py:regions=ink`.
 """
 
 
@@ -94,18 +98,22 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 def explained(stage: str) -> dict[str, tuple[object, str]]:
     """Default and comment of every field of a stage; the comment is empty where none is found."""
-    config = importlib.import_module(f"saghog_jax.configs.{stage}").get_config()
+    get_config = importlib.import_module(f"saghog_jax.configs.{stage}").get_config
+    defaults = flat(get_config())
+    if "regions.backend" in defaults:
+        for backend in BACKENDS:
+            defaults = flat(get_config(f"regions={backend}")) | defaults
     texts: dict[str, str] = {}
     # The section `report` of search is that of retrieve.
     for name in ("retrieve", stage, *SHARED):
         texts |= comments(ROOT / "configs" / f"{name}.py")
     fields = {}
-    for name, default in flat(config).items():
+    for name, default in defaults.items():
         if name.startswith(_REPEATED):
             continue
         # What other stages call `store` prepare calls `stores.RULE`.
         plain = re.sub(r"^stores\.\w+\.", "store.", name)
-        fields[plain] = (default, _text(texts, plain.replace("sam_onnx.", "sam.")))
+        fields[plain] = (default, _text(texts, plain))
     del fields["stage"]
     return fields
 

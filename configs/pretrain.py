@@ -46,8 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # `small` reads the patches of finetuning, so that pages are cut once.
     config.store = common.store_config("offline" if arg.variant == "small" else "pretrain")
     config.store.binarization = arg.binarization or config.store.binarization
-    # In the paper pages are cut within the handwriting found on them, there by Segment Anything,
-    # which needs weights that you give (docs/segment_anything.md).
+    # In the paper patches are cut only where handwriting was found, by Segment Anything, which
+    # needs weights given by the user (docs/segment_anything.md).
     config.regions = regions_config(arg.regions or ("ink" if arg.variant == "paper" else "none"))
     # Where patches come from: the `store` (all cut once, shuffled over all pages), or `crops` of
     # the pages, new ones in every step, as published. Best chosen by the argument `source`, which

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from places import ROOT
 
 from saghog_jax.configs import common, fields
+from saghog_jax.input_pipeline.regions.backends import BACKENDS
 from saghog_jax.main import STAGES
 
 CONFIGS = sorted(
@@ -77,6 +78,17 @@ def test_every_field_is_explained(path):
             before = lines[node.lineno - 3].strip()
             explained = above.startswith("#") or (before.startswith("#") or "=" in above)
             assert explained, f"{path.name}:{node.lineno} {name}"
+
+
+@pytest.mark.parametrize("name", ["prepare", "regions", "pretrain", "finetune", "embed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_chosen_backend_has_a_section(name, backend):
+    module = importlib.import_module(f"saghog_jax.configs.{name}")
+    regions = module.get_config(f"regions={backend}").regions
+    assert regions.backend == backend
+    sections = {key for key, value in regions.items() if isinstance(value, ConfigDict)}
+    assert sections == {backend} - {"none"}
+    assert f"`{backend}`" in fields.explained(name)["regions.backend"][1]
 
 
 def commands():
@@ -145,6 +157,9 @@ def test_arguments_are_typed_and_mistakes_named():
         (["--config=configs/pretrain.py", "--config.seed=x"], "--config.seed=x: invalid literal"),
         (["--config=configs/pretrain.py", "--workdri=x"], "Did you mean: workdir"),
         (["--config=configs/pretrain.py", "pages"], "unexpected argument 'pages'"),
+        (["--config=configs/prepare.py", "--config.regions.backend=ink"],
+         "--config=configs/prepare.py:regions=ink"),
+        (["--config=configs/prepare.py:regions=sam_onnx"], "unknown regions backend 'sam_onnx'"),
         (["--config=configs/pretrain.py", "--config.data.pages=none", "--workdir={tmp}"], "none"),
     ],
 )  # fmt: skip

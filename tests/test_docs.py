@@ -36,13 +36,13 @@ def test_every_field_of_a_stage_is_explained(stage):
 
 def test_a_field_has_the_comment_of_where_it_is_made():
     texts = {stage: fields.explained(stage) for stage in ("search", "retrieve", "embed")}
-    # Of the same name in another stage; changed by a stage; of a section that two names have.
+    # Of the same name in another stage; changed by a stage; of the section of a backend.
     assert texts["search"]["whitening"][1].startswith("A whitening.npz that `retrieve` wrote")
     assert texts["retrieve"]["whitening.dim"][1].startswith("Components kept")
     assert texts["search"]["report.thumbnail"] == texts["retrieve"]["report.thumbnail"]
     assert texts["embed"]["store.binarization"][1] == "`isauvola`, `sauvola`, `su`, `otsu`."
-    for backend in ("sam", "sam_onnx"):
-        assert texts["embed"][f"regions.{backend}.max_masks"][1].startswith("Of the masks found")
+    assert texts["embed"]["regions.sam.max_masks"][1].startswith("Masks with the highest predicted")
+    assert texts["embed"]["regions.xml.level"] == ("region", texts["embed"]["regions.xml.level"][1])
 
 
 def test_every_page_is_linked_from_the_readme():

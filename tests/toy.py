@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from saghog_jax.configs.fields import flat as fields
+from saghog_jax.configs.regions import regions_config
 
 SIZES = {
     "store.workers": 1,
@@ -28,8 +29,18 @@ SIZES = {
 }
 
 
+def fields(config: ConfigDict) -> dict[str, object]:
+    """Full name, such as `data.pages`, -> value of every field."""
+    return flatten_dict(config.to_dict(), sep=".")
+
+
 def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
-    """The config at toy size, with everything it reads and writes in `folder`, then `changes`."""
+    """The config at toy size, with everything it reads and writes in `folder`, then `changes`.
+
+    A change of `regions.backend` also exchanges the backend's section.
+    """
+    if "regions.backend" in changes:
+        config.regions = regions_config(changes["regions.backend"])
     places = {
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),

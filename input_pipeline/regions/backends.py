@@ -1,9 +1,9 @@
-"""The one interface to all ways of finding handwriting, and the table of those ways.
+"""The interface of all region backends (ways of finding handwriting), and their table.
 
-A backend is made from its section of `config.regions` and looks at one page at a time. What runs on
-the host is called in worker processes; what needs a device is called in the parent, page after
-page (an image encoder fills the device with one page). Both write masks (`masks`), and whoever cuts
-patches reads these.
+A backend is made from its section of `config.regions` and processes one page at a time. Backends on
+the host run in worker processes. Backends that need an accelerator run in the parent process, page
+after page (an image encoder fills the accelerator with one page). The masks are written to disk
+(`masks`) and read when patches are cut.
 """
 
 import importlib
@@ -17,24 +17,23 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 
-# For each name of `config.regions.backend` the module and function that make it of the section
-# `config.regions.NAME`. Imported when it is used: those on a device import jax or onnxruntime.
+# Name of the backend -> module and function that make the backend from `config.regions.NAME`. A
+# module is imported when it is used, because `sam` imports jax.
 _MAKERS = {
     "ink": ("saghog_jax.input_pipeline.regions.ink", "make"),
     "masks": ("saghog_jax.input_pipeline.regions.given", "make"),
     "xml": ("saghog_jax.input_pipeline.regions.page_xml", "make"),
     "sam": ("saghog_jax.sam.backend", "make"),
-    "sam_onnx": ("saghog_jax.sam.onnx_backend", "make"),
 }
 BACKENDS = ("none", *_MAKERS)
 
 
 class RegionResult(NamedTuple):
-    """What a backend found on a page.
+    """The handwriting that a backend found on a page.
 
-    mask: bool [h, w], the size of the image it was given; True where handwriting is.
-    scores: one number a region, larger is surer; empty where the backend has none.
-    meta: anything worth knowing about how the mask came about; goes into the mask's JSON file.
+    mask: bool [h, w], of the size of the input image; True where handwriting is.
+    scores: one number a region, larger is more certain; empty if the backend has no scores.
+    meta: further facts about the mask, for the mask's JSON file.
     """
 
     mask: np.ndarray
@@ -43,11 +42,11 @@ class RegionResult(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the image that a backend looks at comes from; of use to those that look it up.
+    """The origin of the image that a backend processes; used by backends that read files.
 
     shape: h, w in pixels of the whole (upright) image file.
-    box: x0, y0, x1, y1 of the part that is the page; None for all of it.
-    source: the file that `Backend.source` named for this page, if the backend has such files.
+    box: x0, y0, x1, y1 of the page in that image; None for the whole image.
+    source: the file that `Backend.source` returned for this page; None if there is none.
     """
 
     shape: tuple[int, int]
@@ -57,18 +56,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Backend:
-    """A way of finding handwriting. All but `find` and `source` decides the masks.
+    """A way of finding handwriting. Name, version, parameters and weights determine the masks.
 
-    name: of BACKENDS.
-    version: raised whenever the same page and parameters would give another mask.
-    parameters: what it was configured with, as JSON has it.
-    find: the mask of a page, from its pixels uint8 [h, w, 3] (RGB) and its place. Raises PageError
-      where this page cannot be judged; other exceptions are faults of the program.
-    weights: SHA-256 of each file of weights, by a name for it (not its path).
-    source: for backends that look masks up, the file that belongs to an image, given the root of
-      the manifest and the path below it; None where there is none. Its contents are part of what
-      identifies the mask.
-    on_device: `find` runs in the parent process, by its only thread.
+    name: names the folder of the masks.
+    version: increased when the same page and parameters give another mask.
+    parameters: the settings, as JSON values.
+    find: returns the mask of a page, from its pixels uint8 [h, w, 3] (RGB) and its place. Raises
+      PageError if the page cannot be processed; other exceptions are faults of the program.
+    weights: name of a file of weights (not its path) -> SHA-256.
+    source: for backends that read masks from files: returns the file of an image, from the root of
+      the manifest and the image's path below it; None if there is no file. The contents of the file
+      are part of the mask's identity.
+    on_device: `find` runs in the parent process, in one thread.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Backend:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides its masks, as JSON has it."""
+        """The settings that determine the masks, as JSON values."""
         return {
             "backend": self.name,
             "version": self.version,
@@ -91,10 +90,11 @@ class Backend:
 
 
 def make_backend(regions: ConfigDict) -> Backend | None:
-    """The backend that `config.regions` names; None for `none`.
+    """The backend of the section `config.regions`; None for `none`.
 
     Raises:
-      UserError: an unknown name, or what the backend finds wrong with its section.
+      UserError: an unknown backend, a config without the backend's section, or a wrong field in
+        that section.
     """
     if regions.backend not in BACKENDS:
         raise UserError(
@@ -102,5 +102,11 @@ def make_backend(regions: ConfigDict) -> Backend | None:
         )
     if regions.backend == "none":
         return None
+    if regions.backend not in regions:
+        raise UserError(
+            f"regions.backend={regions.backend!r} needs its section of the config, which the "
+            f"argument of the config adds: --config=configs/prepare.py:regions={regions.backend} "
+            "(or another stage's config), instead of --config.regions.backend"
+        )
     module, function = _MAKERS[regions.backend]
     return getattr(importlib.import_module(module), function)(regions[regions.backend])

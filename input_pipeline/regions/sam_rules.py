@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.errors import UserError
 
+ENGINES = ("flax", "onnx")
 RULES = ("published_code", "paper")
 INPUTS = ("edges", "page")
 INVERSIONS = ("area", "none")

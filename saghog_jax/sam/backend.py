@@ -1,7 +1,8 @@
-"""Handwriting by Segment Anything: the region backend `sam`, and what it shares with `sam_onnx`.
+"""Handwriting by Segment Anything: the region backend `sam`.
 
-The page's edges are shown to SAM, masks are generated from a grid of points, and the rules of the
-published code or of the paper choose among them (input_pipeline/regions/sam_rules.py).
+SAM sees the edges of the page and generates masks from a grid of points. The rules of the published
+code or of the paper choose the masks with handwriting (input_pipeline/regions/sam_rules.py). SAM
+runs in Flax or in ONNX files (`engine`).
 """
 
 import functools
@@ -19,12 +20,14 @@ from saghog_jax.devices import precision
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions import sam_rules
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
+from saghog_jax.sam.frames import normalised
 from saghog_jax.sam.mask_generator import MaskGenerator, Segmenter, to_page
-from saghog_jax.sam.model import PIXEL_MEAN, PIXEL_STD, Sam, SamSizes, single_points
+from saghog_jax.sam.model import Sam, SamSizes, single_points
+from saghog_jax.sam.onnx_backend import OnnxSegmenter
 from saghog_jax.sam.weights import from_published
 from saghog_jax.weights.files import read_weights
 
-# Raised whenever the same page and parameters would give another mask.
+# Increased when the same page and parameters give another mask.
 VERSION = 1
 
 
@@ -32,7 +35,7 @@ class FlaxSegmenter:
     """SAM on the accelerator, see `mask_generator.Segmenter`."""
 
     def __init__(self, params: dict, sizes: SamSizes, dtype: DTypeLike) -> None:
-        """Parameters and sizes as `sam_import.from_published` gives them."""
+        """Parameters and sizes as `weights.from_published` returns them."""
         self.image_size = sizes.image_size
         self._variables = jax.device_put({"params": params})
         model = Sam(sizes, dtype)
@@ -58,69 +61,68 @@ class FlaxSegmenter:
         return self._decode(self._variables, embedding, points)
 
 
-def normalised(frame: np.ndarray, side: int) -> np.ndarray:
-    """Normalises a frame and fills it up with zeros: uint8 [h, w, 3] -> float32 [1, s, s, 3]."""
-    h, w = frame.shape[:2]
-    image = np.zeros((1, side, side, 3), np.float32)
-    image[0, :h, :w] = (frame - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
-    return image
-
-
 def make(section: ConfigDict) -> Backend:
-    """The backend `sam` of `config.regions.sam`; weights are loaded with the first page.
+    """The backend of the section `config.regions.sam`; files are opened with the first page.
+
+    The masks of the two engines have the names `sam` and `sam_onnx` in their identity.
 
     Raises:
-      UserError: no weights given, or an unknown name in a field.
+      UserError: a file is not given or missing, or a field has an unknown value.
     """
-    section = precision.resolve(section)
-
-    def segmenter() -> FlaxSegmenter:
-        path = Path(section.weights)
-        arrays = read_weights(path)
-        try:
-            params, sizes, report = from_published(arrays)
-        except ValueError as error:
-            raise UserError(f"regions.sam.weights={path}: {error}") from None
-        print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
-        for line in report.lines()[len(report.taken) :]:
-            print("  " + line)
-        return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
-
-    files = {"weights": section.weights}
-    return backend("sam", section, files, segmenter, {"precision": section.precision})
+    if section.engine == "flax":
+        section = precision.resolve(section)
+        files = {"weights": section.weights}
+        parameters = {"precision": section.precision}
+        return _backend("sam", section, files, lambda: _open_flax(section), parameters)
+    if section.engine == "onnx":
+        files = {"encoder": section.encoder, "decoder": section.decoder}
+        return _backend("sam_onnx", section, files, lambda: OnnxSegmenter(*files.values()), {})
+    raise UserError(
+        f"unknown regions.sam.engine {section.engine!r}, known: {', '.join(sam_rules.ENGINES)}"
+    )
 
 
-def backend(
+def _open_flax(section: ConfigDict) -> FlaxSegmenter:
+    path = Path(section.weights)
+    arrays = read_weights(path)
+    try:
+        params, sizes, report = from_published(arrays)
+    except ValueError as error:
+        raise UserError(f"regions.sam.weights={path}: {error}") from None
+    print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
+    for line in report.lines()[len(report.taken) :]:
+        print("  " + line)
+    return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
+
+
+def _backend(
     name: str,
     section: ConfigDict,
     files: dict[str, str],
     make_segmenter: Callable[[], Segmenter],
     parameters: dict[str, Any],
 ) -> Backend:
-    """A backend that finds handwriting by some form of SAM.
+    """A backend with one of the engines.
 
     Args:
-      name: of the backend.
-      section: `config.regions.NAME`.
-      files: the file of each field that names one.
+      name: of the backend, in the identity of its masks.
+      section: `config.regions.sam`.
+      files: field name -> file.
       make_segmenter: called once, with the first page.
-      parameters: what decides masks beside the fields that all forms share.
-
-    Raises:
-      UserError: a file that is not given or missing, or an unknown name in a field.
+      parameters: settings of this engine alone that change masks.
     """
     sam_rules.check(section)
     for field, file in files.items():
         if not file:
             raise UserError(
-                f"regions.{name}.{field} is empty: give the file, --config.regions.{name}.{field}="
-                "PATH; docs/segment_anything.md says where the weights come from"
+                f"regions.sam.{field} is empty: give the file, --config.regions.sam.{field}=PATH; "
+                "docs/segment_anything.md says where the weights come from"
             )
         if not Path(file).is_file():
-            raise UserError(f"regions.{name}.{field}: there is no file {file}")
+            raise UserError(f"regions.sam.{field}: there is no file {file}")
     if min(section.points_per_side, section.points_per_batch) < 1:
         raise UserError(
-            f"regions.{name}: points_per_side={section.points_per_side} and points_per_batch="
+            f"regions.sam: points_per_side={section.points_per_side} and points_per_batch="
             f"{section.points_per_batch} must be at least 1"
         )
     rules = section[section.rules]
@@ -160,11 +162,11 @@ def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> Re
     Args:
       image: uint8 [h, w, 3], RGB.
       generator: of masks.
-      section: `config.regions.NAME`: `input` and `rules` are used.
+      section: `config.regions.sam`: `input` and `rules` are used.
     """
     edge_map = sam_rules.edges(image)
-    seen = np.repeat(edge_map[..., None], 3, axis=-1) if section.input == "edges" else image
-    masks = generator(seen)
+    frame = np.repeat(edge_map[..., None], 3, axis=-1) if section.input == "edges" else image
+    masks = generator(frame)
     choice = sam_rules.choose(masks.masks, edge_map, section)
     mask = np.zeros(image.shape[:2], bool)
     for i in choice.taken:

@@ -1,4 +1,4 @@
-"""The backends `sam` and `sam_onnx` from a file of tiny weights to masks, stores and errors."""
+"""The backend `sam` by both engines, from files of tiny weights to masks, stores and errors."""
 
 import json
 from pathlib import Path
@@ -142,7 +142,7 @@ def planted(*boxes):
 
 def test_masks_are_merged_enlarged_and_lose_their_border():
     """A page of 160 x 200 is 51 x 64 in the frame, which is 13 of 16 rows of the logits."""
-    section = sam_config("sam")
+    section = sam_config()
     section.published_code.border = 12
     generator = planted((0, 13, 0, 5), (0, 13, 10, 15), (2, 3, 6, 7))
     result = backend.find(PAGE, generator, section)
@@ -155,13 +155,13 @@ def test_masks_are_merged_enlarged_and_lose_their_border():
 
 
 def test_published_border_leaves_nothing_of_small_pages():
-    result = backend.find(PAGE, planted((0, 13, 0, 8)), sam_config("sam"))
+    result = backend.find(PAGE, planted((0, 13, 0, 8)), sam_config())
     assert not result.mask.any()
     assert len(result.scores) == 1
 
 
 def test_edges_or_the_page_are_shown():
-    section = sam_config("sam")
+    section = sam_config()
     generator = planted((0, 13, 0, 8))
     backend.find(PAGE, generator, section)
     edges = sam_rules.edges(PAGE)
@@ -174,7 +174,7 @@ def test_edges_or_the_page_are_shown():
 
 @pytest.mark.parametrize("rules", sam_rules.RULES)
 def test_no_mask_is_an_empty_page(rules):
-    section = sam_config("sam")
+    section = sam_config()
     section.rules = rules
     result = backend.find(PAGE, planted(), section)
     assert not result.mask.any()
@@ -190,7 +190,8 @@ def test_no_mask_is_an_empty_page(rules):
         ("sam.points_per_side", 0, "points_per_side=0 and points_per_batch=16 must be at least 1"),
         ("sam.rules", "papr", "unknown rules 'papr' of SAM"),
         ("sam.precision", "half", "unknown config.precision 'half'"),
-        ("backend", "sam_onnx", "regions.sam_onnx.encoder is empty"),
+        ("sam.engine", "onnx", "regions.sam.encoder is empty"),
+        ("sam.engine", "jax", "unknown regions.sam.engine 'jax', known: flax, onnx"),
     ],
 )
 def test_mistakes_are_named_before_a_page_is_looked_at(regions, field, value, message):
@@ -228,12 +229,14 @@ def test_onnx_files_give_the_same_mask(regions, tmp_path):
     for part in ("encoder", "decoder"):
         path = tmp_path / f"{part}.onnx"
         path.write_bytes(onnx[f"official_{part}"].tobytes())
-        regions.sam_onnx[part] = str(path)
-    regions.update_from_flattened_dict(
-        {key.replace("sam.", "sam_onnx."): value for key, value in OPEN.items()}
-    )
-    regions.backend = "sam_onnx"
-    found = make_backend(regions).find(PAGE, None)
+        regions.sam[part] = str(path)
+    regions.sam.engine = "onnx"
+    by_onnx = make_backend(regions)
+    found = by_onnx.find(PAGE, None)
+    # Names that masks on disk have.
+    assert (by_onnx.identity["backend"], set(by_onnx.identity["weights"])) == (
+        "sam_onnx", {"encoder", "decoder"}
+    )  # fmt: skip
     assert (found.mask != expected.mask).mean() < 1e-3
     assert [mask["verdict"] for mask in found.meta["masks"]] == [
         mask["verdict"] for mask in expected.meta["masks"]

@@ -13,7 +13,7 @@ from saghog_jax.input_pipeline.regions.backends import Place, make_backend
 from saghog_jax.input_pipeline.regions.ink import find_ink
 
 SEEDS = range(4)
-PARAMETERS = regions_config().ink.to_dict()
+PARAMETERS = regions_config("ink").ink.to_dict()
 
 scan = functools.cache(make_scan)
 

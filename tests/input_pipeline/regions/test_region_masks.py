@@ -145,6 +145,9 @@ def test_unknown_backend_and_values(halves):
     regions.backend = "inks"
     with pytest.raises(UserError, match="unknown regions.backend 'inks', known: none, ink"):
         opened(data, regions)
+    regions.backend = "xml"
+    with pytest.raises(UserError, match="needs its section .*configs/prepare.py:regions=xml"):
+        opened(data, regions)
     regions.backend = "none"
     assert opened(data, regions) is None
     regions.min_keypoints = 3
@@ -301,9 +304,11 @@ class TestUsers:
 
     def test_masks_and_xml_end_in_the_store(self, halves, tmp_path):
         """An edited XML file is another mask and another store."""
-        data, regions = halves
+        data, _ = halves
         _, section = sections(tmp_path / "pages", tmp_path / "stores")
-        regions.backend, regions.xml.folder = "xml", str(tmp_path / "xml")
+        regions = regions_config("xml")
+        regions.root, regions.workers = str(tmp_path / "regions"), 1
+        regions.xml.folder = str(tmp_path / "xml")
         (tmp_path / "xml").mkdir()
 
         def write(right):
@@ -359,8 +364,8 @@ class TestStage:
         out = capsys.readouterr().out
         assert "contact sheet" in out
         # So few pages are for the recipe of small collections.
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py:small " in out
-        assert "--config.regions.backend=ink" in out
+        command = "python -m saghog_jax.main --config=configs/pretrain.py:small,regions=ink "
+        assert f"next: {command}" in out
 
     def test_fields_of_the_sheet(self, halves, tmp_path):
         _, _, sheet = self.run(halves, tmp_path)
@@ -505,7 +510,7 @@ class TestDryRun:
         assert skipped == 2
         assert "p02.png: empty: ink found no handwriting on it" in out
         assert "handwriting on 50% to 50% of the sample pages" in out
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py" in out
+        assert "next: python -m saghog_jax.main --config=configs/pretrain.py:regions=ink" in out
         assert not (tmp_path / "regions").exists()
         halves[1].backend = "none"
         skipped, whole = self.look(halves, tmp_path, capsys)

@@ -30,7 +30,7 @@ FRAME = ~box(slice(5, 95), slice(5, 85))
 
 
 def code(*masks, **changes):
-    rules = sam_config("sam").published_code
+    rules = sam_config().published_code
     rules.update(changes)
     return sam_rules.by_published_code(np.array(masks).reshape(-1, H, W), rules)
 
@@ -87,14 +87,14 @@ def test_the_inversion_changes_the_area_alone():
 def test_the_inversion_has_its_axes_swapped():
     """Rows of 80 pixels would have to hold more than 0.8 * 200."""
     high = ~np.pad(np.ones((190, 70), bool), 5)
-    rules = sam_config("sam").published_code
+    rules = sam_config().published_code
     assert sam_rules.by_published_code(high[None], rules).verdicts == ("taken",)
     square = ~np.pad(np.ones((90, 90), bool), 5)
     assert sam_rules.by_published_code(square[None], rules).verdicts == ("taken alone",)
 
 
 def paper(shares, **changes):
-    rules = sam_config("sam").paper
+    rules = sam_config().paper
     rules.update(changes)
     return sam_rules.by_paper(np.array(shares, np.float64), rules)
 
@@ -123,7 +123,7 @@ def test_edge_shares_at_any_size():
 
 def test_rules_are_chosen_by_name():
     """A mask without edges: the published code takes it for its area."""
-    section = sam_config("sam")
+    section = sam_config()
     edge_map = np.zeros((H, W), np.uint8)
     edge_map[:3] = 255
     masks = np.array([share(0.5), box(slice(0, 4), slice(None))])
@@ -163,7 +163,7 @@ def test_edges_are_those_of_the_blurred_page():
     ],
 )
 def test_unknown_names(field, message):
-    section = ConfigDict(sam_config("sam"))
+    section = ConfigDict(sam_config())
     section.update_from_flattened_dict({field: "x"})
     with pytest.raises(UserError, match=message):
         sam_rules.check(section)
