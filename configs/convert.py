@@ -2,14 +2,14 @@
 
     python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=model.pt
 
-makes runs/convert, which finetune (`--config.checkpoint=runs/convert`) and embed
-(`--config.checkpoint=runs/convert`) accept; seconds. Reads .pt (with PyTorch: the extra `torch`),
-.safetensors and .npz under the published names, a masked autoencoder, its encoder alone, or a
-finetuned model. The other way round, into runs/convert/weights.safetensors:
+writes runs/convert in seconds. Finetune and embed read this run folder with
+`--config.checkpoint=runs/convert`. The weights are a file with the published names: .pt (with
+PyTorch: the extra `torch`), .safetensors or .npz, of a masked autoencoder, of its encoder alone, or
+of a finetuned model. The other direction writes runs/convert/weights.safetensors:
 
     python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=runs/pretrain
 
-Every key is listed in report.txt: taken, missing, or unused and why.
+report.txt lists every key: taken, missing, or unused and why.
 """
 
 from ml_collections import ConfigDict
@@ -23,11 +23,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "convert"
     # A file of weights, or a run folder.
     config.checkpoint = ""
-    # Attention heads of encoder and decoder: the shapes of weights do not tell them.
+    # Attention heads of the encoder and of the decoder, which the shapes of the weights do not
+    # show.
     config.heads = 8
     config.decoder_heads = 16
-    # What the run folder says about itself, by kind of the weights; sizes are read off them.
-    config.mae = pretrain.get_config()
-    config.writer = finetune.get_config()
-    config.writer.netrvlad.init = "random"
+    # For a finetuned model: its input, `page` (the colours of the page) or `binary` (its ink).
+    config.input = "binary"
+    # Function: stage (`pretrain` or `finetune`) -> config that is written into the run folder, with
+    # the sizes read from the weights.
+    config.run_config = run_config
     return config
+
+
+def run_config(stage: str) -> ConfigDict:
+    """The default config of a training stage."""
+    return {"pretrain": pretrain, "finetune": finetune}[stage].get_config()

@@ -19,8 +19,8 @@ NO_STAGES = ("__init__", "common", "training", "recipes", "fields")
 SHARED = ("common", "training", "regions")
 # Sections whose functions build them under another name.
 SECTIONS = {"labels": "pseudo_labels", **{name: f"regions.{name}" for name in BACKENDS}}
-# The other store of prepare, and what convert writes into the run folders it makes.
-_REPEATED = ("stores.offline.", "mae.", "writer.", "encoder.")
+# The other store of prepare.
+_REPEATED = ("stores.offline.",)
 INTRODUCTION = """# Stages and the fields of their configs
 
 Made from the files in `configs/` by `python -m saghog_jax.configs.fields`. A field is set on the
@@ -171,7 +171,8 @@ def _table(fields: dict[str, tuple[object, str]]) -> list[str]:
         return []
     rows = ["| field | default | |", "|---|---|---|"]
     for name, (default, text) in fields.items():
-        cells = (f"`{name}`", f"`{default!r}`", text)
+        shown = default.__name__ if callable(default) else repr(default)
+        cells = (f"`{name}`", f"`{shown}`", text)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*rows, ""]
 

@@ -1,6 +1,7 @@
 """Stage convert: published PyTorch weights to a run folder, and a run folder to such weights.
 
-File formats and folders are here; names and layouts of the arrays are torch_import.py's.
+This module reads and writes the files and folders. `weights.torch_names` maps the names and layouts
+of the arrays.
 """
 
 import logging
@@ -32,20 +33,18 @@ from saghog_jax.weights import torch_names
 from saghog_jax.weights.files import read_weights
 from saghog_jax.weights.torch_names import Report
 
-logger = logging.getLogger(__name__)
-
-# The stage that reads a model of a kind.
+# Kind of the checkpoint -> stage that usually reads it next.
 NEXT = {"encoder": "finetune", "mae": "finetune", "writer": "embed"}
-# Channels of the images whose HOG a model predicts.
+# Target -> channels of the images whose HOG is predicted; 0: no HOG.
 _TARGET_CHANNELS = {"hog_binary": 1, "hog_gray": 1, "hog_rgb": 3, "pixel": 0}
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
-    """Converts `config.checkpoint` into `workdir`: weights from a run folder, else a run folder.
+    """Converts a run folder to weights, or weights to a run folder, into `workdir`.
 
     Raises:
-      UserError: a source that is missing, damaged or of another model; a work directory that holds
-        something else.
+      UserError: the checkpoint is missing, damaged or of another model, or `workdir` holds another
+        run.
     """
     source = Path(config.checkpoint)
     if not config.checkpoint:
@@ -75,27 +74,32 @@ def _import(config: ConfigDict, source: Path, workdir: Path) -> str:
             f"{source} lacks {len(report.missing)} parameters of a model of kind {kind!r}, the "
             f"first is {report.missing[0]}; all are in {workdir / 'report.txt'}"
         )
-    done = _save_run(workdir, run_config, params, kind)
-    logger.info(f"{'imported' if done else 'there already:'} {source} as {kind!r} into {workdir}")
+    written = _save_run(workdir, run_config, params, kind)
+    word = "imported" if written else "imported before:"
+    logger.info(f"{word} {source} as {kind!r} into {workdir}")
     return kind
 
 
 def from_published(
     weights: Mapping[str, np.ndarray], config: ConfigDict
 ) -> tuple[dict, Report, ConfigDict, str]:
-    """Parameters, report, run config and kind of weights under the published names.
+    """Converts weights with the published names.
 
     Args:
-      weights: name -> array.
+      weights: published name -> array.
       config: of configs/convert.py.
 
+    Returns:
+      the parameters; the report on every name; the config of the run folder; the kind of the
+      checkpoint.
+
     Raises:
-      ValueError: weights of another architecture, or that do not fit each other.
+      ValueError: the weights are of another architecture, or do not fit each other.
     """
     sizes = torch_names.architecture(weights)
     decoder = "decoder_depth" in sizes and sizes["decoder_depth"] > 0
     kind = "writer" if "num_clusters" in sizes else "mae" if decoder else "encoder"
-    run_config = (config.writer if kind == "writer" else config.mae).copy_and_resolve_references()
+    run_config = config.run_config("finetune" if kind == "writer" else "pretrain")
     model = run_config.model
     for field in ("patch_size", "token_size", "width", "depth", "mlp_ratio"):
         model[field] = sizes.get(field, model[field])
@@ -107,7 +111,9 @@ def from_published(
     if kind == "writer":
         run_config.embed_dim = sizes.get("embed_dim", 0)
         run_config.netrvlad.num_clusters = sizes["num_clusters"]
+        run_config.netrvlad.init = "random"
         run_config.checkpoint = ""
+        run_config.input = config.input
         module = make_writer_model(precision.resolve(run_config))
         arguments = (images,)
     else:
@@ -123,7 +129,7 @@ def from_published(
 
 
 def _set_target(run_config: ConfigDict, weights: Mapping[str, np.ndarray], channels: int) -> None:
-    """What the decoder predicts, from the width of its output and the stored gradient kernel."""
+    """Sets the target of the decoder, read from its output width and the stored gradient kernel."""
     token_size, bins = run_config.model.token_size, run_config.hog.num_bins
     kernels = [w for name, w in weights.items() if name.endswith("target_generator.weight_x")]
     cells = math.isqrt(channels // bins)
@@ -140,10 +146,10 @@ def _set_target(run_config: ConfigDict, weights: Mapping[str, np.ndarray], chann
 
 
 def _save_run(workdir: Path, run_config: ConfigDict, params: dict, kind: str) -> bool:
-    """Writes a run folder; False if it holds these weights already."""
+    """Writes a run folder; returns False if the folder holds these weights already."""
     if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
-        there, meta = load_variables(workdir, KINDS)
-        if meta["kind"] == kind and params_digest(there["params"]) == params_digest(params):
+        variables, meta = load_variables(workdir, KINDS)
+        if meta["kind"] == kind and params_digest(variables["params"]) == params_digest(params):
             return False
         raise UserError(f"{workdir} holds another run; give another --workdir")
     with replacing(workdir / "config.json", "w") as file:

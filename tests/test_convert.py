@@ -92,6 +92,9 @@ def test_a_finetuned_model_and_back(tmp_path, tag, embed_dim):
     run = read_config(tmp_path / "run")
     assert (run.netrvlad.num_clusters, run.model.width, run.checkpoint) == (10, 32, "")
     assert run.embed_dim == embed_dim
+    assert (run.input, run.netrvlad.init) == ("binary", "random")
+    _, _, run_config, _ = convert.from_published(stored, config("w.npz", heads=4, input="page"))
+    assert run_config.input == "page"
     x = jnp.asarray(golden[f"{tag}_in"].transpose(0, 2, 3, 1))
     run.precision = "float32"
     features, assignment = jax.jit(make_writer_model(run).apply)(variables, x)
@@ -143,7 +146,7 @@ def test_the_same_command_again(tmp_path, weights, capsys):
     np.savez(tmp_path / "w.npz", **weights)
     for _ in range(2):
         convert.run(config(tmp_path / "w.npz"), tmp_path / "run")
-    assert "there already" in capsys.readouterr().out
+    assert "imported before: " in capsys.readouterr().out
     weights["cls_token"] = weights["cls_token"] + 1
     np.savez(tmp_path / "other.npz", **weights)
     with pytest.raises(UserError, match="holds another run"):
@@ -155,7 +158,7 @@ def test_the_same_command_again(tmp_path, weights, capsys):
     (192, 8, "pixel", 4), (36, 4, "hog_binary", 2),
 ])  # fmt: skip
 def test_target_of_the_decoder(channels, token_size, target, cell_size):
-    made = convert_config.get_config().mae
+    made = convert_config.run_config("pretrain")
     made.model.token_size = token_size
     stored = {} if target == "pixel" else {"target_generator.weight_x": SOBEL}
     if target is None:
