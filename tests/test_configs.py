@@ -10,6 +10,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict, config_flags
 from places import ROOT
+from toy import fields as fields_of
 
 from saghog_jax.configs import common, fields
 from saghog_jax.input_pipeline.regions.backends import BACKENDS
@@ -48,6 +49,15 @@ def test_every_variant_named_in_the_docstring_builds(name):
             assert f"`{variant}`" in module.__doc__, variant
     with pytest.raises(ValueError, match="unknown config argument 'nonsense'"):
         module.get_config("nonsense=1")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_stay_small(name):
+    """Most fields of a default config without a regions backend."""
+    module = importlib.import_module(f"saghog_jax.configs.{name}")
+    argument = "regions=none" if "regions" in module.get_config() else None
+    limit = {"pretrain": 115, "finetune": 135}.get(name, 75)
+    assert len(fields_of(module.get_config(argument))) <= limit
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
