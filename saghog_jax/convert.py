@@ -33,6 +33,8 @@ from saghog_jax.weights import torch_names
 from saghog_jax.weights.files import read_weights
 from saghog_jax.weights.torch_names import Report
 
+logger = logging.getLogger(__name__)
+
 # Kind of the checkpoint -> stage that usually reads it next.
 NEXT = {"encoder": "finetune", "mae": "finetune", "writer": "embed"}
 # Target -> channels of the images whose HOG is predicted; 0: no HOG.

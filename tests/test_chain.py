@@ -667,16 +667,3 @@ def test_killed_stages_finish_when_started_again(folder, tmp_path):
             (home / "retrieve" / "ranking.csv").read_text(),
         ]
     assert digests["whole"] == digests["killed"]
-
-
-def test_a_run_folder_without_a_newer_field_has_its_default(folder, tmp_path):
-    from saghog_jax.runs.checkpoint import read_config
-
-    config = json.loads((folder / "finetune" / "config.json").read_text())
-    del config["embed_dim"], config["netrvlad"]["init_samples"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found, defaults = read_config(tmp_path), finetune.get_config()
-    assert found.embed_dim == defaults.embed_dim
-    assert found.netrvlad.init_samples == defaults.netrvlad.init_samples
-    # What is there stays.
-    assert found.total_steps == config["total_steps"] != defaults.total_steps

@@ -9,8 +9,6 @@ NetRVLAD).
 import contextlib
 import errno
 import hashlib
-import importlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from saghog_jax.devices import distributed
 from saghog_jax.devices.sharding import laid_like
 from saghog_jax.input_pipeline.errors import RunError, UserError
 from saghog_jax.runs.checksums import damage, write_checksums
+from saghog_jax.runs.older_configs import read_config_json
 from saghog_jax.runs.train_state import TrainState
 
 KINDS = ("encoder", "mae", "writer")
@@ -243,10 +242,11 @@ def read_meta(run_folder: Path, step: int) -> dict:
 
 
 def read_config(run_folder: Path) -> ConfigDict:
-    """The resolved config a run folder was made with; fields that are newer have their defaults.
+    """The resolved config of a run, in today's form.
 
     Raises:
-      UserError: no such run; says which command makes one.
+      UserError: the folder holds no run, or one that this version cannot read; the message names
+        the remedy.
     """
     path = run_folder / "config.json"
     if not path.is_file():
@@ -254,18 +254,7 @@ def read_config(run_folder: Path) -> ConfigDict:
             f"{run_folder} holds no run (no config.json); make one with "
             f"`{_MADE_BY['mae']}` or `{_MADE_BY['writer']}`"
         )
-    config = ConfigDict(json.loads(path.read_text()))
-    _fill(config, importlib.import_module(f"saghog_jax.configs.{config.stage}").get_config())
-    return config
-
-
-def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Adds what only `defaults` has, in place."""
-    for name, default in defaults.items():
-        if name not in config:
-            config[name] = default
-        elif isinstance(default, ConfigDict):
-            _fill(config[name], default)
+    return ConfigDict(read_config_json(path))
 
 
 def load_variables(

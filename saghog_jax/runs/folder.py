@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.runs.older_configs import read_config_json
 
 # Fields that change neither data nor, but for rounding, mathematics: a run may go on with others.
 _FREE_FIELDS = (
@@ -47,7 +48,7 @@ def check_config(config: ConfigDict, folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    ours, theirs = (_flat(c) for c in (json.loads(config.to_json()), json.loads(path.read_text())))
+    ours, theirs = (_flat(c) for c in (json.loads(config.to_json()), read_config_json(path)))
     keys = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if keys:
         lines = [

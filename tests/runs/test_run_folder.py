@@ -4,9 +4,9 @@ import re
 
 import pytest
 from places import ROOT
+from toy import fields
 
 from saghog_jax.configs import finetune, pretrain
-from saghog_jax.configs.fields import flat
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.runs.folder import check_config, write_config
 
@@ -40,13 +40,15 @@ def test_a_run_goes_on_with_other_values_of_the_fields_that_the_docs_name(tmp_pa
     config = module.get_config()
     write_config(config, tmp_path)
     free = []
-    for name, value in flat(config).items():
+    for name, value in fields(config).items():
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({name: other(value)})
         said = refusal(changed, tmp_path)
         assert not said or f"  {name}: " in said
         free += [] if said else [name]
     expected = [
-        name for name in flat(config) if any(name == n or name.startswith(f"{n}.") for n in named())
+        name
+        for name in fields(config)
+        if any(name == n or name.startswith(f"{n}.") for n in named())
     ]
     assert sorted(free) == sorted(expected)

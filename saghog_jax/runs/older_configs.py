@@ -1,0 +1,199 @@
+"""Files of older versions in today's form: config.json of run folders, meta.json of embeddings.
+
+Changes of the fields of training configs are entered here: a new name in `_RENAMED`; a new field in
+`_ADDED` or `_ADDED_BY_STAGE`, with the value that trains as before. The test of the files in
+tests/runs/old_configs fails until every field of today's configs is there.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from saghog_jax.input_pipeline.errors import UserError
+
+# Old name -> name.
+_RENAMED = {
+    "init_from": "checkpoint",
+    "init_checkpoint": "which",
+    "bag": "patches_per_bag",
+    "per_class": "patches_per_class",
+}
+# Fields and sections of the first version.
+_FIRST = (
+    *("augment", "checkpoint_every", "data", "global_batch_size", "keep_checkpoints", "loader"),
+    *("log_every", "mesh", "model", "optim", "seed", "store", "total_steps"),
+)
+_FIRST_BY_STAGE = {
+    "pretrain": ("hog", "mask_ratio", "target"),
+    "finetune": (
+        *("checkpoint", "dropout", "input", "labels", "loss", "netrvlad", "patches_per_class"),
+        "pseudo_labels",
+    ),
+}
+# Fields that were added later -> the value that changes nothing.
+_ADDED = {
+    "precision": "float32",
+    "data.cluster_regex": "",
+    "data.iiif.images": "",
+    "data.iiif.hosts": ["localhost", "127.0.0.1", "::1"],
+    "augment.affine": 0.0,
+    "augment.degrees": 10.0,
+    "augment.translate": 0.1,
+    "augment.scale_low": 0.9,
+    "augment.scale_high": 1.1,
+    "augment.jitter": 0.0,
+    "augment.brightness": 0.4,
+    "augment.contrast": 0.4,
+    "augment.saturation": 0.4,
+    "distributed.mode": "off",
+    "distributed.coordinator": "",
+    "distributed.num_processes": 1,
+    "distributed.process_id": 0,
+    "distributed.start_timeout": 300,
+    "distributed.dead_after": 60,
+    "regions.backend": "none",
+    "regions.root": "runs/regions",
+    "regions.workers": 0,
+    "regions.min_keypoints": 0,
+    "regions.keypoints_on": "page",
+    "regions.keypoints_side": 1600,
+    "accumulate": 1,
+    "remat": "none",
+    "keep_every": 0,
+    "which": "last",
+    "validation.share": 0.0,
+    "validation.every": 500,
+    "validation.patches_per_page": 64,
+    "validation.patience": 0,
+    "tensorboard": True,
+    "wandb.project": "",
+    "wandb.mode": "offline",
+    "profile": "",
+}
+_ADDED_BY_STAGE = {
+    "pretrain": {
+        "source": "store",
+        "crops.size": 256,
+        "crops.patches_per_page": 32,
+        "crops.gray": 0.2,
+        "crops.binarize": 0.2,
+        "loader.workers": 0,
+        "loader.cache_mb": 1000,
+        "hog.half_precision": False,
+        "checkpoint": "",
+        "validation.monitor": "loss",
+    },
+    "finetune": {
+        "encoder": "vit",
+        "freeze_encoder": False,
+        "descriptor": "cls",
+        "min_token_ink": 0.05,
+        "embed_dim": 0,
+        "embed_dropout": 0.1,
+        "netrvlad.normalized": False,
+        "loss.kind": "multi_similarity",
+        "loss.margin": 0.1,
+        "loss.include_self": False,
+        "loss.temperature": 0.1,
+        "optim.rates": "layerwise",
+        "pseudo_labels.model": "",
+        "patches_per_bag": 1,
+        "links.neighbours": 3,
+        "links.words": 100,
+        "sift_words": 0,
+        "validation.monitor": "map",
+    },
+}
+# Once the two engines of Segment Anything were two backends.
+_SAM_ENGINES = {"sam": "flax", "sam_onnx": "onnx"}
+_ADDED_TO_SAM = {"weights": "", "precision": "float32", "encoder": "", "decoder": ""}
+# Old kind of SIFT in meta.json and in the names of files -> kind.
+_SIFT_KINDS = {"upright": "patch", "found": "keypoint"}
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """The config of a run in today's form.
+
+    Args:
+      path: the config.json of a run folder.
+
+    Raises:
+      UserError: the file is damaged, or not the config of a run; the message names the remedy.
+    """
+    try:
+        return upgrade_config(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is not the config of a run that this version can read ({reason}); train "
+            "again into another --workdir"
+        ) from None
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of a training stage, as JSON values, in today's form.
+
+    Raises:
+      ValueError: a stage that writes no run folder, or a field is missing that no version added.
+    """
+    stage = config.get("stage") if isinstance(config, Mapping) else None
+    if stage not in _ADDED_BY_STAGE:
+        raise ValueError(f"its stage is {stage!r}, expected {' or '.join(_ADDED_BY_STAGE)}")
+    flat = flatten_dict(dict(config), sep=".")
+    for old, new in _RENAMED.items():
+        if old in flat:
+            flat[new] = flat.pop(old)
+    present = {name.partition(".")[0] for name in flat}
+    missing = [name for name in (*_FIRST, *_FIRST_BY_STAGE[stage]) if name not in present]
+    if missing:
+        raise ValueError(f"it has no {missing[0]!r}")
+    flat = _ADDED | _ADDED_BY_STAGE[stage] | flat
+    upgraded = unflatten_dict(flat, sep=".")
+    upgraded["regions"] = upgrade_regions(upgraded["regions"])
+    return upgraded
+
+
+def upgrade_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `regions` with the section of the chosen backend alone."""
+    fields = {name: value for name, value in regions.items() if not isinstance(value, Mapping)}
+    backend = fields["backend"]
+    if backend == "none":
+        return fields
+    section = dict(regions[backend])
+    if backend in _SAM_ENGINES:
+        section = {"engine": _SAM_ENGINES[backend], **_ADDED_TO_SAM, **section}
+        backend = "sam"
+    return {**fields, "backend": backend, backend: section}
+
+
+def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta.json of an embeddings folder in today's form; an unchanged copy if it has that."""
+    upgraded = dict(meta)
+    if "made_from" in upgraded:
+        upgraded["input_digest"] = upgraded.pop("made_from")
+    for key in ("sift", "sift_words"):
+        if isinstance(upgraded.get(key), Mapping):
+            upgraded[key] = {_SIFT_KINDS.get(k, k): value for k, value in upgraded[key].items()}
+    for key in ("model", "descriptor"):
+        for old, new in _SIFT_KINDS.items():
+            if upgraded.get(key) == f"sift_{old}":
+                upgraded[key] = f"sift_{new}"
+    if "regions_config" in upgraded:
+        upgraded["regions_config"] = upgrade_regions(upgraded["regions_config"])
+    return upgraded
+
+
+def existing_words_file(path: Path) -> Path:
+    """The file of SIFT words in a run folder, under its old name if only that exists.
+
+    Args:
+      path: such as RUN/sift_words_patch.npy.
+    """
+    for old, new in _SIFT_KINDS.items():
+        older = path.with_name(f"sift_words_{old}.npy")
+        if path.name == f"sift_words_{new}.npy" and not path.exists() and older.exists():
+            return older
+    return path
