@@ -23,7 +23,7 @@ from saghog_jax.configs.embed import get_config
 from saghog_jax.embedding.describers import netrvlad_describer
 from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut
-from saghog_jax.main import use_huge_pages
+from saghog_jax.restart import use_huge_pages
 from saghog_jax.retrieval.aggregate import l2_normalize, power_norm
 
 LARGE = 5000

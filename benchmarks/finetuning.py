@@ -25,8 +25,8 @@ from benchmarks.our_steps import (
     finetuning,
     random_batch,
 )
-from saghog_jax.main import use_huge_pages
 from saghog_jax.models.netrvlad import NetRVLAD, cosine_gram
+from saghog_jax.restart import use_huge_pages
 from saghog_jax.training.finetuning import metric_loss
 
 CLUSTERS, WIDTH = 100, 512

@@ -15,8 +15,8 @@ import torch
 from benchmarks import torch_model
 from benchmarks.measure import Report, alternate
 from benchmarks.our_steps import arguments, binary_of, compiled_step, pretraining, random_batch
-from saghog_jax.main import use_huge_pages
 from saghog_jax.models.hog import hog
+from saghog_jax.restart import use_huge_pages
 
 CALLS = 30
 

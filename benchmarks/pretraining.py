@@ -18,7 +18,7 @@ from benchmarks import torch_model
 from benchmarks.flops import pretraining_flops
 from benchmarks.measure import Report, alternate, rates
 from benchmarks.our_steps import arguments, binary_of, compiled_step, pretraining, random_batch
-from saghog_jax.main import use_huge_pages
+from saghog_jax.restart import use_huge_pages
 
 ROWS_A_PATCH, INNER, COLUMNS = 17, 512, 2048
 PRODUCTS = 20

@@ -1,14 +1,12 @@
-"""The command line: flags only; the config's `stage` names the module that does the work.
+"""The command line: flags only; the config's `stage` names the module that runs.
 
-Exit status: 0 done; 1 a fault of the program (with a traceback), or a run that cannot go on (one
-line: the loss is no number, the disk is full); 2 a mistake of the user (one line); 3 done, but some
-pages could not be used and were skipped; 4 another process of the same run has failed; 143 or 130
-stopped by SIGTERM or SIGINT, with the state saved.
+Exit status: 0: done. 1: a fault of the program (with a traceback), or a run that cannot continue
+(one line: the loss is NaN, the disk is full). 2: a mistake of the user (one line). 3: done, but
+unusable pages were skipped. 4: another process of the same run has failed. 143 or 130: stopped by
+SIGTERM or SIGINT, with the state saved.
 """
 
-import difflib
 import os
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from saghog_jax import restart
 from saghog_jax.input_pipeline.console import show_messages
 from saghog_jax.input_pipeline.errors import RunError, StoppedError, UserError
 from saghog_jax.next_command import next_command
@@ -34,12 +33,13 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; whatever is wrong with it becomes one line and exit status 2."""
+    """Parses the command line. A mistake ends the process with one line and exit status 2."""
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            raise UserError(f"--config is missing; one of {', '.join(_known_configs())}")
-        _CONFIG.value.is_locked  # noqa: B018  a config file that failed to load raises here
+            known = ", ".join(f"configs/{stage}.py" for stage in STAGES)
+            raise UserError(f"--config is missing; one of {known}")
+        _CONFIG.value.is_locked  # noqa: B018  raises the error of a config file that failed to load
     except Exception as error:
         _exit_with(_explain(error))
     if rest[1:]:
@@ -47,41 +47,23 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _known_configs() -> list[str]:
-    return [f"configs/{stage}.py" for stage in STAGES]
-
-
 def _explain(error: Exception) -> str:
+    """One line on what is wrong with the command line."""
     if isinstance(error, AttributeError | KeyError):
-        return _unknown_field() or str(error)
+        return _unknown_field(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A config file that raises reaches us as its formatted traceback: its last line says why.
+    # The error of a config file arrives as a formatted traceback, whose last line is the reason.
     reasons = [line for line in lines if line.startswith(("ValueError:", "[Errno"))]
     return (reasons or lines or [type(error).__name__])[-1].removeprefix("ValueError: ")
 
 
-def _unknown_field() -> str:
-    """Names the first `--config.FIELD` on the command line that the config does not have."""
-    given = next((w.split("=", 1)[1] for w in sys.argv if w.startswith("--config=")), "")
-    path, _, arg = given.partition(":")
-    namespace = runpy.run_path(path)
-    known = _fields(namespace["get_config"](arg or None))
-    for word in sys.argv:
-        field = word.removeprefix("--config.").split("=", 1)[0]
-        if word.startswith("--config.") and field not in known:
-            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
-            return f"unknown config field: {field}; did you mean {near[0]}?"
-    return ""
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Names of all fields, such as `data.pages`."""
-    names = []
-    for key, value in config.items():
-        names.append(prefix + key)
-        if isinstance(value, ConfigDict):
-            names += _fields(value, f"{prefix}{key}.")
-    return names
+def _unknown_field(error: Exception) -> str:
+    """ml_collections' message: the name and, if there is a similar one, `Did you mean ...?`."""
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = ". ".join(error.args[0].splitlines())
+    hint = "" if "Did you mean" in text else "; docs/config.md lists all fields"
+    return f"unknown config field {text}{hint}"
 
 
 def _exit_with(message: str, status: int = 2) -> NoReturn:
@@ -90,10 +72,13 @@ def _exit_with(message: str, status: int = 2) -> NoReturn:
 
 
 def execute(config: ConfigDict, work: Callable[[], StageResult]) -> StageResult:
-    """Joins other processes where the config says so, then works; ends the process on errors."""
+    """Joins the other processes if the config has several, then works.
+
+    Errors end the process; see the module's docstring for the exit status.
+    """
     together = "distributed" in config and config.distributed.mode != "off"
     if together:
-        # Not above: jax reads its environment, which `run_main` sets, as it is imported.
+        # Imported late: jax reads its environment, which `run_main` sets, when it is imported.
         from saghog_jax.devices import distributed
     try:
         if together:
@@ -114,12 +99,13 @@ def execute(config: ConfigDict, work: Callable[[], StageResult]) -> StageResult:
 def main(argv: Sequence[str]) -> None:
     """Runs the stage of the parsed config in the parsed work directory."""
     del argv
+    config = _CONFIG.value
+    if config.stage in restart.STAGES:
+        restart.use_huge_pages()
     show_messages()
     if not flags.FLAGS["verbosity"].present:
-        # Libraries tell every step of a save at lower levels, and what went wrong with a traceback;
-        # what a run tells is printed.
+        # Lower levels hold every step of a checkpoint and tracebacks of errors that are explained.
         logging.set_verbosity(logging.FATAL)
-    config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.stage}")
     result = execute(config, lambda: run_stage(config, workdir))
     if _is_main_process(config):
@@ -144,21 +130,9 @@ def _variant() -> str:
     return next((word for word in argument.split(",") if word and "=" not in word), "")
 
 
-def use_huge_pages() -> None:
-    """Starts this process again with huge pages, if it does not have them yet.
-
-    A training step on a CPU takes and frees a gigabyte: with huge pages that costs a third less
-    processor time. The C library reads this only as it starts.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
-
-
 def run_main() -> None:
-    """Entry point; what must be set before jax, or the process itself, starts is set here."""
-    use_huge_pages()
-    # A second start of the same program then finds its compiled steps.
+    """Entry point; sets the environment that jax reads when it is imported."""
+    # Compiled steps are kept for the next start of the same program.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "saghog_jax" / "jit"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -1,12 +1,15 @@
-"""What the program sets before jax starts: the cache of compiled steps, moved or switched off."""
+"""The start of the program: the cache of compiled steps, huge pages, the help."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from places import ROOT
 
-# A stage that compiles something; the process is not replaced for huge pages.
+from saghog_jax import restart
+
+# A stage that compiles something.
 PROGRAM = """
 from saghog_jax import main
 def stage(*args, **options):
@@ -35,3 +38,62 @@ def test_compiled_steps_are_kept_where_they_should(tmp_path, settings, kept):
     subprocess.run([sys.executable, "-c", PROGRAM], env=environ, cwd=tmp_path, check=True)
     found = {path.parent for path in tmp_path.rglob("*-cache")}
     assert found == ({tmp_path / kept} if kept else set())
+
+
+def start(*words, **environ):
+    return subprocess.run(
+        [sys.executable, "-m", "saghog_jax.main", *words],
+        cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that this process is replaced by."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("GLIBC_TUNABLES", restart.OFF):
+        # Set before it is deleted, so that the value of the test is removed at its end.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    commands = []
+    monkeypatch.setattr(os, "execv", lambda program, words: commands.append((program, words)))
+    return commands
+
+
+def test_the_process_is_restarted_once_and_says_so(commands, capsys):
+    restart.use_huge_pages()
+    assert commands == [(sys.executable, sys.orig_argv)]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    line = "restarting this process with huge memory pages (SAGHOG_NO_RESTART=1 turns this off)\n"
+    assert capsys.readouterr().out == line
+    restart.use_huge_pages()
+    assert len(commands) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SAGHOG_NO_RESTART", "1"), ("GLIBC_TUNABLES", "glibc.malloc.check=1")]
+)
+def test_the_restart_can_be_turned_off(commands, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    restart.use_huge_pages()
+    assert not commands
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are set on Linux alone")
+@pytest.mark.parametrize("stage", ["finetune", "verify"])
+def test_only_training_and_embedding_restart(stage, tmp_path, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    field = {"finetune": "data.pages", "verify": "stores"}[stage]
+    words = (f"--config=configs/{stage}.py", f"--config.{field}={tmp_path}/none")
+    done = start(*words, f"--workdir={tmp_path}", SAGHOG_NO_RESTART="0")
+    # The command fails after the restart, as it does without one.
+    assert done.returncode == 2
+    assert done.stdout.count("restarting") == (stage in restart.STAGES)
+    assert start(*words, f"--workdir={tmp_path}", SAGHOG_NO_RESTART="1").stderr == done.stderr
+
+
+def test_help_names_the_flags_and_the_exit_statuses():
+    done = start("--help")
+    for text in ("--config: ", "--workdir: ", "Exit status: 0: done."):
+        assert text in done.stdout
