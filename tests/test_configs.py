@@ -7,18 +7,17 @@ import shlex
 import subprocess
 import sys
 
+import make_config_page
 import pytest
 from ml_collections import ConfigDict, config_flags
 from places import ROOT
-from toy import fields as fields_of
+from toy import fields
 
-from saghog_jax.configs import common, fields
+from saghog_jax.configs import common
 from saghog_jax.input_pipeline.regions.backends import BACKENDS
 from saghog_jax.main import STAGES
 
-CONFIGS = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in fields.NO_STAGES
-)
+CONFIGS = make_config_page.stages()
 TEXTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
@@ -57,7 +56,7 @@ def test_configs_stay_small(name):
     module = importlib.import_module(f"saghog_jax.configs.{name}")
     argument = "regions=none" if "regions" in module.get_config() else None
     limit = {"pretrain": 115, "finetune": 135}.get(name, 75)
-    assert len(fields_of(module.get_config(argument))) <= limit
+    assert len(fields(module.get_config(argument))) <= limit
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -98,7 +97,7 @@ def test_only_the_chosen_backend_has_a_section(name, backend):
     assert regions.backend == backend
     sections = {key for key, value in regions.items() if isinstance(value, ConfigDict)}
     assert sections == {backend} - {"none"}
-    assert f"`{backend}`" in fields.explained(name)["regions.backend"][1]
+    assert f"`{backend}`" in make_config_page.explained(name)["regions.backend"][1]
 
 
 def commands():

@@ -6,12 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
+import make_config_page
 import pytest
 from collection_fakes import FAKES, fake
 from places import ROOT
 
 from benchmarks.catalogue import BENCHMARKS
-from saghog_jax.configs import fields
 
 TEXTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -24,18 +24,18 @@ def test_links_lead_somewhere(text):
 
 
 def test_the_page_of_fields_is_made_from_the_configs():
-    assert fields.PAGE.read_text() == fields.render()
+    assert make_config_page.PAGE.read_text() == make_config_page.render()
 
 
-@pytest.mark.parametrize("stage", fields.stages())
+@pytest.mark.parametrize("stage", make_config_page.stages())
 def test_every_field_of_a_stage_is_explained(stage):
-    explained = fields.explained(stage)
+    explained = make_config_page.explained(stage)
     assert explained
     assert [name for name, (_, text) in explained.items() if not text] == []
 
 
 def test_a_field_has_the_comment_of_where_it_is_made():
-    texts = {stage: fields.explained(stage) for stage in ("search", "retrieve", "embed")}
+    texts = {stage: make_config_page.explained(stage) for stage in ("search", "retrieve", "embed")}
     # Of the same name in another stage; changed by a stage; of the section of a backend.
     assert texts["search"]["whitening"][1].startswith("A whitening.npz that `retrieve` wrote")
     assert texts["retrieve"]["whitening.dim"][1].startswith("Components kept")
