@@ -1,4 +1,4 @@
-"""What stages share: argument strings, and the sections of pages, stores and processes."""
+"""What several stages share: arguments of configs, and sections for pages, stores and processes."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> ConfigDict:
     """Parses the text after the colon of `--config=configs/NAME.py:ARG`.
 
-    ARG is a comma-separated list: at most one bare word, one of `variants` (the first of them is
-    the default), and `key=value` pairs, each value read as the type of that key's default.
+    ARG is a comma-separated list of at most one variant and of `key=value` pairs. The first of
+    `variants` is the default. Each value is parsed as the type of the default of its key.
 
     Returns:
       a ConfigDict with `variant` and every key of `defaults`.
 
     Raises:
-      ValueError: an unknown variant or key (names the nearest known one), a value of another type,
-        two variants.
+      ValueError: a variant or key is unknown (the message names the nearest known one), a value has
+        another type, or there are two variants.
     """
     parsed: dict[str, object] = {"variant": variants[0], **defaults}
     bare = [part for part in (arg or "").split(",") if part and "=" not in part]
@@ -34,10 +34,10 @@ def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> C
 
 
 def one_of(word: str, known: Sequence[str], what: str) -> str:
-    """The word itself.
+    """Returns `word` if it is known.
 
     Raises:
-      ValueError: it is not known; names the nearest one.
+      ValueError: the word is unknown; the message names the nearest known word.
     """
     if word in known:
         return word
@@ -62,39 +62,40 @@ def _typed(key: str, text: str, default: object) -> object:
 
 
 def data_config(split: str) -> ConfigDict:
-    """The pages a stage reads."""
+    """The pages that a stage reads."""
     data = ConfigDict()
-    # A folder of page images, one image, a manifest CSV, a IIIF manifest (a .json file or an
-    # address), `synthetic` (the built-in corpus), or a public collection such as
-    # `tfds:historical_wi/color,manual_dir=FOLDER` (input_pipeline/datasets/catalog.py). A folder
-    # that holds a manifest.csv stands for that file, unless one of the expressions below is given.
+    # A folder of page images, one image, a manifest CSV, a IIIF manifest (a .json file or a URL),
+    # `synthetic` (the built-in corpus), or a public collection such as
+    # `tfds:historical_wi/color,manual_dir=FOLDER` (input_pipeline/datasets/catalog.py). For a
+    # folder with a manifest.csv that manifest is read, unless one of the regular expressions below
+    # is set.
     data.pages = "synthetic"
-    # Rows of the manifest whose column `split` has this value; all rows where empty or where the
-    # manifest has no such column.
+    # Value of the manifest's column `split`: only pages with this value are read. Empty, or without
+    # that column: all pages.
     data.split = split
-    # For folders: regular expressions searched in the path below the folder. The first group (or
-    # the group named `writer`/`page`) is the value; further named groups become columns. Without
-    # an expression the writer stays empty and the page is the file name.
+    # For folders: regular expressions that are searched in the path of an image, relative to the
+    # folder. The first group (or the group named `writer` or `page`) is the value; further named
+    # groups become columns. Without an expression the writer is unknown and the page is the file
+    # name.
     data.writer_regex = ""
     data.page_regex = ""
-    # With this expression `data.pages` is a folder of ready-cut patches, which pretraining and
-    # finetuning read in place of pages: it finds the cluster that a patch is labelled with, as the
-    # two above (the second is then needed) find writer and page. `()` finds none. The published
-    # names: `(\d+)` for the cluster, `\d+_(\d+)` for the writer, `IMG_MAX_(\d+)` for the page.
+    # If set, `data.pages` is a folder of ready-cut patches for pretraining and finetuning. The
+    # expression finds the cluster (label) of a patch; the two expressions above find writer and
+    # page, and `page_regex` is required. `()` means no cluster. For the published file names:
+    # `(\d+)` for the cluster, `\d+_(\d+)` for the writer, `IMG_MAX_(\d+)` for the page.
     data.cluster_regex = ""
     data.iiif = ConfigDict(
         {
-            # Folder that holds the images of a IIIF manifest, found by the file name (or the Image
-            # API's identifier) in their addresses. Empty: the folder of the manifest.
+            # Folder with the images of a IIIF manifest. They are found by the file name (or Image
+            # API identifier) in their URLs. Empty: the folder of the manifest.
             "images": "",
             # Servers that may be asked for a manifest, or for images that are not on disk.
             "hosts": ("localhost", "127.0.0.1", "::1"),
         }
     )
-    # Largest accepted image, in pixels (width x height): protects against decompression bombs.
+    # Largest accepted image in pixels (width x height), against decompression bombs.
     data.max_pixels = 200_000_000
-    # Where the built-in corpus is written (once) so that its pages can be looked at, and what a
-    # IIIF server sent.
+    # Folder for the built-in corpus (written once) and for files from IIIF servers.
     data.cache = "runs/data"
     return data
 
@@ -107,61 +108,62 @@ SMALL_PATCHES_PER_PAGE = 800
 
 
 def store_config(rule: str) -> ConfigDict:
-    """How patches are cut; one store a rule. Thresholds are those of the published code.
+    """How patches are cut. Each rule has its own store; thresholds are those of the published code.
 
     Args:
-      rule: `pretrain` (ink 8 to 80 %), `offline` (Otsu, SIFT descriptors kept for pseudo labels)
-        and `offline_color` (the same by edges), `eval` (keypoint on ink) and `eval_color` (the
-        same by black and white). It only sets the defaults of the fields below.
+      rule: sets the defaults of the fields: `pretrain` (ink 8 to 80 %), `offline` (Otsu, with SIFT
+        descriptors for pseudo labels), `offline_color` (the same, kept by edges), `eval` (keypoint
+        on ink) and `eval_color` (the same, kept by black and white pixels).
     """
     one_of(rule, STORE_RULES, "store rule")
     offline = rule.startswith("offline")
     store = ConfigDict()
-    # Name of the store's folder; what is cut is decided by the fields below alone.
+    # Name of the store's folder. It does not change how patches are cut.
     store.rule = rule
-    # Side of a patch in pixels of the (scaled) page.
+    # Side of a patch in pixels of the scaled page.
     store.patch_size = 32
-    # The page is resized by this factor (cubic) before anything else, times the `scale` that a
-    # manifest may give it. `prepare` with `dry_run` says how wide strokes are.
+    # Factor by which pages are resized (cubic) before they are cut, times the `scale` of the page
+    # in the manifest. `prepare` with `dry_run` prints the stroke width.
     store.scale = 1.0
-    # Grey conversion: `pillow`, or `opencv` as the published extraction scripts (0.1 % of pixels
-    # differ by one).
+    # Grey conversion: `pillow`, or `opencv` as in the published extraction scripts (0.1 % of the
+    # pixels differ by one).
     store.grey = "opencv" if offline else "pillow"
     # `isauvola`, `sauvola`, `su`, `otsu`.
     store.binarization = "otsu" if offline else "isauvola"
-    # SIFT finds keypoints on the `binary` or the `grey` page.
+    # SIFT keypoints are found on the `binary` or the `grey` page.
     store.detect_on = "binary"
     # Blur of SIFT's first octave, in pixels.
     store.sift_sigma = 1.6
-    # What decides about a patch: the share of `ink`, of black and white pixels of the `grey` crop,
-    # or of `edges` (Canny, 30 and 200); the thresholds follow.
+    # Criterion for keeping a patch: the fraction of `ink` pixels, of black and of white pixels of
+    # the `grey` crop, or of `edges` (Canny, 30 and 200). The thresholds follow.
     store.keep = {"offline_color": "edges", "eval_color": "grey"}.get(rule, "ink")
-    # `ink`: kept where min_ink <= share of ink pixels <= max_ink.
+    # For `ink`: smallest and largest fraction of ink pixels.
     store.min_ink = 0.08 if rule == "pretrain" else 0.01
     store.max_ink = 0.8 if rule == "pretrain" else 1.0
-    # `grey`: kept where the shares of black and of white pixels are below these.
+    # For `grey`: the fractions of black and of white pixels must be below these.
     store.max_black = 0.5
     store.max_white = 0.95
-    # `edges`: kept where the share of edge pixels is at least this.
+    # For `edges`: smallest fraction of edge pixels.
     store.min_edges = 0.1
-    # The pixel under the keypoint must be ink.
+    # Only patches with ink under their keypoint are kept.
     store.keypoint_on_ink = rule.startswith("eval")
-    # Patches across the page's border: filled up with `white` paper, with `black` (ink, as the
-    # published samplers do), or `drop` (as the published extraction scripts do).
+    # Patches that cross the page's border: padded with `white` paper, with `black` (ink, as in the
+    # published samplers), or dropped (`drop`, as in the published extraction scripts).
     store.border = "drop" if offline else "white"
-    # A page without any patch gives the one at its centre.
+    # A page without any patch gives the patch at its centre.
     store.centre_if_empty = False
-    # Keep the SIFT descriptor of each patch: pseudo labels need it.
+    # Store the SIFT descriptor of each patch, which pseudo labels need.
     store.descriptors = offline
-    # At most so many patches a page; -1 keeps all. `even` picks them evenly in the order of x,
-    # `random` draws them.
+    # Most patches of a page; -1: all.
     store.max_patches_per_page = 1000
+    # Patches of a page with more: `even` picks evenly in the order of x, `random` draws.
     store.pick = "even"
-    # Folder that holds the stores, each in a subfolder named after the digest of what made it.
+    # Folder of the stores. Each store has a subfolder named after a digest of its pages and
+    # settings.
     store.root = "runs/prepare"
-    # Pages a shard: the unit of atomic writing and of parallel work.
+    # Pages in a shard, which is the unit of atomic writing and of parallel work.
     store.pages_per_shard = 16
-    # Worker processes; 0 takes one a core.
+    # Worker processes; 0: one a core.
     store.workers = 0
     return store
 
@@ -169,44 +171,46 @@ def store_config(rule: str) -> ConfigDict:
 def pseudo_label_config() -> ConfigDict:
     """Pseudo labels: clusters of RootSIFT descriptors (CL-S in the paper)."""
     labels = ConfigDict()
-    # Clusters; each is a class of the finetuning.
+    # Clusters; each cluster is a class of finetuning.
     labels.num_clusters = 3000
-    # PCA-whitened dimensions of the descriptors before clustering.
+    # Dimensions of the PCA-whitened descriptors that are clustered.
     labels.pca_dim = 32
-    # Descriptors that PCA and k-means are fitted on, sampled from the store.
+    # Descriptors sampled from the store, to which PCA and k-means are fitted.
     labels.fit_samples = 500_000
-    # Kept: distance to the nearest centre / to the second nearest <= max_ratio.
+    # A patch is labelled if its distance to the nearest centre divided by that to the second
+    # nearest is at most this.
     labels.max_ratio = 0.9
-    # Of that sample and of the first centres.
+    # Seed of the sample and of the initial centres.
     labels.seed = 0
-    # Folder of the labels of another store (its `labels/...`), whose clusters then label these
-    # pages; the numbers above but `max_ratio` are not used. Empty: clusters of these pages.
+    # Folder of the labels of another store (its `labels/...`), whose clusters label these pages.
+    # Then the fields above except `max_ratio` are not used. Empty: clusters of these pages.
     labels.model = ""
     return labels
 
 
 def page_links_config() -> ConfigDict:
-    """Classes of pages that SIFT finds alike, in place of writers that nobody knows."""
+    """Classes of pages that are similar by SIFT, for pages of unknown writers."""
     links = ConfigDict()
-    # A page is linked with at most so many others: those before the largest drop in similarity of
-    # its nearest, where they have it among theirs.
+    # Most pages that a page is linked with: its nearest pages before the largest drop in
+    # similarity, if the page is also among their nearest.
     links.neighbours = 3
-    # Words of the SIFT-VLAD that compares pages.
+    # Visual words of the SIFT-VLAD that compares pages.
     links.words = 100
     return links
 
 
 def distributed_config() -> ConfigDict:
-    """Several processes that work as one, on one machine or on many (docs/training.md)."""
+    """Several processes that work on one task, on one machine or on many (docs/training.md)."""
     distributed = ConfigDict()
-    # `off`: this process works alone. `auto`: with the others that jax finds on SLURM, Open MPI,
-    # Kubernetes or a TPU pod. `explicit`: with those that the next three fields name.
+    # `off`: this process works alone. `auto`: with the processes that jax finds on SLURM, Open MPI,
+    # Kubernetes or a TPU pod. `explicit`: with the processes given by the next three fields.
     distributed.mode = "off"
-    # HOST:PORT at which process 0 can be reached, how many processes, which of them this one is.
+    # HOST:PORT of process 0, the number of processes, and the number of this process.
     distributed.coordinator = ""
     distributed.num_processes = 1
     distributed.process_id = 0
-    # Seconds to wait for the others at the start, and until one without a sign of life is dead.
+    # Seconds to wait for the other processes at the start, and seconds without a signal after which
+    # a process counts as dead.
     distributed.start_timeout = 300
     distributed.dead_after = 60
     return distributed

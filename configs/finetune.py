@@ -2,16 +2,16 @@
 
     python -m saghog_jax.main --config=configs/finetune.py
 
-Reads runs/pretrain (made by configs/pretrain.py), runs on the built-in corpus, on two CPU cores, in
-about two minutes; prepares the patch store and the pseudo labels if they are not there yet; writes
-runs/finetune. Labels by writer instead of clusters of SIFT descriptors:
+Reads runs/pretrain (written by configs/pretrain.py) and the built-in corpus; takes about two
+minutes on two CPU cores. Prepares the patch store and the pseudo labels if they are missing, and
+writes runs/finetune. With writers as labels instead of clusters of SIFT descriptors:
 
     python -m saghog_jax.main --config=configs/finetune.py:labels=writer --workdir=runs/by_writer
 
-Variants: `cpu` (default), `small` (for some hundred pages and a laptop, on a model that
-configs/pretrain.py:small has made) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
-`icdar2013` and `hisir19`, each on its data set (docs/experiments.md; from runs/pretrain made by the
-variant `paper` of configs/pretrain.py). Arguments name the published experiments:
+Variants: `cpu` (default), `small` (for some hundred pages and a laptop; needs a model of
+configs/pretrain.py:small) and the published recipes `historical_wi`, `hisfrag20`, `grk50`,
+`icdar2013` and `hisir19`, each on its data set (docs/experiments.md; needs a model of
+configs/pretrain.py:paper). Arguments name the published experiments:
 
     python -m saghog_jax.main --config=configs/finetune.py:hisfrag20,labels=writer,encoder=resnet20
 
@@ -46,115 +46,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = common.data_config("train")
     config.store = common.store_config("offline")
     config.regions = regions_config(arg.regions)
-    # Run folder the encoder starts from; empty: from scratch.
-    config.checkpoint = "runs/pretrain"
-    # Its checkpoint: `last` or `best`.
-    config.which = "last"
-    # The model of an encoder from scratch; with `checkpoint` that run's model is taken.
-    size = arg.variant if arg.variant in ("cpu", "small") else "paper"
-    config.model = training.model_config(size)
-    # `vit` (the model section), or the baselines `resnet20`, `resnet56`, which start from scratch.
-    config.encoder = "vit"
-    # Train the head alone.
-    config.freeze_encoder = False
-    # What of the encoder enters NetRVLAD: `cls`, `gmp` (generalised max pooling of all tokens) or
-    # `foreground` (each token with at least `min_token_ink` of ink is a descriptor).
-    config.descriptor = arg.descriptor
-    config.min_token_ink = 0.05
-    # Width of a linear map without bias between encoder and NetRVLAD, and the dropout before it;
-    # 0: none, as in all published recipes.
-    config.embed_dim = 0
-    config.embed_dropout = 0.1
-    # What is of one class: patches whose SIFT descriptors are of one `cluster` (pseudo labels), of
-    # one `page`, of pages that are `linked` because SIFT finds them alike, none of which needs
-    # annotation, or of one `writer`.
-    config.labels = "cluster"
-    config.pseudo_labels = common.pseudo_label_config()
-    config.links = common.page_links_config()
-    # Patches of one class in a batch, which holds global_batch_size / patches_per_class classes.
-    config.patches_per_class = 16
-    # What the loss compares: patches (1), or sums of the descriptors of so many patches of a page,
-    # as retrieval will compare pages; a class then has patches_per_class / patches_per_bag
-    # bags in a batch.
-    config.patches_per_bag = 1
-    # Words of SIFT, fitted on the patches, with which `embed` can put fixed descriptors of them
-    # beside the learned one (its section `sift`); 0: none.
-    config.sift_words = 0
-    # What a page descriptor of this model is made of; `embed` takes it from the run folder.
-    config.page = ConfigDict(
-        {
-            # Exponent of the signed power normalisation before L2 normalisation; 1 disables it.
-            "power": 0.4,
-            # Factors that each page is embedded at, besides `store.scale`; concatenated.
-            "scales": (1.0,),
-            # Fractions of the similarity of two pages that SIFT of the same patches decides: of
-            # the ink of the patch, and of the page at the keypoint (size and angle detected).
-            "sift": {"patch": 0.0, "keypoint": 0.0},
-            # Only patches with ink under the keypoint.
-            "keypoint_on_ink": True,
-            # At most so many patches a page and scale; -1 keeps all.
-            "max_patches_per_page": -1,
-        }
-    )
-    # What the encoder sees: `page` (the colours of the page) or `binary` (its ink), as published.
-    config.input = "binary"
-    config.netrvlad = ConfigDict(
-        {
-            # Clusters that descriptors are softly assigned to.
-            "num_clusters": 32,
-            # True: NetVLAD: normalised descriptors are assigned, residuals of a cluster normalised.
-            "normalized": common.one_of(arg.head, HEADS, "head") == "netvlad",
-            # `kmeans` (centres of CLS features), `random`, or `checkpoint` (the whole head of
-            # `checkpoint`, which a finetuning must have made).
-            "init": "kmeans",
-            # CLS features that k-means is fitted on, at most.
-            "init_samples": 200_000,
-        }
-    )
-    # The metric loss and its numbers.
-    config.loss = ConfigDict(
-        {
-            # `multi_similarity`, `contrastive`, `triplet` (on similarities), `triplet_semihard` (on
-            # distances).
-            "kind": "multi_similarity",
-            # Multi-similarity; pairs are mined within `epsilon` of the hardest.
-            "alpha": 2.0,
-            "beta": 40.0,
-            "base": 0.2,
-            "epsilon": 0.1,
-            # Contrastive loss.
-            "temperature": 0.1,
-            # Triplet losses.
-            "margin": 0.1,
-            # `triplet`: each anchor counts as its own positive, by mistake, as published.
-            "include_self": False,
-        }
-    )
-    # Dropout on the tokens that enter the encoder's blocks.
-    config.dropout = 0.1
+    _add_model(config, arg)
+    _add_labels(config)
+    config.loss = loss_config()
     training.run_config(config)
-    config.optim = training.optim_config()
-    config.optim.clip_norm = 1.0
-    config.optim.weight_decay = 0.01
-    # The learning rate of block i of n is multiplied by layer_decay^(n - i).
-    config.optim.layer_decay = 0.25
-    # `layerwise` (the embedding of tokens is the lowest layer, matrices are decayed) or `published`
-    # (it learns at the full rate, the CLS token never, and everything is decayed).
-    config.optim.rates = "layerwise"
+    config.optim = optim_config()
     config.augment = training.augment_config(erode=0.3, dilate=0.3)
     if arg.variant == "cpu":
-        config.global_batch_size = 256
-        config.total_steps = 160
-        config.log_every = 20
-        config.checkpoint_every = 80
-        config.netrvlad.init_samples = 20_000
-        # With an encoder that has seen little, 16 patches of each of few clusters draw everything
-        # to one point; fewer patches of more and tighter clusters do not.
-        config.patches_per_class = 2
-        config.loss.base = 0.5
-        config.optim.learning_rate = 1e-3
-        config.optim.final_learning_rate = 1e-5
-        config.optim.warmup_steps = 20
+        _set_cpu(config)
     elif arg.variant == "small":
         _set_small(config)
     else:
@@ -167,6 +66,136 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
+def _add_model(config: ConfigDict, arg: ConfigDict) -> None:
+    # Run folder whose encoder the training starts from; empty: from scratch.
+    config.checkpoint = "runs/pretrain"
+    # Checkpoint of that run: `last` or `best`.
+    config.which = "last"
+    # Model of an encoder from scratch; with `checkpoint` the model of that run is used.
+    size = arg.variant if arg.variant in ("cpu", "small") else "paper"
+    config.model = training.model_config(size)
+    # `vit` (the section `model`), or the baselines `resnet20` and `resnet56`, which start from
+    # scratch.
+    config.encoder = "vit"
+    # Train only the head.
+    config.freeze_encoder = False
+    # Input of NetRVLAD: the `cls` token, `gmp` (generalised max pooling of all tokens) or
+    # `foreground` (each token with at least the fraction `min_token_ink` of ink is a descriptor).
+    config.descriptor = arg.descriptor
+    config.min_token_ink = 0.05
+    # Width of a linear map without bias between encoder and NetRVLAD (0: none, as in all published
+    # recipes), and the dropout before it.
+    config.embed_dim = 0
+    config.embed_dropout = 0.1
+    config.page = page_config()
+    # Input of the encoder: `page` (the colours of the page) or `binary` (its ink), as published.
+    config.input = "binary"
+    config.netrvlad = netrvlad_config(arg.head)
+    # Dropout of the tokens before the first block of the encoder.
+    config.dropout = 0.1
+
+
+def _add_labels(config: ConfigDict) -> None:
+    # Patches of one class are of one `cluster` of SIFT descriptors (pseudo labels), of one `page`,
+    # of `linked` pages, which are similar by SIFT (these three need no annotation), or of one
+    # `writer`.
+    config.labels = "cluster"
+    config.pseudo_labels = common.pseudo_label_config()
+    config.links = common.page_links_config()
+    # Patches of one class in a batch, which holds global_batch_size / patches_per_class classes.
+    config.patches_per_class = 16
+    # 1: the loss compares patches. More: it compares sums of the descriptors of this many patches
+    # of a page (a bag), as retrieval does; a class has patches_per_class / patches_per_bag bags in
+    # a batch.
+    config.patches_per_bag = 1
+    # Visual words of SIFT that are fitted on the patches. `embed` needs them to concatenate SIFT
+    # descriptors with the learned descriptor (its section `sift`); 0: none.
+    config.sift_words = 0
+
+
+def page_config() -> ConfigDict:
+    """The recipe of page descriptors of this model, which `embed` reads from the run folder."""
+    page = ConfigDict()
+    # Exponent of the signed power normalisation before L2 normalisation; 1 disables it.
+    page.power = 0.4
+    # Scales at which each page is embedded, times `store.scale`. The page descriptors of all scales
+    # are concatenated.
+    page.scales = (1.0,)
+    # Weights in the similarity of two pages, 0 to 1, of SIFT of the same patches: `patch` of the
+    # ink of each patch, `keypoint` of the page at each keypoint, with its size and angle.
+    page.sift = ConfigDict({"patch": 0.0, "keypoint": 0.0})
+    # Only patches with ink under their keypoint are kept.
+    page.keypoint_on_ink = True
+    # Most patches of a page and scale; -1: all.
+    page.max_patches_per_page = -1
+    return page
+
+
+def netrvlad_config(head: str) -> ConfigDict:
+    """The head: `netrvlad` or `netvlad`."""
+    netrvlad = ConfigDict()
+    # Clusters of the soft assignment.
+    netrvlad.num_clusters = 32
+    # True: NetVLAD, which normalises descriptors before the assignment, and the residuals of each
+    # cluster.
+    netrvlad.normalized = common.one_of(head, HEADS, "head") == "netvlad"
+    # Initial centres: `kmeans` of CLS features, `random`, or `checkpoint` (the whole head of the
+    # run `checkpoint`, which must be a finetuning).
+    netrvlad.init = "kmeans"
+    # Most CLS features for k-means.
+    netrvlad.init_samples = 200_000
+    return netrvlad
+
+
+def loss_config() -> ConfigDict:
+    """The metric loss."""
+    loss = ConfigDict()
+    # `multi_similarity`, `contrastive`, `triplet` (on similarities), `triplet_semihard` (on
+    # distances).
+    loss.kind = "multi_similarity"
+    # Of the multi-similarity loss; pairs are mined within `epsilon` of the hardest pair.
+    loss.alpha = 2.0
+    loss.beta = 40.0
+    loss.base = 0.2
+    loss.epsilon = 0.1
+    # Of the contrastive loss.
+    loss.temperature = 0.1
+    # Of the triplet losses.
+    loss.margin = 0.1
+    # For `triplet`: each anchor is also its own positive, the published mistake.
+    loss.include_self = False
+    return loss
+
+
+def optim_config() -> ConfigDict:
+    """AdamW with layer-wise learning rates."""
+    optim = training.optim_config()
+    optim.clip_norm = 1.0
+    optim.weight_decay = 0.01
+    # The learning rate of block i of n is multiplied by layer_decay^(n - i).
+    optim.layer_decay = 0.25
+    # `layerwise` (the embedding of tokens is the lowest layer; matrices are decayed) or `published`
+    # (the embedding learns at the full rate, the CLS token not at all; all parameters are decayed).
+    optim.rates = "layerwise"
+    return optim
+
+
+def _set_cpu(config: ConfigDict) -> None:
+    """The default: minutes on two CPU cores."""
+    config.global_batch_size = 256
+    config.total_steps = 160
+    config.log_every = 20
+    config.checkpoint_every = 80
+    config.netrvlad.init_samples = 20_000
+    # The encoder has seen few patches. With 16 patches of each of few clusters all descriptors
+    # collapse to one point; few patches of many tight clusters prevent this.
+    config.patches_per_class = 2
+    config.loss.base = 0.5
+    config.optim.learning_rate = 1e-3
+    config.optim.final_learning_rate = 1e-5
+    config.optim.warmup_steps = 20
+
+
 def _set_small(config: ConfigDict) -> None:
     """The recipe for some hundred pages (docs/quality.md): bags of patches of linked pages."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
@@ -177,7 +206,7 @@ def _set_small(config: ConfigDict) -> None:
     config.page.scales = (1.0, 0.5, 1.4)
     config.page.sift.patch, config.page.sift.keypoint = 0.15, 0.7
     config.page.keypoint_on_ink = False
-    # More change little (docs/quality.md), and enlarged pages have 20,000.
+    # More patches change little (docs/quality.md), and enlarged pages have 20,000.
     config.page.max_patches_per_page = 2500
     config.patches_per_class = 16
     config.global_batch_size = 512
@@ -204,5 +233,5 @@ def _set_encoder(config: ConfigDict, name: str) -> None:
     if name not in ("pretrained", "frozen"):
         config.checkpoint = ""
         config.encoder = "vit" if name == "scratch" else name
-        # Everything is new, so that every layer learns at the full rate.
+        # Nothing is pretrained, so that every layer learns at the full rate.
         config.optim.layer_decay = 1.0

@@ -1,4 +1,4 @@
-"""The published finetuning recipes, as changes to configs/finetune.py; one a data set.
+"""The published finetuning recipes, one a data set, as changes to configs/finetune.py.
 
 An epoch of the published code is a fixed number of patches: 1,024,000, or 256,000 for GRK-Papyri.
 Its settings for ICDAR2013 and HisIR19 are not in the paper.
@@ -6,7 +6,7 @@ Its settings for ICDAR2013 and HisIR19 are not in the paper.
 
 from ml_collections import ConfigDict
 
-# What all recipes share; steps are those of a pretrained encoder (30 epochs of 1,000 batches).
+# Changes of all recipes. The steps are for a pretrained encoder (30 epochs of 1,000 batches).
 _SHARED = {
     "global_batch_size": 1024,
     "total_steps": 30_000,
@@ -30,7 +30,7 @@ _SHARED = {
 RECIPES = {
     "historical_wi": {"data.pages": "tfds:historical_wi"},
     "hisfrag20": {"data.pages": "tfds:hisfrag20"},
-    # Trained on the 50 images themselves, with cluster labels: transductive, as published.
+    # Trained on the 50 test images, with cluster labels: transductive, as published.
     "grk50": {
         "data.pages": "tfds:grk_papyri",
         "data.split": "",
@@ -59,17 +59,17 @@ RECIPES = {
     # HisIR19 has no training part; its organisers suggest the test part of Historical-WI.
     "hisir19": {"data.pages": "tfds:historical_wi", "data.split": "test"},
 }
-# From scratch the published runs take 50 epochs instead of 30; the ResNet on GRK-Papyri has its own
+# From scratch the published runs take 50 epochs instead of 30. The ResNet on GRK-Papyri has another
 # base similarity.
 _FROM_SCRATCH_STEPS = {"grk50": 12_500}
 _RESNET_BASE = {"grk50": 0.5}
 
 
 def apply(config: ConfigDict, name: str, encoder: str) -> None:
-    """Changes a finetuning config to the recipe `name`, in place.
+    """Changes a config of configs/finetune.py to the recipe `name`, in place.
 
     Args:
-      config: of configs/finetune.py.
+      config: the config to change.
       name: one of `RECIPES`.
       encoder: `pretrained`, `frozen`, `scratch` or a ResNet.
     """

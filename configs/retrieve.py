@@ -1,13 +1,14 @@
-"""Stage 4: page descriptors to figures, a ranked list for every page, and a report.
+"""Stage 4: computes metrics, a ranked list of every page and a report from page descriptors.
 
     python -m saghog_jax.main --config=configs/retrieve.py
 
-Reads runs/embed (and its subfolders `random` and `pretrained` where they are), takes seconds for
-thousands of pages, and writes runs/retrieve: metrics.json, per_query.csv, ranking.csv, report.html.
+Reads runs/embed (and its subfolders `random` and `pretrained`, if they exist); takes seconds for
+thousands of pages. Writes runs/retrieve: metrics.json, per_query.csv, ranking.csv, report.html.
 
 Variants (`configs/retrieve.py:NAME`): `default`; `paper`, whitened as published (PCA fitted on the
-evaluated pages, 512 components, only beyond 500 pages); `historical_wi`, `hisir19`, `hisfrag20` and
-`hisfrag20_page`, the cut-offs and conventions of those competitions, without whitening.
+evaluated pages, 512 components, only for more than 500 pages); `historical_wi`, `hisir19`,
+`hisfrag20` and `hisfrag20_page`, the cut-offs and conventions of those competitions, without
+whitening.
 """
 
 from ml_collections import ConfigDict
@@ -21,82 +22,75 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = common.parse_arg(arg, VARIANTS)
     config = ConfigDict()
     config.stage = "retrieve"
-    # The embeddings folder that is evaluated.
+    # Embeddings folder that is evaluated.
     config.embeddings = "runs/embed"
-    # Further embeddings folders whose figures stand beside it; `{embeddings}` is the field above.
-    # One that is not there is left out, with a note unless it would lie in that folder.
+    # Further embeddings folders, evaluated for comparison; `{embeddings}` is the field above. A
+    # missing folder is skipped, with a note unless its place is in the folder above.
     config.compare = ("{embeddings}/random", "{embeddings}/pretrained")
-    # What makes a page relevant: the same `writer`, or the same `page` of the same writer (the page
-    # task of HisFrag20, where every fragment is a row and names the page it was cut from).
+    # Relevant pages are of the same `writer`, or of the same `page` of the same writer (the page
+    # task of HisFrag20, where every fragment is a row with the name of its page).
     config.relevance = "writer"
-    # Column of the manifest (such as `sheet` or `source`): rows that share its value with the query
-    # are left out of the query's gallery. Empty: only the query itself.
+    # Column of the manifest (such as `sheet` or `source`): rows with the same value as the query
+    # are left out of its gallery. Empty: only the query itself is left out.
     config.exclude_group = ""
     # Cut-offs of Top-k, soft@k, hard@k and precision@k.
     config.ks = (1, 5, 10)
-    # `partners`: every figure averages the queries that have a partner. `published`: soft, hard and
-    # precision@k count labelled pages without a partner as failures; `hisir19`: Top-k too.
+    # `partners`: every metric is a mean over the queries with a relevant page. `published`: soft,
+    # hard and precision@k count labelled queries without a relevant page as failures; `hisir19`:
+    # Top-k too.
     config.convention = "partners"
-    # Samples of the bootstrap over writers behind the 95 % intervals; 0: no intervals.
+    # Samples of the bootstrap over writers, for 95 % intervals; 0: no intervals.
     config.bootstrap = 2000
-    # PCA whitening of the page descriptors.
-    config.whitening = ConfigDict(
-        {
-            # `none`, `transductive` (PCA fitted on the evaluated pages) or `inductive` (on `fit`).
-            "mode": "none",
-            # Embeddings folder of other pages by the same checkpoint, or a whitening.npz.
-            "fit": "",
-            # Components kept; 0 takes min(512, a quarter of the pages fitted on).
-            "dim": 0,
-            # Left out where pages or dimensions are not more than this.
-            "only_beyond": 0,
-        }
-    )
-    # A further row of the table, beside the plain one: `none`, `sgr` (similarity graph), `krnn`
-    # (reciprocal neighbours), `gnn` (neighbour graph) or `qe` (query expansion).
-    config.rerank = ConfigDict(
-        {
-            "method": "none",
-            # Embeddings folder of labelled training pages on which the parameters below are chosen
-            # (the best mAP of a small grid). Empty: they are taken as they stand here.
-            "choose_on": "",
-            # Neighbours that are mixed into a page (all methods).
-            "k": 2,
-            # Neighbours in the first graph (gnn).
-            "k1": 5,
-            # Times the graph is spread (sgr, gnn).
-            "layers": 1,
-            # Width of the similarity kernel (sgr).
-            "gamma": 0.4,
-            # Trust in near neighbours over far ones (qe).
-            "alpha": 3.0,
-            # Rows are updated one after the other, as published (sgr, gnn): the figures then hang
-            # on the order of the pages and leak writers where it is by writer. For comparison only.
-            "sequential": False,
-        }
-    )
-    # Pages a query lists in ranking.csv and in the report.
+    config.whitening = whitening_config()
+    config.rerank = rerank_config()
+    # Ranks of each query in ranking.csv and in the report.
     config.top_k = 10
-    # Also written: annotations.json, the ranking as a IIIF annotation page (W3C web annotations).
+    # Also write annotations.json: the ranking as a IIIF annotation page (W3C web annotations).
     config.annotations = False
-    # A decisions.csv that the report exported; its decisions go into annotations.json.
+    # A decisions.csv exported by the report; its decisions are added to annotations.json.
     config.decisions = ""
     config.report = report_config()
-    if arg.variant == "paper":
-        config.whitening.mode = "transductive"
-        config.whitening.dim = 512
-        config.whitening.only_beyond = 500
-        config.convention = "published"
-        config.ks = (1, 2, 3, 4, 5, 6, 7, 8, 9)
-    elif arg.variant == "historical_wi":
-        config.ks = (1, 2, 3, 4, 5, 10)
-    elif arg.variant == "hisir19":
-        config.convention = "hisir19"
-        config.ks = (1, 10)
-    elif arg.variant.startswith("hisfrag20"):
-        config.ks = (1, 10, 100)
-        config.relevance = "page" if arg.variant == "hisfrag20_page" else "writer"
+    _set_variant(config, arg.variant)
     return config
+
+
+def whitening_config() -> ConfigDict:
+    """PCA whitening of the page descriptors."""
+    whitening = ConfigDict()
+    # `none`, `transductive` (PCA fitted on the evaluated pages) or `inductive` (on `fit`).
+    whitening.mode = "none"
+    # Embeddings folder of other pages by the same checkpoint, or a whitening.npz.
+    whitening.fit = ""
+    # Components kept; 0: the smaller of 512 and a quarter of the pages that the PCA is fitted on.
+    whitening.dim = 0
+    # No whitening if the number of pages or of dimensions is not larger than this.
+    whitening.only_beyond = 0
+    return whitening
+
+
+def rerank_config() -> ConfigDict:
+    """Re-ranking, a further row of the table of metrics."""
+    rerank = ConfigDict()
+    # `none`, `sgr` (similarity graph), `krnn` (reciprocal neighbours), `gnn` (neighbour graph) or
+    # `qe` (query expansion).
+    rerank.method = "none"
+    # Embeddings folder of labelled training pages that choose the parameters below (the best mAP of
+    # a small grid). Empty: the parameters below are used.
+    rerank.choose_on = ""
+    # Neighbours that are mixed into a page (all methods).
+    rerank.k = 2
+    # Neighbours in the first graph (gnn).
+    rerank.k1 = 5
+    # Propagation steps on the graph (sgr, gnn).
+    rerank.layers = 1
+    # Width of the similarity kernel (sgr).
+    rerank.gamma = 0.4
+    # Exponent of the similarity as the weight of a neighbour (qe).
+    rerank.alpha = 3.0
+    # Rows are updated one after the other, as published (sgr, gnn). The metrics then depend on the
+    # order of the pages, and leak writers if pages are ordered by writer. For comparison only.
+    rerank.sequential = False
+    return rerank
 
 
 def report_config() -> ConfigDict:
@@ -104,31 +98,52 @@ def report_config() -> ConfigDict:
     report = ConfigDict()
     # Longer side of a thumbnail in pixels.
     report.thumbnail = 256
-    # Queries a file of the report; more go to report_2.html and so on.
+    # Queries in a file of the report; further queries go to report_2.html and so on.
     report.queries_per_file = 400
-    # Queries in the report altogether, the hardest first where there are more.
+    # Most queries in the report; if there are more, the hardest ones.
     report.max_queries = 1000
-    # Pages on the map of the collection, at most; evenly picked.
+    # Most pages on the map of the collection; if there are more, an even selection.
     report.map_pages = 1000
     # Largest image that is opened for a thumbnail, in pixels.
     report.max_pixels = 200_000_000
-    # What makes a match: ink heat maps, and like patches of both pages side by side. The pages of
-    # those matches are cut and described once more, as embedding does it.
-    report.evidence = ConfigDict(
-        {
-            # Queries that get evidence, the hardest first (in a search: those whose nearest answer
-            # is nearest); 0: none.
-            "queries": 6,
-            # Page ids of queries that get evidence in their place, such as ("w01/p1.png",).
-            "of": (),
-            # Matches of each query, from the first.
-            "matches": 3,
-            # Pairs of like patches a match, at most.
-            "pairs": 8,
-            # Run folder of the model, where it is no longer the one that meta.json names.
-            "checkpoint": "",
-            # Longer side in pixels of the pictures of these pages, in place of `thumbnail`.
-            "picture": 640,
-        }
-    )
+    report.evidence = evidence_config()
     return report
+
+
+def evidence_config() -> ConfigDict:
+    """Evidence of matches: heat maps of the ink, and pairs of similar patches of both pages.
+
+    The pages of these matches are cut and described again, as in embedding.
+    """
+    evidence = ConfigDict()
+    # Queries with evidence, the hardest first (in a search: the queries with the nearest match
+    # first); 0: none.
+    evidence.queries = 6
+    # Page ids of the queries with evidence, instead of the hardest, such as ("w01/p1.png",).
+    evidence.of = ()
+    # Matches of each query, from the first rank on.
+    evidence.matches = 3
+    # Most pairs of similar patches of a match.
+    evidence.pairs = 8
+    # Run folder of the model, if it is no longer at the place that meta.json names.
+    evidence.checkpoint = ""
+    # Longer side in pixels of the pictures of these pages, instead of `thumbnail`.
+    evidence.picture = 640
+    return evidence
+
+
+def _set_variant(config: ConfigDict, variant: str) -> None:
+    if variant == "paper":
+        config.whitening.mode = "transductive"
+        config.whitening.dim = 512
+        config.whitening.only_beyond = 500
+        config.convention = "published"
+        config.ks = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    elif variant == "historical_wi":
+        config.ks = (1, 2, 3, 4, 5, 10)
+    elif variant == "hisir19":
+        config.convention = "hisir19"
+        config.ks = (1, 10)
+    elif variant.startswith("hisfrag20"):
+        config.ks = (1, 10, 100)
+        config.relevance = "page" if variant == "hisfrag20_page" else "writer"

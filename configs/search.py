@@ -1,10 +1,10 @@
-"""New pages against pages that are embedded already: who wrote like this?
+"""Compares new pages (queries) with embedded pages (the gallery): who wrote like this?
 
     python -m saghog_jax.main --config=configs/search.py
 
-Searches runs/embed for every page of runs/embed (each page finds the others) and writes
-runs/search: matches.csv, search.json, report.html; seconds for thousands of pages, on one device.
-For pages of your own, embed them with the same checkpoint, then name both folders:
+Searches runs/embed for every page of runs/embed (without the page itself) and writes runs/search:
+matches.csv, search.json, report.html. Takes seconds for thousands of pages, on one device. Embed
+your own pages with the same checkpoint, then give both folders:
 
     python -m saghog_jax.main --config=configs/embed.py --workdir=runs/mine/embed \
         --config.data.pages=FOLDER_OR_MANIFEST --config.data.split=
@@ -22,36 +22,37 @@ def get_config(arg: str | None = None) -> ConfigDict:
     common.parse_arg(arg, ("default",))
     config = ConfigDict()
     config.stage = "search"
-    # Embeddings folder of the pages that ask.
+    # Embeddings folder of the queries.
     config.queries = "runs/embed"
-    # Embeddings folder of the pages that answer, by the same checkpoint.
+    # Embeddings folder of the gallery, by the same checkpoint.
     config.gallery = "runs/embed"
-    # Embeddings folder with writers, by the same checkpoint, that says how many pairs at a distance
-    # were by one writer; `{gallery}` is the field above, empty: nothing is said.
+    # Embeddings folder with known writers, by the same checkpoint: its pairs of pages calibrate
+    # distances, as the fraction of pairs by one writer. `{gallery}`: the field above. Empty: no
+    # calibration.
     config.calibrate = "{gallery}"
-    # Column of the manifests (such as `sheet` or `source`): pages that share its value with the
-    # query are left out, from the answers and from the calibration. Empty: only the page itself.
+    # Column of the manifests (such as `sheet` or `source`): pages with the same value as the query
+    # are left out of the gallery and of the calibration. Empty: only the query itself is left out.
     config.exclude_group = ""
-    # A whitening.npz that `retrieve` wrote, applied to all of them; empty: none.
+    # A whitening.npz of `retrieve`, applied to all embeddings; empty: none.
     config.whitening = ""
-    # Pages listed for each query.
+    # Matches listed for each query.
     config.top_k = 10
-    # `exact`: every page is looked at, in chunks on the device. `faiss`: approximate, from an index
-    # (extra `faiss`), for more than a few million pages.
+    # `exact`: every query is compared with every page, in chunks on the device. `faiss`:
+    # approximate search in an index (extra `faiss`), for more than a few million pages.
     config.backend = "exact"
     config.faiss = ConfigDict(
         {
-            # Cells of the index (0: 4 times the square root of the pages) and how many of them a
-            # query looks into.
+            # Cells of the index (0: 4 times the square root of the number of pages), and the number
+            # of cells that are searched for a query.
             "lists": 0,
             "probes": 32,
-            # File that keeps the index for the next search; empty: faiss.index in the workdir.
+            # File of the index, reused by the next search; empty: faiss.index in the workdir.
             "index": "",
         }
     )
-    # Also written: annotations.json, the matches as a IIIF annotation page (W3C web annotations).
+    # Also write annotations.json: the matches as a IIIF annotation page (W3C web annotations).
     config.annotations = False
-    # A decisions.csv that the report exported; its decisions go into annotations.json.
+    # A decisions.csv exported by the report; its decisions are added to annotations.json.
     config.decisions = ""
     config.report = report_config()
     return config

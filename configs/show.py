@@ -1,10 +1,10 @@
-"""What a training run has learned, in pictures: writes the run's report.html anew.
+"""Pictures of what a training run has learned: writes report.html of the run again.
 
     python -m saghog_jax.main --config=configs/show.py
 
-Shows runs/pretrain: curves, config, and for some patches what the encoder saw, the HOG it was to
-predict and the HOG it predicted; seconds on two CPU cores. Both training stages do so when they
-end. Another run, such as one that is still under way:
+Shows runs/pretrain in seconds on two CPU cores: curves, config, and for some patches the visible
+tokens, the target HOG and the predicted HOG. Both training stages write this report when they end.
+Another run, also one that is still training:
 
     python -m saghog_jax.main --config=configs/show.py --config.checkpoint=runs/finetune
 """
@@ -18,13 +18,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     common.parse_arg(arg, ("default",))
     config = ConfigDict()
     config.stage = "show"
-    # Run folder that pretrain or finetune wrote.
+    # Run folder of pretrain or finetune.
     config.checkpoint = "runs/pretrain"
-    # `reconstruction` (needs a checkpoint with a decoder), `classes` (what finetuning was told to
-    # belong together), `none`, or `auto`: what fits the run.
+    # `reconstruction` (needs a checkpoint with a decoder), `classes` (patches that finetuning
+    # treats as one class), `none`, or `auto`: `reconstruction` or `classes`, by the kind of the
+    # run.
     config.pictures = "auto"
-    # Patches shown in a reconstruction, or classes.
+    # Number of patches in a reconstruction, or of classes.
     config.rows = 8
-    # The run's checkpoint: `last` or `best`.
+    # Checkpoint of the run: `last` or `best`.
     config.which = "last"
     return config

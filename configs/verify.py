@@ -1,9 +1,9 @@
-"""Checks patch stores: counts, checksums, every record and every set of pseudo labels readable.
+"""Checks patch stores: counts, checksums, and that all records and pseudo labels are readable.
 
     python -m saghog_jax.main --config=configs/verify.py
 
-Reads all stores in runs/prepare at the speed of the disk, writes nothing, and ends with exit status
-2 and the damaged files named if anything is wrong.
+Reads all stores in runs/prepare at the speed of the disk and writes nothing. If a file is damaged,
+the message names it and the exit status is 2.
 """
 
 from ml_collections import ConfigDict

@@ -45,13 +45,13 @@ def comments(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines()
     texts: dict[str, str] = {}
     nodes = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Assign)]
-    # The first assignment creates a field; further ones change it.
+    # The first commented assignment creates a field; further ones change it.
     for node in sorted(nodes, key=lambda node: node.lineno):
         for target in node.targets:
             for part in target.elts if isinstance(target, ast.Tuple) else [target]:
                 name = _name(part)
                 if name:
-                    texts.setdefault(name, _above(lines, node.lineno))
+                    texts[name] = texts.get(name) or _above(lines, node.lineno)
                     _keys(lines, node.value, name, texts)
     return {name: text for name, text in texts.items() if text}
 

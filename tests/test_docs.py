@@ -37,7 +37,7 @@ def test_every_field_of_a_stage_is_explained(stage):
 def test_a_field_has_the_comment_of_where_it_is_made():
     texts = {stage: make_config_page.explained(stage) for stage in ("search", "retrieve", "embed")}
     # Of the same name in another stage; changed by a stage; of the section of a backend.
-    assert texts["search"]["whitening"][1].startswith("A whitening.npz that `retrieve` wrote")
+    assert texts["search"]["whitening"][1].startswith("A whitening.npz of `retrieve`")
     assert texts["retrieve"]["whitening.dim"][1].startswith("Components kept")
     assert texts["search"]["report.thumbnail"] == texts["retrieve"]["report.thumbnail"]
     assert texts["embed"]["store.binarization"][1] == "`isauvola`, `sauvola`, `su`, `otsu`."
