@@ -40,8 +40,9 @@ def regions_config(backend: str = "none") -> ConfigDict:
     """The search for handwriting on pages; patches are cut only there (docs/regions.md).
 
     Args:
-      backend: `none` (the whole page), `ink` (needs no weights), `masks` and `xml` (files of the
-        user) or `sam` (weights given by the user). Only its section is added.
+      backend: `none` (the whole page; the section then has this field alone), `ink` (needs no
+        weights), `masks` and `xml` (files of the user) or `sam` (weights given by the user). Only
+        the section of this backend is added.
     """
     common.one_of(backend, BACKENDS, "regions backend")
     regions = ConfigDict()
@@ -49,6 +50,8 @@ def regions_config(backend: str = "none") -> ConfigDict:
     # by the argument of the config, such as `configs/pretrain.py:regions=ink`, which adds the
     # section of the backend.
     regions.backend = backend
+    if backend == "none":
+        return regions
     # Folder of the masks. Each backend with its parameters has a subfolder, named after a digest.
     regions.root = "runs/regions"
     # Worker processes of backends that need no accelerator; 0: one a core.
@@ -60,8 +63,7 @@ def regions_config(backend: str = "none") -> ConfigDict:
     regions.keypoints_on = "page"
     # Pages are shrunk to this longer side in pixels before keypoints are counted; 0: not shrunk.
     regions.keypoints_side = 1600
-    if backend in _SECTIONS:
-        regions[backend] = _SECTIONS[backend]()
+    regions[backend] = _SECTIONS[backend]()
     return regions
 
 

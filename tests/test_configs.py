@@ -73,8 +73,12 @@ def test_every_field_is_explained(path):
         for node in ast.walk(function):
             if not isinstance(node, ast.Assign):
                 continue
-            targets = [t for target in node.targets for t in ast.walk(target)
-                       if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name)]  # fmt: skip
+            parts = [part for target in node.targets for part in ast.walk(target)]
+            targets = [
+                part
+                for part in parts
+                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name)
+            ]
             # A call makes a whole section, whose fields are explained where it is made.
             makes_section = isinstance(node.value, ast.Call) and (
                 not node.value.args or re.match(r"(\w+\.)?\w+_config\(", ast.unparse(node.value))

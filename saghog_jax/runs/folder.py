@@ -30,7 +30,7 @@ from saghog_jax.runs.older_configs import read_config_json
 _FREE_FIELDS = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader"),
     *("mesh", "distributed", "accumulate", "remat"),
-    *("tensorboard", "wandb", "profile"),
+    *("tensorboard", "wandb", "profile", "page"),
 )
 _FREE_SUBFIELDS = {
     "store": ("root", "workers"),

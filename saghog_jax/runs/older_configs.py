@@ -21,7 +21,7 @@ _RENAMED = {
     "bag": "patches_per_bag",
     "per_class": "patches_per_class",
 }
-# Fields and sections of the first version.
+# Fields and sections that the configs of all versions have.
 _FIRST = (
     *("augment", "checkpoint_every", "data", "global_batch_size", "keep_checkpoints", "loader"),
     *("log_every", "mesh", "model", "optim", "seed", "store", "total_steps"),
@@ -55,11 +55,6 @@ _ADDED = {
     "distributed.start_timeout": 300,
     "distributed.dead_after": 60,
     "regions.backend": "none",
-    "regions.root": "runs/regions",
-    "regions.workers": 0,
-    "regions.min_keypoints": 0,
-    "regions.keypoints_on": "page",
-    "regions.keypoints_side": 1600,
     "accumulate": 1,
     "remat": "none",
     "keep_every": 0,
@@ -103,6 +98,12 @@ _ADDED_BY_STAGE = {
         "patches_per_bag": 1,
         "links.neighbours": 3,
         "links.words": 100,
+        "page.power": 0.4,
+        "page.scales": [1.0],
+        "page.sift.patch": 0.0,
+        "page.sift.keypoint": 0.0,
+        "page.keypoint_on_ink": True,
+        "page.max_patches_per_page": -1,
         "sift_words": 0,
         "validation.monitor": "map",
     },
@@ -137,7 +138,7 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config of a training stage, as JSON values, in today's form.
 
     Raises:
-      ValueError: a stage that writes no run folder, or a field is missing that no version added.
+      ValueError: the stage writes no run folder, or a field of the first version is missing.
     """
     stage = config.get("stage") if isinstance(config, Mapping) else None
     if stage not in _ADDED_BY_STAGE:
@@ -157,11 +158,17 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `regions` with the section of the chosen backend alone."""
-    fields = {name: value for name, value in regions.items() if not isinstance(value, Mapping)}
-    backend = fields["backend"]
+    """The section `regions` without the sections of other backends than the chosen one.
+
+    Raises:
+      ValueError: the section of the chosen backend is missing.
+    """
+    backend = regions["backend"]
     if backend == "none":
-        return fields
+        return {"backend": backend}
+    if backend not in regions:
+        raise ValueError(f"it has no section regions.{backend}")
+    fields = {name: value for name, value in regions.items() if not isinstance(value, Mapping)}
     section = dict(regions[backend])
     if backend in _SAM_ENGINES:
         section = {"engine": _SAM_ENGINES[backend], **_ADDED_TO_SAM, **section}
@@ -170,7 +177,11 @@ def upgrade_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta.json of an embeddings folder in today's form; an unchanged copy if it has that."""
+    """The meta.json of an embeddings folder in today's form; an unchanged copy if it has that.
+
+    Raises:
+      ValueError: the section of the chosen regions backend is missing.
+    """
     upgraded = dict(meta)
     if "made_from" in upgraded:
         upgraded["input_digest"] = upgraded.pop("made_from")

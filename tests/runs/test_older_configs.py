@@ -126,6 +126,13 @@ def test_what_is_no_run_is_refused_with_the_remedy(tmp_path, text, reason):
     assert message_of(check_config, today(OLD[0]), tmp_path) == message
 
 
+def test_a_backend_without_its_section_is_refused(tmp_path):
+    config = json.loads((TESTS / "runs" / "old_configs" / "finetune_regions_ink.json").read_text())
+    del config["regions"]["ink"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "it has no section regions.ink" in message_of(read_config, tmp_path)
+
+
 def test_old_meta_of_embeddings():
     old = {
         "model": "sift_upright",

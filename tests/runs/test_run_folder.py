@@ -37,7 +37,7 @@ def refusal(config, folder) -> str:
 
 @pytest.mark.parametrize("module", [pretrain, finetune])
 def test_a_run_goes_on_with_other_values_of_the_fields_that_the_docs_name(tmp_path, module):
-    config = module.get_config()
+    config = module.get_config("regions=ink")
     write_config(config, tmp_path)
     free = []
     for name, value in fields(config).items():
