@@ -14,6 +14,7 @@ from saghog_jax.configs import verify as verify_config
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels, labels_folder
 from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.next_command import next_command
 
 PAGES = 5
 
@@ -32,7 +33,7 @@ def small(pages, root):
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     config = small(write_pages(folder / "pages", PAGES), folder / "stores")
-    assert prepare.run(config, folder / "run") == 0
+    assert prepare.run(config, folder / "run").skipped == ()
     return folder / "stores"
 
 
@@ -63,17 +64,20 @@ class TestPrepare:
 
     def test_the_second_run_keeps_everything_and_says_what_is_next(self, prepared, capsys):
         before = fingerprint(prepared)
-        prepare.run(small(prepared.parent / "pages" / "manifest.csv", prepared), prepared)
+        config = small(prepared.parent / "pages" / "manifest.csv", prepared)
+        result = prepare.run(config, prepared)
         assert fingerprint(prepared) == before
-        out = capsys.readouterr().out
-        assert "cutting" not in out
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py --config.data" in out
-        assert f"--config.store.root={prepared}" in out
+        assert "cutting" not in capsys.readouterr().out
+        commands = [next_command(following, result.workdir) for following in result.following]
+        assert commands[0].startswith(
+            "python -m saghog_jax.main --config=configs/pretrain.py --config.data"
+        )
+        assert f"--config.store.root={prepared}" in commands[0]
 
     def test_skipped_pages_are_counted_once(self, tmp_path):
         pages = write_pages(tmp_path / "pages", PAGES)
         (pages.parent / "p01.png").write_bytes(b"")
-        assert prepare.run(small(pages, tmp_path / "stores"), tmp_path) == 1
+        assert len(prepare.run(small(pages, tmp_path / "stores"), tmp_path).skipped) == 1
 
 
 class TestConfig:
@@ -109,7 +113,7 @@ class TestConfig:
 class TestDryRun:
     def look(self, config, tmp_path, capsys):
         config.dry_run = True
-        skipped = prepare.run(config, tmp_path)
+        skipped = len(prepare.run(config, tmp_path).skipped)
         return skipped, capsys.readouterr().out
 
     def test_it_says_what_was_understood_and_writes_nothing(self, tmp_path, capsys):

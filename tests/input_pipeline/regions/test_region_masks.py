@@ -38,7 +38,8 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
-from saghog_jax.training import pretraining
+from saghog_jax.next_command import next_command
+from saghog_jax.training import finetuning, pretraining
 
 PAGES = 5
 
@@ -340,7 +341,11 @@ class TestStage:
         config = regions_stage.get_config()
         config.data, config.regions = data, regions
         config.update(changes)
-        skipped = stage.run(config, tmp_path / "out")
+        result = stage.run(config, tmp_path / "out")
+        # The program prints the command of the next stage.
+        for following in result.following:
+            print("next:", next_command(following, result.workdir))
+        skipped = len(result.skipped)
         with (tmp_path / "out" / "pages.csv").open(newline="") as file:
             return skipped, list(csv.DictReader(file)), (tmp_path / "out/report.html").read_text()
 
@@ -501,7 +506,10 @@ class TestDryRun:
         config.data, config.regions, config.dry_run = data, regions, True
         config.stores.pretrain = sections(tmp_path / "pages", tmp_path / "stores")[1]
         config.stores.pretrain.max_patches_per_page = -1
-        skipped = prepare.run(config, tmp_path)
+        result = prepare.run(config, tmp_path)
+        for following in result.following:
+            print("next:", next_command(following, result.workdir))
+        skipped = len(result.skipped)
         assert not (tmp_path / "stores").exists()
         return skipped, capsys.readouterr().out
 
@@ -554,7 +562,7 @@ class TestTraining:
             asked.append((*args, regions))
             raise UserError("far enough")
 
-        monkeypatch.setattr(finetune, "open_store", open_store)
+        monkeypatch.setattr(finetuning, "open_store", open_store)
         with pytest.raises(UserError, match="far enough"):
             finetune.run(config, tmp_path / "run")
         assert asked == [(config.data, config.store, config.regions)]
