@@ -68,11 +68,12 @@ class TestPrepare:
         result = prepare.run(config, prepared)
         assert fingerprint(prepared) == before
         assert "cutting" not in capsys.readouterr().out
-        commands = [next_command(following, result.workdir) for following in result.following]
-        assert commands[0].startswith(
-            "python -m saghog_jax.main --config=configs/pretrain.py --config.data"
-        )
-        assert f"--config.store.root={prepared}" in commands[0]
+        finetuning, pretraining = (next_command(n, result.workdir) for n in result.following)
+        start = "python -m saghog_jax.main --config=configs/"
+        assert finetuning.startswith(f"{start}finetune.py --config.data")
+        assert pretraining.startswith(f"{start}pretrain.py --config.data")
+        for command in (finetuning, pretraining):
+            assert f"--config.store.root={prepared}" in command
 
     def test_skipped_pages_are_counted_once(self, tmp_path):
         pages = write_pages(tmp_path / "pages", PAGES)
