@@ -7,11 +7,13 @@ tests/runs/old_configs fails until every field of today's configs is there.
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
 
 # Old name -> name.
@@ -113,6 +115,14 @@ _SAM_ENGINES = {"sam": "flax", "sam_onnx": "onnx"}
 _ADDED_TO_SAM = {"weights": "", "precision": "float32", "encoder": "", "decoder": ""}
 # Old kind of SIFT in meta.json and in the names of files -> kind.
 _SIFT_KINDS = {"upright": "patch", "found": "keypoint"}
+# Exponent of the power normalisation of SIFT in embeddings of older versions.
+_SIFT_POWER = 0.5
+# Keys of meta.json of older versions that are in the recipe today: under the same name, and all.
+_RECIPE_KEYS = ("input", "patch_whitening", "pooling", "precision")
+_SETTINGS = (
+    *_RECIPE_KEYS,
+    *("descriptor", "power", "regions_config", "scales", "sift", "sift_words", "store"),
+)
 
 
 def read_config_json(path: Path) -> dict[str, Any]:
@@ -179,8 +189,12 @@ def upgrade_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
 def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The meta.json of an embeddings folder in today's form; an unchanged copy if it has that.
 
+    An older version has one key for each setting in place of `recipe` and `digests`. These two are
+    not added for whitened patches or for generalised max pooling, because the older version does
+    not record all settings of them.
+
     Raises:
-      ValueError: the section of the chosen regions backend is missing.
+      ValueError: a setting is missing.
     """
     upgraded = dict(meta)
     if "made_from" in upgraded:
@@ -194,7 +208,37 @@ def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
                 upgraded[key] = f"sift_{new}"
     if "regions_config" in upgraded:
         upgraded["regions_config"] = upgrade_regions(upgraded["regions_config"])
+    known = {"patch_whitening", "pooling", "regions_config"} <= upgraded.keys()
+    if known and upgraded["patch_whitening"] == "none" and upgraded["pooling"] != "gmp":
+        return _with_recipe(upgraded)
     return upgraded
+
+
+def _with_recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces the keys of settings by `recipe` and `digests` (see `embedding.recipe`)."""
+    try:
+        sift = meta.get("sift", {})
+        weights = {meta["descriptor"]: 1 - sum(sift.values())}
+        weights |= {f"sift_{kind}": weight for kind, weight in sift.items()}
+        powers = {meta["descriptor"]: meta["power"]}
+        recipe = {
+            "parts": [
+                {"descriptor": name, "power": powers.get(name, _SIFT_POWER), "weight": weight}
+                for name, weight in weights.items()
+            ],
+            "rule": {field.name: meta["store"][field.name] for field in fields(Rule)},
+            "scales": meta.get("scales", [1.0]),
+            "gmp_lambda": 1.0,
+            "max_pixels": 200_000_000,
+            "regions": meta["regions_config"],
+            **{key: meta[key] for key in _RECIPE_KEYS},
+        }
+        digests = {meta["descriptor"]: meta["checkpoint"]}
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from None
+    digests |= {f"sift_{kind}": digest for kind, digest in meta.get("sift_words", {}).items()}
+    rest = {key: value for key, value in meta.items() if key not in _SETTINGS}
+    return rest | {"recipe": recipe, "digests": digests}
 
 
 def existing_words_file(path: Path) -> Path:

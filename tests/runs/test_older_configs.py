@@ -1,5 +1,6 @@
 """Runs and embeddings of older versions open, or are refused with the remedy."""
 
+import dataclasses
 import importlib
 import json
 
@@ -10,7 +11,9 @@ from ml_collections import ConfigDict
 from places import TESTS
 from toy import fields
 
+from saghog_jax.configs import embed
 from saghog_jax.configs.regions import regions_config
+from saghog_jax.embedding.recipe import PageRecipe, default_recipe, recipe_parts
 from saghog_jax.runs.checkpoint import read_config
 from saghog_jax.runs.folder import check_config
 from saghog_jax.runs.older_configs import (
@@ -133,33 +136,56 @@ def test_a_backend_without_its_section_is_refused(tmp_path):
     assert "it has no section regions.ink" in message_of(read_config, tmp_path)
 
 
+OLD_META = json.loads((TESTS / "runs" / "old_meta" / "finetuned.json").read_text())
+
+
 def test_old_meta_of_embeddings():
-    old = {
-        "model": "sift_upright",
-        "descriptor": "sift_found",
-        "made_from": "abc",
+    before = json.dumps(OLD_META)
+    upgraded = upgrade_meta(OLD_META)
+    assert json.dumps(OLD_META) == before
+    assert upgrade_meta(upgraded) == upgraded
+    keys = ("model", "input_digest", "checkpoint", "checkpoint_folder", "which", "digests")
+    others = ("recipe", "aggregation", "regions", "versions", "patches")
+    base = ("format", "rows", "dim", "pages_root")
+    assert upgraded.keys() == {*keys, *others, *base}
+    assert upgraded["input_digest"] == OLD_META["made_from"]
+    assert upgraded["digests"] == {"netrvlad": OLD_META["checkpoint"]}
+    # The recipe is the one that embed uses today for the same config.
+    today = default_recipe("netrvlad", "binary").with_config(embed.get_config())
+    today = dataclasses.replace(today, precision=OLD_META["precision"])
+    assert PageRecipe.from_json(upgraded["recipe"]) == PageRecipe.from_json(today.to_json())
+    assert upgraded["recipe"].keys() == today.to_json().keys()
+
+
+def test_old_meta_with_sift_and_regions():
+    old = OLD_META | {
+        "descriptor": "netrvlad",
         "sift": {"upright": 0.15, "found": 0.7},
         "sift_words": {"upright": "d1", "found": "d2"},
-        "store": {"rule": "eval", "patch_size": 32},
-        "regions_config": json.loads(
-            (TESTS / "runs" / "old_configs" / "finetune_regions_ink.json").read_text()
-        )["regions"],
+        "scales": [1.0, 0.5],
     }
-    before = json.dumps(old)
+    old["regions_config"] = old["regions_config"] | {"backend": "ink"}
     upgraded = upgrade_meta(old)
-    assert json.dumps(old) == before
-    assert upgraded == {
-        "model": "sift_patch",
-        "descriptor": "sift_keypoint",
-        "input_digest": "abc",
-        "sift": {"patch": 0.15, "keypoint": 0.7},
-        "sift_words": {"patch": "d1", "keypoint": "d2"},
-        "store": {"rule": "eval", "patch_size": 32},
-        "regions_config": regions_config("ink").to_dict(),
-    }
-    assert upgrade_meta(upgraded) == upgraded
-    # Without the keys of later versions nothing is added.
+    recipe = PageRecipe.from_json(upgraded["recipe"])
+    assert recipe.parts == recipe_parts("netrvlad", 0.4, {"patch": 0.15, "keypoint": 0.7})
+    assert recipe.scales == (1.0, 0.5)
+    assert recipe.regions == regions_config("ink").to_dict()
+    digests = {"netrvlad": old["checkpoint"], "sift_patch": "d1", "sift_keypoint": "d2"}
+    assert upgraded["digests"] == digests
+    alone = upgrade_meta(OLD_META | {"model": "sift_found", "descriptor": "sift_found"})
+    assert alone["model"] == "sift_keypoint"
+    assert [part["descriptor"] for part in alone["recipe"]["parts"]] == ["sift_keypoint"]
+
+
+def test_old_meta_without_all_settings():
+    for changes in ({"patch_whitening": "fit, 8 dims from 90 patches"}, {"pooling": "gmp"}):
+        upgraded = upgrade_meta(OLD_META | changes)
+        assert "recipe" not in upgraded
+        assert upgraded["input_digest"] == OLD_META["made_from"]
+    # Of a folder that was not written by embed.
     assert upgrade_meta({"model": "finetuned"}) == {"model": "finetuned"}
+    with pytest.raises(ValueError, match="it has no 'power'"):
+        upgrade_meta({key: value for key, value in OLD_META.items() if key != "power"})
 
 
 def test_old_names_of_files_of_words(tmp_path):
