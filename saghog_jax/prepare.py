@@ -1,4 +1,4 @@
-"""Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
+"""Stage prepare: cuts pages into patch stores and makes pseudo labels, or only estimates them."""
 
 import logging
 import tempfile
@@ -18,14 +18,14 @@ from saghog_jax.runs.stage_result import NextStage, StageResult
 
 logger = logging.getLogger(__name__)
 
-# The stage that reads a store, by the store's rule.
+# Rule of a store -> stage that reads the store.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
-# Files that are no images that a dry run names.
+# Files other than images that a dry run names.
 _NAMED = 5
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
-    """Builds the stores of `config.stores`, each in its own `root`; `workdir` stays unused.
+    """Builds the stores of `config.stores`, each in its `root`; nothing is written to `workdir`.
 
     Raises:
       UserError: see `ensure_store` and `ensure_labels`.
@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
             labels = ensure_labels(store, config.pseudo_labels)
             logger.info(
                 f"pseudo labels: {(labels >= 0).sum():,} of {len(labels):,} patches in "
-                f"{config.pseudo_labels.num_clusters:,} clusters, the others between two clusters"
+                f"{config.pseudo_labels.num_clusters:,} clusters; the others lie between clusters"
             )
     following = tuple(
         NextStage(
@@ -72,14 +72,14 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
         findings = survey(manifest, rules, max_pixels, samples, workers, masks)
     if masks is not None and all(finding.share is None for finding in findings):
         logger.info(
-            "where handwriting is has not been looked for yet (configs/regions.py); whole pages:"
+            "regions of handwriting are not known yet (run configs/regions.py); for whole pages:"
         )
     for line in describe(manifest, rules, findings):
         logger.info(line)
     others = other_files(config.data)
     if others:
         named = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
-        logger.info(f"{len(others):,} files are no images and left out: {named}")
+        logger.info(f"{len(others):,} files are not images and are skipped: {named}")
     skipped = tuple(
         (page.page_id, finding.reason)
         for page, finding in zip(manifest.pages, findings, strict=True)

@@ -1,4 +1,4 @@
-"""Stage verify: whether patch stores are what store.json says, to the byte."""
+"""Stage verify: compares patch stores with their store.json, to the byte."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from saghog_jax.runs.stage_result import StageResult
 
 logger = logging.getLogger(__name__)
 
-# Problems that the final message names; all are printed.
+# Problems in the final message; all problems are logged.
 NAMED = 3
 
 
@@ -27,16 +27,16 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Verifies a store, or all stores in a folder.
 
     Raises:
-      UserError: no store there, or a damaged or unfinished one.
+      UserError: there is no store, or a store is damaged or unfinished.
     """
     problems = []
     stores = find_stores(Path(config.stores))
     for folder in stores:
-        found = list(verify_store(folder))
-        problems += found
-        for problem in found:
+        store_problems = list(verify_store(folder))
+        problems += store_problems
+        for problem in store_problems:
             logger.info(f"damaged: {problem}")
-        if not found:
+        if not store_problems:
             counts = read_store_json(folder)["counts"]
             skipped = sum(n for key, n in counts.items() if key not in ("pages", "patches"))
             logger.info(
@@ -46,23 +46,23 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise UserError(
-            f"{len(problems)} problems: {'; '.join(problems[:NAMED])}{more}. To mend a store, "
-            "delete its store.json and the damaged shard folders, then prepare again: the rest "
-            "is kept"
+            f"{len(problems)} problems: {'; '.join(problems[:NAMED])}{more}. To repair a store, "
+            "delete its store.json and the damaged shard folders, then prepare again: all other "
+            "shards are reused"
         )
     return StageResult(workdir, paths={store.name: store for store in stores})
 
 
 def find_stores(folder: Path) -> list[Path]:
-    """The store that `folder` is, or the stores in it, finished or not.
+    """The store `folder`, or the stores in `folder`, also unfinished ones.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no store.
     """
-    for stores in ([folder], sorted(folder.glob("*"))):
-        found = [f for f in stores if (f / "store.json").exists() or (f / "shards").is_dir()]
-        if found:
-            return found
+    for folders in ([folder], sorted(folder.glob("*"))):
+        stores = [f for f in folders if (f / "store.json").exists() or (f / "shards").is_dir()]
+        if stores:
+            return stores
     raise UserError(
         f"no patch store in {folder} (--config.stores); "
         "`python -m saghog_jax.main --config=configs/prepare.py` makes one"
@@ -70,7 +70,7 @@ def find_stores(folder: Path) -> list[Path]:
 
 
 def verify_store(folder: Path) -> Iterator[str]:
-    """Reads every byte of a store and yields what is wrong with it, a line each."""
+    """Reads every byte of a store and yields its problems, a line each."""
     try:
         info = read_store_json(folder)
         size = info["config"]["patch_size"]
@@ -80,7 +80,7 @@ def verify_store(folder: Path) -> Iterator[str]:
         return
     digest = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
     if digest != info["sha256"]["manifest.csv"]:
-        yield f"{folder / 'manifest.csv'} is not the one that was written (checksum)"
+        yield f"{folder / 'manifest.csv'} has changed since it was written (checksum)"
     pages = info["counts"]["pages"]
     per_page = np.zeros(pages, np.int64)
     with ThreadPoolExecutor() as pool:
@@ -91,7 +91,7 @@ def verify_store(folder: Path) -> Iterator[str]:
             per_page[rows] += counts
     stated = [page.extra.get("n_patches") for page in manifest.pages]
     if stated != [str(n) for n in per_page]:
-        yield f"{folder / 'manifest.csv'} states other numbers of patches than the shards hold"
+        yield f"{folder / 'manifest.csv'} and the shards differ in the numbers of patches"
     total = sum(shard["n_patches"] for shard in info["shards"])
     if total != info["counts"]["patches"]:
         yield f"{folder / 'store.json'} states {info['counts']['patches']} patches, lists {total}"
@@ -103,7 +103,7 @@ def verify_store(folder: Path) -> Iterator[str]:
 def _verify_shard(
     folder: Path, shard: dict, size: int, pages: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """What is wrong with a shard; the pages in it (rows of the manifest) and their patches."""
+    """The problems of a shard, its pages (rows of the manifest) and the patches of each page."""
     problems = []
     rows, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for name, expected in shard["sha256"].items():
@@ -115,14 +115,14 @@ def _verify_shard(
             problems.append(str(error))
             continue
         with path.open("rb") as file:
-            right = hashlib.file_digest(file, "sha256").hexdigest() == expected
-        if not right:
-            problems.append(f"{path} is not the one that was written (checksum)")
+            unchanged = hashlib.file_digest(file, "sha256").hexdigest() == expected
+        if not unchanged:
+            problems.append(f"{path} has changed since it was written (checksum)")
         if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):
             problems.append(f"{path} holds {array.dtype} {list(array.shape)}")
         elif path.stem == "page":
             if ((array < 0) | (array >= pages)).any():
-                problems.append(f"{path} names pages that the manifest does not have")
+                problems.append(f"{path} contains page numbers that are not in the manifest")
             else:
                 rows, counts = np.unique(array, return_counts=True)
     return problems, rows, counts
@@ -131,7 +131,7 @@ def _verify_shard(
 def _verify_labels(folder: Path, patches: int) -> Iterator[str]:
     try:
         stated = json.loads((folder / "labels.json").read_text())
-        found = {
+        digests = {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in stated["sha256"]
         }
@@ -141,7 +141,7 @@ def _verify_labels(folder: Path, patches: int) -> Iterator[str]:
     except (OSError, ValueError, KeyError) as error:
         yield f"{folder} cannot be read ({' '.join(str(error).split())}); delete this folder"
         return
-    if found != stated["sha256"]:
-        yield f"{folder} does not hold what was written (checksum); delete this folder"
+    if digests != stated["sha256"]:
+        yield f"{folder} has changed since it was written (checksum); delete this folder"
     elif labels.shape != (patches,) or labels.min() < -1 or labels.max() >= classes:
-        yield f"{folder / 'labels.npy'} are not the labels of this store; delete this folder"
+        yield f"{folder / 'labels.npy'} does not fit this store; delete this folder"

@@ -143,7 +143,7 @@ class TestDryRun:
         pages.unlink()
         config.data.pages = str(pages.parent)
         _, out = self.look(config, tmp_path, capsys)
-        assert "2 files are no images and left out: 'letter.pdf', 'sub/photo.HEIC'" in out
+        assert "2 files are not images and are skipped: 'letter.pdf', 'sub/photo.HEIC'" in out
 
     def test_its_estimate_is_what_the_store_takes(self, tmp_path, capsys, prepared):
         config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)
@@ -198,7 +198,7 @@ class TestVerify:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(UserError, match=rf"00001/{name}\.npy is not the one"):
+        with pytest.raises(UserError, match=rf"00001/{name}\.npy has changed since"):
             run_verify(damaged)
 
     def test_missing_and_cut_off_arrays(self, damaged):
@@ -212,7 +212,7 @@ class TestVerify:
     def test_an_edited_manifest(self, damaged):
         path = only(damaged, "pretrain") / "manifest.csv"
         path.write_text(path.read_text().replace("w1", "w7"))
-        with pytest.raises(UserError, match=r"manifest\.csv is not the one"):
+        with pytest.raises(UserError, match=r"manifest\.csv has changed since"):
             run_verify(damaged)
 
     def test_an_unfinished_store(self, damaged):
@@ -223,7 +223,7 @@ class TestVerify:
     def test_damaged_labels(self, damaged):
         (labels,) = (only(damaged, "offline") / "labels").iterdir()
         np.save(labels / "labels.npy", np.load(labels / "labels.npy") * 0)
-        with pytest.raises(UserError, match=r"labels/\w+ does not hold what was written"):
+        with pytest.raises(UserError, match=r"labels/\w+ has changed since it was written"):
             run_verify(damaged)
 
     def test_the_advice_mends_a_store(self, prepared, damaged, capsys):
@@ -251,5 +251,5 @@ class TestVerify:
         ensure_labels(other, labels)
         shutil.rmtree(store.path / "labels")
         shutil.copytree(other.path / "labels", store.path / "labels")
-        with pytest.raises(UserError, match="are not the labels of this store"):
+        with pytest.raises(UserError, match="labels.npy does not fit this store"):
             run_verify(store.path)

@@ -1,9 +1,8 @@
-"""Checkpoints of a run folder: whole training states, and parameters alone for the next stage.
+"""Checkpoints of a run folder: complete training states, or only the parameters for the next stage.
 
-A checkpoint N holds a state of N finished updates; the data position is N too, so nothing else is
-needed to go on. Its `meta` names the kind, which says what the parameters can be used for:
-`encoder` (that alone, from published weights), `mae` (encoder and decoder) or `writer` (encoder and
-NetRVLAD).
+Checkpoint N holds the state after N updates. N is also the position in the data, so that training
+can continue from the checkpoint alone. `meta` names the kind of the model: `encoder` (only an
+encoder, from published weights), `mae` (encoder and decoder) or `writer` (encoder and NetRVLAD).
 """
 
 import contextlib
@@ -24,20 +23,22 @@ from saghog_jax.devices import distributed
 from saghog_jax.devices.sharding import laid_like
 from saghog_jax.input_pipeline.errors import RunError, UserError
 from saghog_jax.runs.checksums import damage, write_checksums
-from saghog_jax.runs.older_configs import read_config_json
+from saghog_jax.runs.older_configs import read_run_config
 from saghog_jax.runs.train_state import TrainState
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("encoder", "mae", "writer")
 CHOICES = ("last", "best")
-# Orbax measures its patience by a clock that may jump: whoever waits for a dead process is stopped
-# by `distributed`.
+# Timeout of orbax in seconds: none, because its clock may jump. `distributed` ends processes that
+# wait for a dead one.
 _NEVER = 10**9
-# Errors of the machine, not of the program, when files are written.
+# Errors of the machine, not of the program, while files are written.
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EIO),
 )
-# What each stage that makes checkpoints is called on the command line, for messages.
+# Kind of a checkpoint -> command that makes one, for messages.
 _MADE_BY = {
     "encoder": "python -m saghog_jax.main --config=configs/convert.py",
     "mae": "python -m saghog_jax.main --config=configs/pretrain.py",
@@ -47,11 +48,11 @@ _MADE_BY = {
 
 @dataclass
 class Progress:
-    """What a run has found out about itself; saved with its state.
+    """Results of the validations of a run, saved with its state.
 
-    best, best_step: the best value of the monitored figure, and the checkpoint that has it.
-    waited: evaluations since then.
-    finished: the run has stopped early, and is not to go on.
+    best, best_step: the best value of the monitored metric, and its checkpoint.
+    waited: validations since then.
+    finished: the run has stopped early and does not continue.
     """
 
     best: float | None = None
@@ -61,21 +62,19 @@ class Progress:
 
 
 class Checkpoints:
-    """The `checkpoints` folder of one run, open for writing; a context manager.
+    """The folder `checkpoints` of a run, open for writing; a context manager.
 
     Args:
-      keep: so many of the newest stay.
+      keep: number of the newest checkpoints that are kept. The best checkpoint is kept too.
       kind: one of `KINDS`.
-      keep_every: those of every so many steps stay too; 0 for none.
-
-    The best checkpoint stays as well.
+      keep_every: one checkpoint in this many steps is kept too; 0: none.
     """
 
     def __init__(self, run_folder: Path, keep: int, kind: str, keep_every: int = 0) -> None:
         self._folder, self._kind = run_folder, kind
         self._step = 0
         self._kept = _Kept(keep, keep_every)
-        # What fails in a write is raised here; asyncio would tell it again, a page for each array.
+        # Errors of a write are raised here. asyncio would log them again, a page for each array.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             (run_folder / "checkpoints").resolve(),
@@ -84,7 +83,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(
                     timeout_secs=_NEVER,
-                    # Waits for directories by the clock too, five minutes that cannot be changed.
+                    # Asynchronous creation has a fixed timeout of five minutes.
                     create_directories_asynchronously=False,
                     post_finalization_callback=self._before_naming,
                 ),
@@ -92,10 +91,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
-        """Starts to write a checkpoint; it counts only once it is whole.
+        """Starts to write a checkpoint, which gets its name when it is complete.
 
         Raises:
-          RunError: this one, or the one before, could not be written.
+          RunError: this checkpoint or the one before could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -112,7 +111,7 @@ class Checkpoints:
             )
 
     def check(self) -> None:
-        """Raises what went wrong in the background since the last save.
+        """Raises errors of writing in the background since the last save.
 
         Raises:
           RunError: the last checkpoint could not be written.
@@ -121,16 +120,16 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of checkpoint `step`, laid out as `like`, an abstract state with shardings."""
-        found = self._manager.restore(
+        """The state of checkpoint `step`, with the shardings of the abstract state `like`."""
+        restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardRestore(like.variables),
                 optimizer=ocp.args.StandardRestore({"step": like.step, "opt": like.opt_state}),
             ),
         )
-        state = like.replace(step=found.optimizer["step"], opt_state=found.optimizer["opt"])
-        return state.with_variables(found.variables)
+        state = like.replace(step=restored.optimizer["step"], opt_state=restored.optimizer["opt"])
+        return state.with_variables(restored.variables)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -139,15 +138,15 @@ class Checkpoints:
         try:
             self.close()
         except RunError:
-            # What ended the run matters more than a checkpoint that failed as well.
+            # An error that ends the run is more important than a failed checkpoint.
             if kind is None:
                 raise
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits until the last checkpoint is written.
 
         Raises:
-          RunError: it could not be written.
+          RunError: the checkpoint could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -163,7 +162,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())
-            # Of a full disk the libraries speak deep in a long message.
+            # The libraries mention a full disk deep in a long message.
             known = map(os.strerror, DISK_ERRORS)
             reason = next((name for name in known if name in text), text[:300])
             raise RunError(
@@ -174,7 +173,7 @@ class Checkpoints:
 
 @dataclass
 class _Kept:
-    """Which checkpoints stay, for orbax."""
+    """Tells orbax which checkpoints are kept."""
 
     keep: int
     keep_every: int
@@ -193,7 +192,7 @@ class _Kept:
 
 
 def newest_step(run_folder: Path) -> int | None:
-    """Finished updates of the newest complete checkpoint of a run; None where there is none."""
+    """Number (updates) of the newest complete checkpoint of a run; None if there is none."""
     return max(_steps(run_folder), default=None)
 
 
@@ -203,29 +202,29 @@ def _steps(run_folder: Path) -> list[int]:
 
 
 def newest_undamaged(run_folder: Path, say: bool = True, move_away: bool = False) -> int | None:
-    """The newest checkpoint whose files are those that were written.
+    """The newest checkpoint whose files are unchanged; None if there is none.
 
     Args:
-      run_folder: one that all processes see; the main one looks.
-      say: damaged ones are said, with the reason.
-      move_away: damaged ones are moved to the folder `damaged` beside, to be made again.
+      run_folder: a folder that all processes see; only the main process reads the files.
+      say: log damaged checkpoints, with the reason.
+      move_away: move damaged checkpoints to the folder `damaged`; training makes them again.
     """
-    found = -1
+    newest = -1
     if distributed.is_main():
         for step in sorted(_steps(run_folder), reverse=True):
             reason = damage(run_folder, step)
             if not reason:
-                found = step
+                newest = step
                 break
             if say:
-                print(
+                logger.warning(
                     f"checkpoint {step} in {run_folder} is damaged ({reason}): taking the one "
                     "before"
                 )
             if move_away:
                 _move_away(run_folder, step)
-    found = int(distributed.broadcast(np.int64(found)))
-    return None if found < 0 else found
+    newest = int(distributed.broadcast(np.int64(newest)))
+    return None if newest < 0 else newest
 
 
 def _move_away(run_folder: Path, step: int) -> None:
@@ -254,25 +253,24 @@ def read_config(run_folder: Path) -> ConfigDict:
             f"{run_folder} holds no run (no config.json); make one with "
             f"`{_MADE_BY['mae']}` or `{_MADE_BY['writer']}`"
         )
-    return ConfigDict(read_config_json(path))
+    return ConfigDict(read_run_config(path))
 
 
 def load_variables(
     run_folder: Path, kinds: Sequence[str], which: str = "last"
 ) -> tuple[dict, dict]:
-    """The model of a checkpoint of a run, on the host, and the checkpoint's `meta`.
+    """The variables of a checkpoint, on the host, and its `meta`.
 
     Args:
-      run_folder: a folder that pretrain or finetune wrote.
-      kinds: the kinds of checkpoint the caller can use.
-      which: `last` (the newest that is not damaged) or `best` (by the figure the run monitored).
+      run_folder: a folder of pretrain, finetune or convert.
+      kinds: kinds of checkpoints that the caller can use.
+      which: `last` (the newest undamaged checkpoint) or `best` (by the monitored metric).
 
     Returns:
-      `params` and the model's other collections, as flax applies them, numpy arrays; and
-      {"kind", "step", ...}.
+      `params` and the other collections of the model, numpy arrays; {"kind", "step", ...}.
 
     Raises:
-      UserError: no checkpoint, or one of another kind.
+      UserError: there is no checkpoint, it is damaged, or it is of another kind.
     """
     if which not in CHOICES:
         raise UserError(f"unknown checkpoint {which!r}, known: {', '.join(CHOICES)}")
@@ -299,7 +297,7 @@ def load_variables(
         meta = read_meta(run_folder, step)
     place = (run_folder / "checkpoints" / str(step) / "variables").resolve()
     with ocp.StandardCheckpointer() as reader:
-        # Arrays of numpy are restored as such: nothing is laid on a device.
+        # With numpy arrays as the template, orbax restores numpy arrays on the host.
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
             reader.metadata(place).item_metadata.tree,
@@ -307,34 +305,34 @@ def load_variables(
         return reader.restore(place, like), meta
 
 
-def same_shapes(given: dict, wanted: dict) -> bool:
+def same_shapes(first: dict, second: dict) -> bool:
     """Whether two trees of arrays have the same names and shapes."""
-    shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (given, wanted)]
+    shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (first, second)]
     return shapes[0] == shapes[1]
 
 
-def taken(given: dict, wanted: dict, source: Path) -> dict:
-    """The parameters `wanted`, their values from `given`, laid out as they are.
+def matching_parameters(loaded: dict, model: dict, source: Path) -> dict:
+    """Loaded values of the parameters of a model, with the shardings of the model.
 
     Args:
-      given: parameters on the host, such as {"encoder": ..., "decoder": ...}; may have more.
-      wanted: placed parameters that are to be replaced.
-      source: the run folder they come from, for messages.
+      loaded: parameters on the host, such as {"encoder": ..., "decoder": ...}; may have more names.
+      model: sharded parameters of the model that the loaded values replace.
+      source: run folder of the loaded parameters, for messages.
 
     Raises:
       UserError: names or shapes differ.
     """
-    for name, tree in wanted.items():
-        if not same_shapes(given[name], tree):
+    for name, tree in model.items():
+        if not same_shapes(loaded[name], tree):
             raise UserError(
                 f"the {name} in {source} does not fit this config's; the model sizes must be those "
                 f"of {source / 'config.json'}"
             )
-    return laid_like({name: given[name] for name in wanted}, wanted)
+    return laid_like({name: loaded[name] for name in model}, model)
 
 
 def params_digest(params: dict) -> str:
-    """SHA-256 over names, shapes and values of parameters: what identifies a model."""
+    """SHA-256 of the names, shapes and values of parameters; identifies a model."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())

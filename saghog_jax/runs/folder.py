@@ -1,20 +1,22 @@
-"""A run folder: made with one config, and trained in by one run at a time.
+"""A run folder: it has one config, and one run at a time trains in it.
 
 FOLDER/
   config.json       the resolved config
-  lock              held while a run trains here; says which process
-  validation.json   the writers and pages that are held out, where a config asks for it
-  metrics.jsonl     a line a logged step, and one an evaluation
-  checkpoints/N/    the state after N updates; checksums/N.json are those of its files
-  damaged/          checkpoints that were found damaged
-  tensorboard/      the same numbers as TensorBoard events
-  report.html       curves, config and pictures, see run_report.py
-  profile/          a trace of some steps, where a config asks for it
+  lock              held while a run trains; names the process
+  recipe.json       of finetuning: the recipe of page descriptors, see embedding/recipe.py
+  validation.json   held-out writers and pages, with `validation.share`
+  metrics.jsonl     one line for each logged step and each validation
+  checkpoints/N/    the state after N updates; checksums/N.json has the SHA-256 of its files
+  damaged/          damaged checkpoints
+  tensorboard/      the metrics as TensorBoard events
+  report.html       curves, config and pictures, see report.py
+  profile/          a trace of some steps, with `profile`
 """
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -24,9 +26,12 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
-from saghog_jax.runs.older_configs import read_config_json
+from saghog_jax.runs.older_configs import read_config_json, upgrade_config
 
-# Fields that change neither data nor, but for rounding, mathematics: a run may go on with others.
+logger = logging.getLogger(__name__)
+
+# Fields that may change when a run continues: they change neither the data nor, except for
+# rounding, the mathematics.
 _FREE_FIELDS = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader"),
     *("mesh", "distributed", "accumulate", "remat"),
@@ -40,15 +45,16 @@ _FREE_SUBFIELDS = {
 
 
 def check_config(config: ConfigDict, folder: Path) -> None:
-    """Whether the folder is new, or was made with the same config.
+    """Checks that a run folder is new, or has the same config.
 
     Raises:
-      UserError: it was made with another one; the message shows the difference.
+      UserError: the folder has another config; the message shows the differences.
     """
     path = folder / "config.json"
     if not path.exists():
         return
-    ours, theirs = (_flat(c) for c in (json.loads(config.to_json()), read_config_json(path)))
+    ours = _flat(upgrade_config(json.loads(config.to_json())))
+    theirs = _flat(read_config_json(path))
     keys = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if keys:
         lines = [
@@ -62,7 +68,7 @@ def check_config(config: ConfigDict, folder: Path) -> None:
 
 
 def write_config(config: ConfigDict, folder: Path) -> None:
-    """Writes config.json where there is none."""
+    """Writes config.json if it does not exist."""
     path = folder / "config.json"
     if not path.exists():
         with replacing(path, "w") as file:
@@ -71,10 +77,10 @@ def write_config(config: ConfigDict, folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with this process however it ends.
+    """Holds the lock of a run folder. The system releases the lock when the process ends.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -84,11 +90,13 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
             raise UserError(
-                f"{folder} is in use by another run ({holder}); wait until it has ended, or give "
-                "another --workdir"
+                f"{folder} is in use by another run ({holder}); wait until that run has ended, or "
+                "give another --workdir"
             ) from None
         except OSError as error:
-            print(f"note: {folder} cannot be locked ({error.strerror}); run only once in it")
+            logger.warning(
+                f"note: {folder} cannot be locked ({error.strerror}); start only one run in it"
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
@@ -97,7 +105,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _flat(config: dict) -> dict[str, object]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, without the fields that may differ."""
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`, without the fields that may change."""
     flat: dict[str, object] = {}
     for key, value in config.items():
         if key in _FREE_FIELDS:

@@ -23,7 +23,7 @@ _RENAMED = {
     "bag": "patches_per_bag",
     "per_class": "patches_per_class",
 }
-# Fields and sections that the configs of all versions have.
+# Fields and sections of the first version, after renaming.
 _FIRST = (
     *("augment", "checkpoint_every", "data", "global_batch_size", "keep_checkpoints", "loader"),
     *("log_every", "mesh", "model", "optim", "seed", "store", "total_steps"),
@@ -125,8 +125,8 @@ _SETTINGS = (
 )
 
 
-def read_config_json(path: Path) -> dict[str, Any]:
-    """The config of a run in today's form.
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The config of a run in today's form, with every field of today's configs.
 
     Args:
       path: the config.json of a run folder.
@@ -134,56 +134,69 @@ def read_config_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is damaged, or not the config of a run; the message names the remedy.
     """
+    config = _read_json(path)
+    stage = config.get("stage")
+    if stage not in _FIRST_BY_STAGE:
+        raise _refusal(path, f"its stage is {stage!r}, expected {' or '.join(_FIRST_BY_STAGE)}")
+    present = {_RENAMED.get(name, name) for name in config}
+    missing = [name for name in (*_FIRST, *_FIRST_BY_STAGE[stage]) if name not in present]
+    if missing:
+        raise _refusal(path, f"it has no {missing[0]!r}")
+    return upgrade_config(config)
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """A config in today's form, which may lack fields of the first version.
+
+    Raises:
+      UserError: the file is damaged; the message names the remedy.
+    """
+    return upgrade_config(_read_json(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return upgrade_config(json.loads(path.read_text()))
+        config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not the config of a run that this version can read ({reason}); train "
-            "again into another --workdir"
-        ) from None
+        raise _refusal(path, " ".join(str(error).split())) from None
+    if not isinstance(config, dict):
+        raise _refusal(path, "it is not a JSON object")
+    return config
+
+
+def _refusal(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is not the config of a run that this version can read ({reason}); train again "
+        "into another --workdir"
+    )
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of a training stage, as JSON values, in today's form.
-
-    Raises:
-      ValueError: the stage writes no run folder, or a field of the first version is missing.
-    """
-    stage = config.get("stage") if isinstance(config, Mapping) else None
-    if stage not in _ADDED_BY_STAGE:
-        raise ValueError(f"its stage is {stage!r}, expected {' or '.join(_ADDED_BY_STAGE)}")
+    """A config of a training stage, as JSON values, in today's form."""
     flat = flatten_dict(dict(config), sep=".")
     for old, new in _RENAMED.items():
         if old in flat:
             flat[new] = flat.pop(old)
-    present = {name.partition(".")[0] for name in flat}
-    missing = [name for name in (*_FIRST, *_FIRST_BY_STAGE[stage]) if name not in present]
-    if missing:
-        raise ValueError(f"it has no {missing[0]!r}")
-    flat = _ADDED | _ADDED_BY_STAGE[stage] | flat
+    flat = _ADDED | _ADDED_BY_STAGE.get(config.get("stage"), {}) | flat
     upgraded = unflatten_dict(flat, sep=".")
     upgraded["regions"] = upgrade_regions(upgraded["regions"])
     return upgraded
 
 
 def upgrade_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `regions` without the sections of other backends than the chosen one.
-
-    Raises:
-      ValueError: the section of the chosen backend is missing.
-    """
+    """The section `regions` without the sections of other backends than the chosen one."""
     backend = regions["backend"]
     if backend == "none":
         return {"backend": backend}
+    common = {name: value for name, value in regions.items() if not isinstance(value, Mapping)}
     if backend not in regions:
-        raise ValueError(f"it has no section regions.{backend}")
-    fields = {name: value for name, value in regions.items() if not isinstance(value, Mapping)}
+        # The regions backends explain how to choose one.
+        return common
     section = dict(regions[backend])
     if backend in _SAM_ENGINES:
         section = {"engine": _SAM_ENGINES[backend], **_ADDED_TO_SAM, **section}
         backend = "sam"
-    return {**fields, "backend": backend, backend: section}
+    return {**common, "backend": backend, backend: section}
 
 
 def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ runs in Flax or in ONNX files (`engine`).
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from saghog_jax.sam.model import Sam, SamSizes, single_points
 from saghog_jax.sam.onnx_backend import OnnxSegmenter
 from saghog_jax.sam.weights import from_published
 from saghog_jax.weights.files import read_weights
+
+logger = logging.getLogger(__name__)
 
 # Increased when the same page and parameters give another mask.
 VERSION = 1
@@ -89,9 +92,9 @@ def _open_flax(section: ConfigDict) -> FlaxSegmenter:
         params, sizes, report = from_published(arrays)
     except ValueError as error:
         raise UserError(f"regions.sam.weights={path}: {error}") from None
-    print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
+    logger.info(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
     for line in report.lines()[len(report.taken) :]:
-        print("  " + line)
+        logger.info("  " + line)
     return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
 
 

@@ -18,7 +18,7 @@ from saghog_jax.models import inputs
 from saghog_jax.models.build import make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.runs import pictures as drawing
-from saghog_jax.runs.checkpoint import KINDS, load_variables, taken
+from saghog_jax.runs.checkpoint import KINDS, load_variables, matching_parameters
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.train_state import split_params
 from saghog_jax.training import augment, losses, optim, validation
@@ -119,7 +119,7 @@ class Finetuning:
             kinds = ("writer",) if config.netrvlad.init == "checkpoint" else KINDS
             loaded, _ = load_variables(source, kinds, config.which)
             replaced = params if kinds == ("writer",) else {"encoder": params["encoder"]}
-            params = {**params, **taken(loaded["params"], replaced, source)}
+            params = {**params, **matching_parameters(loaded["params"], replaced, source)}
         if config.netrvlad.init == "kmeans":
             centres = feature_centres(
                 config, self.model, {"params": params, **rest}, self.store, self.shown

@@ -24,7 +24,7 @@ from saghog_jax.models.mae import mask_noise, removed_errors
 from saghog_jax.models.targets import make_targets
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs import pictures as drawing
-from saghog_jax.runs.checkpoint import KINDS, load_variables, same_shapes, taken
+from saghog_jax.runs.checkpoint import KINDS, load_variables, matching_parameters, same_shapes
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.training import augment, optim, validation
 
@@ -111,7 +111,7 @@ class Pretraining:
         # The decoder is kept only if it predicts the same targets.
         if meta["kind"] == "mae" and same_shapes(loaded["params"]["decoder"], params["decoder"]):
             replaced["decoder"] = params["decoder"]
-        return {"params": {**params, **taken(loaded["params"], replaced, source)}}
+        return {"params": {**params, **matching_parameters(loaded["params"], replaced, source)}}
 
     def prepare(self, batch: dict, rng: jax.Array, augmented: bool = True) -> dict:
         """Normalised images, targets and mask noise of each patch."""

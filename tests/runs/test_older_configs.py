@@ -14,11 +14,13 @@ from toy import fields
 from saghog_jax.configs import embed
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.embedding.recipe import PageRecipe, default_recipe, recipe_parts
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.regions.backends import make_backend
 from saghog_jax.runs.checkpoint import read_config
 from saghog_jax.runs.folder import check_config
 from saghog_jax.runs.older_configs import (
     existing_words_file,
-    read_config_json,
+    read_run_config,
     upgrade_config,
     upgrade_meta,
 )
@@ -115,25 +117,28 @@ def test_segment_anything_stands_once(backend, engine, files):
     ("text", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[]", "its stage is None, expected pretrain or finetune"),
+        ("[]", "it is not a JSON object"),
+        ("{}", "its stage is None, expected pretrain or finetune"),
         ('{"stage": "embed"}', "its stage is 'embed', expected pretrain or finetune"),
         ('{"stage": "pretrain", "data": {"pages": ""}}', "it has no 'augment'"),
     ],
 )
 def test_what_is_no_run_is_refused_with_the_remedy(tmp_path, text, reason):
     (tmp_path / "config.json").write_text(text)
-    message = message_of(read_config_json, tmp_path / "config.json")
+    message = message_of(read_run_config, tmp_path / "config.json")
     assert reason in message
     assert message.endswith("train again into another --workdir")
     assert message_of(read_config, tmp_path) == message
-    assert message_of(check_config, today(OLD[0]), tmp_path) == message
+    with pytest.raises(UserError):
+        check_config(today(OLD[0]), tmp_path)
 
 
-def test_a_backend_without_its_section_is_refused(tmp_path):
+def test_a_backend_without_its_section_is_explained_by_the_backends(tmp_path):
     config = json.loads((TESTS / "runs" / "old_configs" / "finetune_regions_ink.json").read_text())
     del config["regions"]["ink"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "it has no section regions.ink" in message_of(read_config, tmp_path)
+    message = message_of(make_backend, read_config(tmp_path).regions)
+    assert "--config=configs/prepare.py:regions=ink" in message
 
 
 OLD_META = json.loads((TESTS / "runs" / "old_meta" / "finetuned.json").read_text())

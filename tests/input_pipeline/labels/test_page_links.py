@@ -125,7 +125,7 @@ def test_damage_is_found(tmp_path):
     asked.stores = str(store.path)
     verify.run(asked, tmp_path)
     table.write_text("page_id,class\n")
-    with pytest.raises(UserError, match="links.* does not hold what was written"):
+    with pytest.raises(UserError, match="links.* has changed since it was written"):
         verify.run(asked, tmp_path)
 
 

@@ -537,7 +537,7 @@ class TestDryRun:
 
         monkeypatch.setattr(sys.modules[__name__], "on_device", on_device, raising=False)
         monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "on_device"))
-        assert "has not been looked for yet" in self.look(halves, tmp_path, capsys)[1]
+        assert "regions of handwriting are not known yet" in self.look(halves, tmp_path, capsys)[1]
         opened(*halves).ensure(silent)
         assert "handwriting on 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
 
