@@ -1,7 +1,7 @@
 """Stage prepare: pages to patch stores and pseudo labels, or a report of what that would give."""
 
 import logging
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -65,11 +65,10 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     rules = [Rule.from_config(section) for section in sections]
     workers = max(section.workers for section in sections)
     max_pixels = config.data.max_pixels
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "page_fingerprints.json"
-        masks = open_masks(manifest, max_pixels, config.regions, cache)
-        samples = config.dry_run_samples
-        findings = survey(manifest, rules, max_pixels, samples, workers, masks)
+    # Without a cache of contents nothing is written.
+    masks = open_masks(replace(manifest, contents_cache=None), max_pixels, config.regions)
+    samples = config.dry_run_samples
+    findings = survey(manifest, rules, max_pixels, samples, workers, masks)
     if masks is not None and all(finding.share is None for finding in findings):
         logger.info(
             "where handwriting is has not been looked for yet (configs/regions.py); whole pages:"

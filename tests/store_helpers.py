@@ -43,7 +43,7 @@ def write_pages(folder: Path, count: int, writers: int = 3) -> Path:
 def sections(pages: Path, root: Path, rule: str = "pretrain") -> tuple[ConfigDict, ConfigDict]:
     """Data and store sections for these pages, in this process, two pages a shard."""
     data, store = common.data_config(""), common.store_config(rule)
-    data.pages, store.root = str(pages), str(root)
+    data.pages, data.cache, store.root = str(pages), str(root), str(root)
     store.workers, store.pages_per_shard, store.max_patches_per_page = 1, 2, 20
     return data, store
 

@@ -1,8 +1,9 @@
 """Identity of page files: the SHA-256 of their bytes, remembered between runs.
 
-A store is named after the contents of its pages, so that editing a page makes another store, and
-touching, copying or moving pages does not. Reading every page at every start would be slow: as git
-does, a file whose size and modification time are those of the last run is taken for unchanged.
+Stores, masks and embeddings are identified by the contents of their pages. An edited page therefore
+leads to a new store; a touched, copied or moved page does not. Reading every page at every start
+would be slow. As in git, a file counts as unchanged if its size and modification time are those of
+the last run.
 """
 
 import hashlib
@@ -19,22 +20,23 @@ from pathlib import Path
 SETTLED_NS = 2_000_000_000
 
 
-def fingerprints(root: Path, paths: Iterable[str], cache: Path) -> dict[str, str]:
+def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[str, str]:
     """SHA-256 of each file.
 
     Args:
-      root: folder of the paths.
-      paths: relative to `root`; may repeat.
-      cache: JSON file that remembers path, size, modification time and SHA-256; made, updated
-        and replaced atomically here. A lost or damaged cache costs time, nothing else.
+      root: folder that relative paths start from.
+      paths: relative to `root`, or absolute; may repeat.
+      cache: JSON file that remembers path, size, modification time and SHA-256. It is created,
+        updated and replaced atomically. A lost or damaged cache costs time, nothing else. None:
+        every file is read, and nothing is remembered.
 
     Returns:
       {path: hexadecimal SHA-256, or "" if the file cannot be read}.
     """
-    known = _read_cache(cache)
+    known = _read_cache(cache) if cache else {}
     newest = time.time_ns() - SETTLED_NS
 
-    def look(path: str) -> tuple[str, list | None]:
+    def stamp_and_hash(path: str) -> tuple[str, list | None]:
         file = root / path
         try:
             stat = file.stat()
@@ -48,15 +50,15 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path) -> dict[str, str
             return path, None
 
     with ThreadPoolExecutor() as pool:
-        found = dict(pool.map(look, sorted(set(paths))))
+        entries = dict(pool.map(stamp_and_hash, sorted(set(paths))))
     settled = {
         os.path.abspath(root / path): entry
-        for path, entry in found.items()
+        for path, entry in entries.items()
         if entry is not None and entry[1] < newest
     }
-    if any(known.get(path) != entry for path, entry in settled.items()):
+    if cache and any(known.get(path) != entry for path, entry in settled.items()):
         _write_cache(cache, {**known, **settled})
-    return {path: entry[2] if entry else "" for path, entry in found.items()}
+    return {path: entry[2] if entry else "" for path, entry in entries.items()}
 
 
 def _read_cache(cache: Path) -> dict[str, list]:
@@ -69,7 +71,7 @@ def _read_cache(cache: Path) -> dict[str, list]:
 
 def _write_cache(cache: Path, known: dict[str, list]) -> None:
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
-    # Whoever builds next to it reports a full disk or a missing permission.
+    # The cache is optional. What is written next reports a full disk or a missing permission.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(known, indent=0, sort_keys=True))

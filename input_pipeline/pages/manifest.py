@@ -12,7 +12,7 @@ import math
 import os
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +23,12 @@ from saghog_jax.input_pipeline.datasets import catalog, synthetic
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 from saghog_jax.input_pipeline.pages import iiif, image_names
+from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
+# File in `data.cache` that remembers the SHA-256 of page files.
+CONTENTS_CACHE = "page_fingerprints.json"
 
 
 class Page(NamedTuple):
@@ -63,11 +66,15 @@ class Manifest:
 
     root: folder that the paths are relative to.
     columns: names of the further columns, in order.
+    contents_cache: JSON file in which `contents` remembers hashes between runs; None: nowhere.
     """
 
     root: Path
     pages: tuple[Page, ...]
     columns: tuple[str, ...]
+    contents_cache: Path | None = None
+    # SHA-256 by path. Shared by the manifests that `select`, `at_scales` and `replace` derive.
+    _contents: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -76,6 +83,16 @@ class Manifest:
     def writers(self) -> list[str]:
         """Known writers, sorted; the empty one is none of them."""
         return sorted({page.writer for page in self.pages} - {""})
+
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of each page file by `Page.path`, "" if the file cannot be read.
+
+        Each file is read at most once per manifest and the manifests derived from it.
+        """
+        new = {page.path for page in self.pages} - self._contents.keys()
+        if new:
+            self._contents.update(fingerprints(self.root, new, self.contents_cache))
+        return {page.path: self._contents[page.path] for page in self.pages}
 
     def select(self, split: str) -> "Manifest":
         """The pages of a split; all of them where `split` is empty or no page has one.
@@ -155,7 +172,8 @@ def load_manifest(data: ConfigDict) -> Manifest:
             f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
             f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
-    return manifest.select(data.split)
+    cache = Path(data.cache) / CONTENTS_CACHE
+    return replace(manifest, contents_cache=cache).select(data.split)
 
 
 def _is_scanned(data: ConfigDict) -> bool:

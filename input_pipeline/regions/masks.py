@@ -45,7 +45,7 @@ from saghog_jax.input_pipeline.regions.page_mask import (
 
 # Raised whenever the layout of the folder changes.
 FORMAT_VERSION = 1
-FINGERPRINTS = "page_fingerprints.json"
+
 # Pages that are decoded while the device works on another.
 _AHEAD = 2
 _LOG_SECONDS = 10.0
@@ -62,7 +62,6 @@ class RegionMasks:
         max_pixels: int,
         regions: ConfigDict,
         backend: Backend,
-        cache: Path | None,
     ) -> None:
         """Use `open_masks`."""
         keypoint_filter.check(regions)
@@ -81,11 +80,9 @@ class RegionMasks:
         self._sources: dict[str, Path | None] = dict.fromkeys(files)
         if backend.source is not None:
             self._sources = {path: backend.source(manifest.root, path) for path in files}
-        here = Path(os.path.abspath(root))
-        looked_up = {os.path.abspath(s) for s in self._sources.values() if s is not None}
-        cache = cache or here / FINGERPRINTS
-        contents = fingerprints(manifest.root, files, cache)
-        contents_of_source = fingerprints(here, looked_up, cache)
+        sources = {os.path.abspath(s) for s in self._sources.values() if s is not None}
+        contents = manifest.contents()
+        contents_of_source = fingerprints(manifest.root, sources, manifest.contents_cache)
         self.digests = [
             _digest(
                 contents[page.path],
@@ -175,13 +172,8 @@ class RegionMasks:
         return itertools.chain(known, run_jobs(make_mask, jobs, min(workers, len(jobs))))
 
 
-def open_masks(
-    manifest: Manifest, max_pixels: int, regions: ConfigDict, cache: Path | None = None
-) -> RegionMasks | None:
+def open_masks(manifest: Manifest, max_pixels: int, regions: ConfigDict) -> RegionMasks | None:
     """The masks of these pages by `regions` (configs/regions.py: regions_config); None for `none`.
-
-    Args:
-      cache: file of `fingerprint.fingerprints`, by default in `regions.root`.
 
     Raises:
       UserError: what is wrong with `regions`.
@@ -194,7 +186,7 @@ def open_masks(
                 "choose a regions.backend other than 'none'"
             )
         return None
-    return RegionMasks(manifest, max_pixels, regions, backend, cache)
+    return RegionMasks(manifest, max_pixels, regions, backend)
 
 
 def segment_pages(jobs: Sequence[MaskJob], backend: Backend) -> Iterator[tuple[int, PageMask]]:

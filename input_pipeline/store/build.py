@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
@@ -48,7 +47,6 @@ from saghog_jax.input_pipeline.store.writer import (
 LOG_SECONDS = 10.0
 # Skipped pages that a summary names; all are in the store's manifest.csv.
 NAMED_SKIPPED = 5
-FINGERPRINTS = "page_fingerprints.json"
 
 
 class ShardJob(NamedTuple):
@@ -93,7 +91,7 @@ def ensure_store(
     if masks is not None:
         config["regions"] = masks.identity
     root = Path(store.root)
-    digest = store_digest(manifest, config, root / FINGERPRINTS, masks.digests if masks else ())
+    digest = store_digest(manifest, config, masks.digests if masks else ())
     folder = root / f"{store.rule}-{digest[:12]}"
     if not (folder / "store.json").exists():
         workers = store.workers or usable_cores()
@@ -111,15 +109,13 @@ def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[st
     }
 
 
-def store_digest(
-    manifest: Manifest, config: dict[str, object], cache: Path, masks: Sequence[str] = ()
-) -> str:
+def store_digest(manifest: Manifest, config: dict[str, object], masks: Sequence[str] = ()) -> str:
     """SHA-256 over settings, manifest rows and page contents; not over where the pages lie.
 
     Args:
       masks: what identifies the masks of the pages, if they have any.
     """
-    contents = fingerprints(manifest.root, (page.path for page in manifest.pages), cache)
+    contents = manifest.contents()
     rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
     made_from = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
     text = json.dumps(made_from, sort_keys=True)

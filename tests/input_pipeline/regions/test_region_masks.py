@@ -29,8 +29,9 @@ from saghog_jax.input_pipeline.batches.crop_batches import open_crops
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, cut_crop, framed
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages import fingerprint
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.manifest import CONTENTS_CACHE, load_manifest
 from saghog_jax.input_pipeline.regions import backends, keypoint_filter, page_mask
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -115,6 +116,49 @@ def test_stores_have_patches_in_the_mask_alone(halves, tmp_path):
     # `none` is a store without regions, to the byte of its name.
     none = regions_config()
     assert ensure_store(data, section, silent, regions=none) == whole.path
+
+
+def test_the_content_of_a_page_is_read_once_for_its_store_and_its_mask(
+    halves, tmp_path, monkeypatch
+):
+    data, regions = halves
+    _, section = sections(tmp_path / "pages", tmp_path / "stores")
+    names = []
+    digest = fingerprint.hashlib.file_digest
+
+    def counted(file, algorithm):
+        names.append(os.path.basename(file.name))
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", counted)
+    store = ensure_store(data, section, silent, regions=regions)
+    assert sorted(names) == [f"p{i:02d}.png" for i in range(PAGES)]
+    # One cache serves both. Files that are older than its clock's resolution are not read again.
+    old = time.time() - 100
+    for page in (tmp_path / "pages").glob("*.png"):
+        os.utime(page, (old, old))
+    for _ in range(2):
+        names.clear()
+        assert ensure_store(data, section, silent, regions=regions) == store
+    assert names == []
+    assert len(list(tmp_path.rglob(CONTENTS_CACHE))) == 1
+    # A lost cache costs time alone: store and masks have the same names.
+    masks = [mask.file for mask in opened(data, regions).ensure(silent)]
+    next(tmp_path.rglob(CONTENTS_CACHE)).unlink()
+    assert ensure_store(data, section, silent, regions=regions) == store
+    assert len(names) == PAGES
+    assert [mask.file for mask in opened(data, regions).ensure(silent)] == masks
+
+
+def test_derived_manifests_share_the_contents_of_their_pages(halves, monkeypatch):
+    data, regions = halves
+    manifest = load_manifest(data)
+    contents = manifest.contents()
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    some = dataclasses.replace(manifest, pages=manifest.pages[:2])
+    assert some.contents() == {name: contents[name] for name in ("p00.png", "p01.png")}
+    assert manifest.at_scales([1.0, 2.0]).contents() == contents
+    assert len(open_masks(manifest, 10**6, regions).digests) == PAGES
 
 
 def test_masks_are_made_once(halves, monkeypatch):

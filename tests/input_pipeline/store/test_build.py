@@ -18,6 +18,7 @@ from store_helpers import draw_page, fingerprint, sections, write_pages
 
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.manifest import CONTENTS_CACHE
 from saghog_jax.input_pipeline.processes.workers import run_jobs
 from saghog_jax.input_pipeline.store import build, writer
 from saghog_jax.input_pipeline.store.build import ensure_store
@@ -137,7 +138,7 @@ def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
     for page in pages.parent.glob("*.png"):
         os.utime(page, (old, old))
     first = quiet(*sections(pages, tmp_path))
-    assert len(json.loads((tmp_path / build.FINGERPRINTS).read_text())) == 3
+    assert len(json.loads((tmp_path / CONTENTS_CACHE).read_text())) == 3
     cv2.imwrite(str(pages.parent / "p01.png"), draw_page(50))
     assert quiet(*sections(pages, tmp_path)) != first
 
