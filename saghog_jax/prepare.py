@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
-from saghog_jax.input_pipeline.pages.manifest import load_manifest, other_files
+from saghog_jax.input_pipeline.pages.sources import load_manifest, other_files
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import describe, survey

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, Slot
 from saghog_jax.input_pipeline.batches.loader import Batches
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.servers import Servers
 from saghog_jax.input_pipeline.processes.workers import one_thread, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks

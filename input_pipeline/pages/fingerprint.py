@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # A file modified this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
@@ -61,7 +62,47 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[s
     return {path: entry[2] if entry else "" for path, entry in entries.items()}
 
 
-def _read_cache(cache: Path) -> dict[str, list]:
+def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
+    """SHA-256 over the bytes of many small files, such as the ready-cut patches of a folder.
+
+    Args:
+      root: folder of the files.
+      names: paths relative to `root`; their order counts.
+      cache: JSON file with one entry per folder, since patches are counted in millions. The entry
+        is valid as long as no name, size and modification time changed.
+
+    Returns:
+      hexadecimal.
+    """
+    stamps = hashlib.sha256(os.path.abspath(root).encode("utf-8", "surrogateescape"))
+    newest = 0
+    for name in names:
+        with suppress(OSError):
+            stat = (root / name).stat()
+            stamps.update(f"{name}\n{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            newest = max(newest, stat.st_mtime_ns)
+    known = _read_cache(cache)
+    key = stamps.hexdigest()
+    if key in known:
+        return known[key]
+    settled = newest < time.time_ns() - SETTLED_NS
+    contents = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        for digest in pool.map(lambda name: _file_digest(root / name), names):
+            contents.update(digest)
+    if settled:
+        _write_cache(cache, {**known, key: contents.hexdigest()})
+    return contents.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def _read_cache(cache: Path) -> dict[str, Any]:
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -69,7 +110,7 @@ def _read_cache(cache: Path) -> dict[str, list]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_cache(cache: Path, known: dict[str, list]) -> None:
+def _write_cache(cache: Path, known: dict[str, Any]) -> None:
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
     # The cache is optional. What is written next reports a full disk or a missing permission.
     with suppress(OSError):

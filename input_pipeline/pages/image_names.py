@@ -18,8 +18,8 @@ def search(
     """What regular expressions find in the names of the images in a folder and below.
 
     Args:
-      folder: see `manifest.scan_folder`.
-      expressions: for each label its expression, used as `manifest.scan_folder` uses them; empty
+      folder: see `sources.scan_folder`.
+      expressions: for each label its expression, used as `sources.scan_folder` uses them; empty
         ones are left out.
       reserved: names that no group may have.
 
@@ -28,7 +28,7 @@ def search(
       and the named groups in order.
 
     Raises:
-      UserError: see `manifest.scan_folder`.
+      UserError: see `sources.scan_folder`.
     """
     folder = Path(folder)
     if not folder.is_dir():

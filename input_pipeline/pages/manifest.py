@@ -16,19 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from saghog_jax.input_pipeline.csv_files import read_table
-from saghog_jax.input_pipeline.datasets import catalog, synthetic
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
-from saghog_jax.input_pipeline.pages import iiif, image_names
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
-# File in `data.cache` that remembers the SHA-256 of page files.
-CONTENTS_CACHE = "page_fingerprints.json"
 
 
 class Page(NamedTuple):
@@ -131,124 +124,6 @@ class Manifest:
                 table.writerow([page.path, page.writer, page.page, page.split, *box, *extra])
 
 
-def load_manifest(data: ConfigDict) -> Manifest:
-    """The pages that a data section (configs/common.py data_config) names, of its split.
-
-    Raises:
-      UserError: whatever keeps `data.pages` from naming at least one page.
-    """
-    if data.cluster_regex:
-        raise UserError(
-            f"data.cluster_regex={data.cluster_regex!r} makes data.pages a folder of ready-cut "
-            "patches, which only pretraining (from a store) and finetuning read; pages are needed"
-        )
-    source = Path(data.pages).expanduser()
-    if data.pages == "synthetic":
-        manifest = read_csv(synthetic.ensure(Path(data.cache)))
-    elif data.pages.startswith(catalog.PREFIX):
-        _no_expressions(data, "a public collection")
-        manifest = _read_collection(data.pages, data.split)
-    elif _is_scanned(data):
-        manifest = scan_folder(source, data.writer_regex, data.page_regex)
-    elif iiif.is_manifest(data.pages):
-        _no_expressions(data, "a IIIF manifest")
-        manifest = _read_iiif(data)
-    elif source.is_file() and source.name.lower().endswith(IMAGE_SUFFIXES):
-        _no_expressions(data, "one image")
-        page = Page(source.name, **_labels(source.name, {}), box=None, extra={})
-        manifest = Manifest(source.parent, (page,), ())
-    elif source.exists():
-        _no_expressions(data, "a file")
-        manifest = read_csv(source / "manifest.csv" if source.is_dir() else source)
-    else:
-        raise UserError(
-            f"data.pages={data.pages}: no such folder or file; give a folder of images, an image, "
-            "a manifest (CSV, or IIIF as .json), `synthetic`, or a public collection such as "
-            "`tfds:historical_wi`"
-        )
-    root, pages = manifest.root, manifest.pages
-    if not any((root / page.path).exists() for page in pages):
-        raise UserError(
-            f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
-            f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
-        )
-    cache = Path(data.cache) / CONTENTS_CACHE
-    return replace(manifest, contents_cache=cache).select(data.split)
-
-
-def _is_scanned(data: ConfigDict) -> bool:
-    source = Path(data.pages).expanduser()
-    expressions = bool(data.writer_regex or data.page_regex)
-    return source.is_dir() and (expressions or not (source / "manifest.csv").is_file())
-
-
-def other_files(data: ConfigDict) -> list[str]:
-    """Files of a folder of images that are no images by their names, so that they are left out.
-
-    Sorted paths below the folder; none where `data.pages` is something else than a folder that is
-    searched for images.
-    """
-    if not _is_scanned(data):
-        return []
-    names = image_names.below(Path(data.pages).expanduser())
-    return sorted(name for name in names if not name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def _no_expressions(data: ConfigDict, kind: str) -> None:
-    if data.writer_regex or data.page_regex:
-        raise UserError(
-            "data.writer_regex and data.page_regex are for folders of images; "
-            f"data.pages={data.pages} is {kind}"
-        )
-
-
-def _read_collection(pages: str, split: str) -> Manifest:
-    root, columns, rows = catalog.list_pages(catalog.parse(pages), split)
-    found = tuple(Page(r.path, r.writer, r.page, r.split, None, r.extra) for r in rows)
-    return Manifest(root, found, columns)
-
-
-def _read_iiif(data: ConfigDict) -> Manifest:
-    cache = Path(data.cache) / "iiif"
-    root, found = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
-    pages: dict[str, Page] = {}
-    for page in found:
-        extra = {"canvas": page.canvas, "manifest": page.manifest}
-        labels = _labels(page.path, {"page": page.label})
-        # Two canvases may show one image; it is one page.
-        pages.setdefault(page.path, Page(page.path, **labels, box=None, extra=extra))
-    return Manifest(root, tuple(pages.values()), iiif.COLUMNS)
-
-
-def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
-    """Lists the images in a folder and below, sorted by path; hidden files are left out.
-
-    Args:
-      folder: where to look. Links to other folders are not followed.
-      writer_regex, page_regex: searched in the path below the folder. The group named `writer`
-        or `page`, else the first group, is the value; every other named group becomes a column
-        (`split` the split). Without an expression the writer is empty, the page the file's name.
-        A group that takes no part in a match gives an empty value.
-
-    Raises:
-      UserError: no image; an expression that is malformed, has no group, or does not match.
-    """
-    names, found, groups = image_names.search(
-        folder, {"writer": writer_regex, "page": page_regex}, reserved=("path", *BOX)
-    )
-    columns = tuple(group for group in groups if group not in LABELS)
-    pages = tuple(
-        Page(
-            name,
-            **_labels(name, values),
-            box=None,
-            extra={column: values[column] for column in columns},
-        )
-        for name, values in zip(names, found)
-    )
-    return Manifest(Path(folder), pages, columns)
-
-
 def read_csv(path: Path, root: Path | None = None) -> Manifest:
     """Reads a manifest; see the top of this file for its form.
 
@@ -305,7 +180,7 @@ def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -
         path = Path(os.path.relpath(path, root)).as_posix()
     path = posixpath.normpath(path)
     extra = {name: row[name] for name in columns}
-    page = Page(path, **_labels(path, row), box=_box(row, where), extra=extra)
+    page = Page(path, **page_labels(path, row), box=_box(row, where), extra=extra)
     _check_scale(page, where)
     return page
 
@@ -322,7 +197,7 @@ def _check_scale(page: Page, where: str) -> None:
         )
 
 
-def _labels(path: str, values: dict[str, str]) -> dict[str, str]:
+def page_labels(path: str, values: dict[str, str]) -> dict[str, str]:
     """Writer, page and split of a page, without space around them; the page has always a name."""
     labels = {name: values.get(name, "").strip() for name in LABELS}
     labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0].strip()

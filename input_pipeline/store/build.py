@@ -9,16 +9,13 @@ of its own, and where two finish the same shard the bytes are equal and the firs
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +24,15 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_view
 from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.workspace import open_workspace
 from saghog_jax.input_pipeline.store.writer import (
     FORMAT_VERSION,
     PageResult,
@@ -182,7 +181,7 @@ def _build(
     masks: Sequence[PageMask] | None,
 ) -> None:
     start = time.monotonic()
-    with _workspace(folder) as workspace:
+    with open_workspace(folder) as workspace:
         jobs = _jobs(folder, workspace, manifest, rule, config, masks)
         missing = [
             job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
@@ -288,42 +287,3 @@ class _Progress:
             f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
             f"{(self._total - self.done) / rate:,.0f} s left"
         )
-
-
-@contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A folder of this builder's own beside the shards; removes those of builders now dead.
-
-    A builder holds a lock on its workspace as long as it lives, however it ends.
-    """
-    for other in folder.glob("building-*"):
-        with _locked(other / "lock") as dead:
-            if dead:
-                shutil.rmtree(other, ignore_errors=True)
-    try:
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
-    except OSError as error:
-        raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
-    try:
-        with _locked(workspace / "lock"):
-            yield workspace
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether this process could lock the file; where files cannot be locked, it could not."""
-    try:
-        file = path.open("a")
-    except OSError:
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True

@@ -13,7 +13,8 @@ from saghog_jax.configs.common import data_config
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.catalog import COLLECTIONS
 from saghog_jax.input_pipeline.datasets.layout import read_rows
-from saghog_jax.input_pipeline.pages.manifest import load_manifest, read_csv
+from saghog_jax.input_pipeline.pages.manifest import read_csv
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 
 # Rows
 

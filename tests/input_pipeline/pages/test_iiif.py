@@ -13,7 +13,7 @@ from saghog_jax.configs import common
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import iiif
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 
 
 def image(path, grey=200):

@@ -9,14 +9,9 @@ from messages import message_of
 from PIL import Image
 
 from saghog_jax.configs.common import data_config
-from saghog_jax.input_pipeline.pages import manifest as manifest_module
-from saghog_jax.input_pipeline.pages.manifest import (
-    Manifest,
-    Page,
-    load_manifest,
-    read_csv,
-    scan_folder,
-)
+from saghog_jax.input_pipeline.pages import sources
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, read_csv
+from saghog_jax.input_pipeline.pages.sources import load_manifest, scan_folder
 
 ODD_NAMES = [
     "a b.png",
@@ -341,9 +336,7 @@ def test_the_built_in_corpus(tmp_path, monkeypatch):
     _images(tmp_path, "a.png", "b.png")
     path = _csv(tmp_path, "path,writer,page,split\na.png,x,1,train\nb.png,y,1,test\n")
     asked = []
-    monkeypatch.setattr(
-        manifest_module.synthetic, "ensure", lambda cache: asked.append(cache) or path
-    )
+    monkeypatch.setattr(sources.synthetic, "ensure", lambda cache: asked.append(cache) or path)
     found = _load("synthetic", split="train", cache=str(tmp_path / "cache"))
     assert asked == [tmp_path / "cache"]
     assert [page.writer for page in found.pages] == ["x"]

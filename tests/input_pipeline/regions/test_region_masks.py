@@ -31,7 +31,7 @@ from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages import fingerprint
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import CONTENTS_CACHE, load_manifest
+from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE, load_manifest
 from saghog_jax.input_pipeline.regions import backends, keypoint_filter, page_mask
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -466,7 +466,7 @@ KILLED = """
 import sys
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 data, regions = common.data_config(""), regions_config("ink")
 data.pages, regions.root, regions.workers = sys.argv[1], sys.argv[2], 2

@@ -18,7 +18,7 @@ from store_helpers import draw_page, fingerprint, sections, write_pages
 
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import CONTENTS_CACHE
+from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE
 from saghog_jax.input_pipeline.processes.workers import run_jobs
 from saghog_jax.input_pipeline.store import build, writer
 from saghog_jax.input_pipeline.store.build import ensure_store

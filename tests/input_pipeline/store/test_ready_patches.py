@@ -11,6 +11,7 @@ from store_helpers import fingerprint
 
 from saghog_jax.input_pipeline.batches.loader import batches
 from saghog_jax.input_pipeline.batches.plans import m_per_class_plan
+from saghog_jax.input_pipeline.pages import fingerprint as fingerprints
 from saghog_jax.input_pipeline.store import ready_patches
 from saghog_jax.input_pipeline.store import writer as store_writer
 from saghog_jax.input_pipeline.store.reader import Store
@@ -212,10 +213,10 @@ def test_a_store_is_found_again_until_a_patch_changes(tmp_path):
 
 def test_contents_are_read_once(tmp_path, monkeypatch):
     _write(tmp_path / "in")
-    monkeypatch.setattr(ready_patches, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(fingerprints, "SETTLED_NS", -(10**12))
     first = _store(tmp_path / "in", tmp_path / "out")
     assert len(json.loads((tmp_path / "out/ready_digests.json").read_text())) == 1
-    monkeypatch.setattr(ready_patches, "_file_digest", lambda path: 1 / 0)
+    monkeypatch.setattr(fingerprints, "_file_digest", lambda path: 1 / 0)
     assert _store(tmp_path / "in", tmp_path / "out").path == first.path
 
 

@@ -9,7 +9,7 @@ from toy import toy
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
