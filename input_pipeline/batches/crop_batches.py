@@ -1,5 +1,6 @@
 """Batches of pretraining cut on the fly from pages, read ahead by threads or by processes."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from saghog_jax.input_pipeline.processes.servers import Servers
 from saghog_jax.input_pipeline.processes.workers import one_thread, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks
 
+logger = logging.getLogger(__name__)
+
 
 class PageCrops:
     """Pages as a source of batches, in place of a patch store.
@@ -31,7 +34,7 @@ class PageCrops:
         recipe: Recipe,
         global_batch_size: int,
         total_steps: int,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = logger.info,
     ) -> None:
         """Use `open_crops`.
 
@@ -168,7 +171,7 @@ class _Reading:
 
 def open_crops(
     config: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     leave_out: Collection[str] = (),
 ) -> PageCrops:
     """The pages of a pretraining config as a source of batches.

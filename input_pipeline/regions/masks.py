@@ -13,6 +13,7 @@ edited. Pages that failed leave nothing and are tried again. The image itself is
 import hashlib
 import itertools
 import json
+import logging
 import os
 import posixpath
 import random
@@ -42,6 +43,8 @@ from saghog_jax.input_pipeline.regions.page_mask import (
     one_line,
     write_json,
 )
+
+logger = logging.getLogger(__name__)
 
 # Raised whenever the layout of the folder changes.
 FORMAT_VERSION = 1
@@ -101,7 +104,7 @@ class RegionMasks:
             self._sources[page.path], self.folder, self._regions, self._max_pixels,
         )  # fmt: skip
 
-    def ensure(self, log: Callable[[str], None] = print, beam: str = "") -> list[PageMask]:
+    def ensure(self, log: Callable[[str], None] = logger.info, beam: str = "") -> list[PageMask]:
         """Makes the masks that are missing; what became of each page, in the manifest's order.
 
         Args:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import random
 import shutil
 import time
@@ -43,6 +44,8 @@ from saghog_jax.input_pipeline.store.writer import (
     shard_name,
 )
 
+logger = logging.getLogger(__name__)
+
 LOG_SECONDS = 10.0
 # Skipped pages that a summary names; all are in the store's manifest.csv.
 NAMED_SKIPPED = 5
@@ -65,7 +68,7 @@ class ShardJob(NamedTuple):
 def ensure_store(
     data: ConfigDict,
     store: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     beam: str = "",
     regions: ConfigDict | None = None,
 ) -> Path:

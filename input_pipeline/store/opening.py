@@ -1,5 +1,6 @@
 """The patch store that a training stage reads: cut from pages, or made of ready-cut patches."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.ready_patches import ensure_ready_store
 
+logger = logging.getLogger(__name__)
+
 
 def open_store(
     data: ConfigDict,
     store: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     regions: ConfigDict | None = None,
 ) -> Store:
     """Opens the store of these sections, building what is missing of it.
