@@ -69,7 +69,7 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     masks = open_masks(replace(manifest, contents_cache=None), max_pixels, config.regions)
     samples = config.dry_run_samples
     findings = survey(manifest, rules, max_pixels, samples, workers, masks)
-    if masks is not None and all(finding.share is None for finding in findings):
+    if masks is not None and all(finding.mask_fraction is None for finding in findings):
         logger.info(
             "where handwriting is has not been looked for yet (configs/regions.py); whole pages:"
         )

@@ -56,32 +56,33 @@ def ensure_ready_store(
     workers: int = 0,
     log: Callable[[str], None] = logger.info,
 ) -> Path:
-    """Returns the folder of the store of these patches, building what is missing of it.
+    """Returns the folder of the store of these patches; builds missing shards.
 
     Args:
-      folder: images of `patch_size` x `patch_size` pixels, in it and below.
-      cluster_regex, writer_regex, page_regex: searched in the path below the folder; the group
-        named `cluster`, `writer` or `page`, else the first group, is the value, and a group named
-        `split` the split. Without the first two there are no labels and no writers.
-      root: folder of the store `ready-<digest>`; the digest is over names, labels and contents.
-      ink: `otsu` finds the ink of each patch by Otsu's threshold; `binary` takes the dark half of
-        the values, which leaves patches that are black and white as they are.
-      split: only patches of this split; all where empty or where names tell no split.
-      workers: processes; 0 takes one a core. The bytes do not depend on it.
+      folder: holds images of `patch_size` x `patch_size` pixels, also in subfolders.
+      cluster_regex, writer_regex, page_regex: searched in the path below the folder. The value is
+        the group named `cluster`, `writer` or `page`, otherwise the first group; a group named
+        `split` is the split. The first two may be empty: then there are no labels or no writers.
+      root: the store is `ready-<digest>` in this folder; the digest is over names, labels and
+        contents.
+      ink: `otsu` finds the ink of each patch by Otsu's threshold; with `binary` pixels below 128
+        are ink, which is exact for black and white patches.
+      split: only patches of this split; all patches if empty or if no name has a split.
+      workers: processes; 0: one per core. The bytes do not depend on this number.
       log: called with one line at a time.
 
     Raises:
-      UserError: no images; an expression that is malformed or does not match; an unknown split;
-        not one patch that can be read and has this size; a full disk. Other patches that cannot be
-        used are left out: the column `reason` of the store's manifest names them, and `log` their
-        number.
+      UserError: there is no image, an expression is malformed or does not match, the split is
+        unknown, no patch can be read and has this size, or the disk is full. Unusable patches are
+        left out if others remain: the column `reason` of the store's manifest names them, and `log`
+        is called with their number.
     """
     if ink not in INKS:
         raise UserError(f"unknown ink {ink!r}, known: {', '.join(INKS)}")
     if patch_size < 1 or patch_size**2 % 8:
         raise UserError(f"patch_size={patch_size}: its square must be a multiple of 8")
     if not page_regex:
-        raise UserError("data.page_regex is empty; the names of patches must tell their page")
+        raise UserError("data.page_regex is empty; the names of patches must contain their page")
     source, root = Path(folder).expanduser(), Path(root)
     regexes = {"cluster": cluster_regex, "writer": writer_regex, "page": page_regex}
     names, values, _ = image_names.search(source, regexes)
@@ -98,23 +99,23 @@ def ensure_ready_store(
     digest = _digest(config, pages, folder_fingerprint(source, names, root / DIGESTS))
     store = root / f"{RULE}-{digest[:12]}"
     if not (store / "store.json").exists():
-        log(f"taking {len(names):,} patches of {len(pages):,} pages into {store}")
+        log(f"copying {len(names):,} patches of {len(pages):,} pages into {store}")
         _build(store, source, pages, config, digest, workers)
         _summarise(Store.open(store), len(names), log)
     return store
 
 
 def ready_labels(store: Store) -> np.ndarray:
-    """Clusters of all patches of a store of ready-cut patches, int32 [n], -1 for none.
+    """Clusters of all patches of a store of ready-cut patches, int32 [n], -1 without a cluster.
 
     Raises:
-      UserError: the store has no such labels.
+      UserError: the store has no labels.
     """
     shards = store.info["shards"]
     if "label.npy" not in shards[0]["sha256"]:
         raise UserError(
-            f"{store.path} has no labels of its own; a folder of ready-cut patches gives them if "
-            "data.cluster_regex is given"
+            f"{store.path} has no labels; only a store of ready-cut patches that was made with "
+            "data.cluster_regex has labels"
         )
     labels = [read_npy(store.path / "shards" / shard["name"] / "label.npy") for shard in shards]
     return np.concatenate(labels)
@@ -175,6 +176,6 @@ def _summarise(store: Store, patches: int, log: Callable[[str], None]) -> None:
     if len(store) < patches:
         reasons = [p.extra["reason"] for p in store.manifest.pages if p.extra["reason"]]
         log(
-            f"{patches - len(store):,} patches left out, such as: {reasons[0]}; all pages "
-            f"concerned are in {store.path / 'manifest.csv'}"
+            f"{patches - len(store):,} patches left out, such as: {reasons[0]}; "
+            f"{store.path / 'manifest.csv'} lists all affected pages"
         )

@@ -19,7 +19,7 @@ _NAMED = 3
 
 
 class ReadyJob(NamedTuple):
-    """All that decides a shard, and where it goes; sent to the workers."""
+    """All inputs of a shard, and the folder it is written to; sent to the workers."""
 
     folder: Path
     workspace: Path
@@ -33,7 +33,7 @@ class ReadyJob(NamedTuple):
 
 
 def build_ready_shard(job: ReadyJob) -> int:
-    """Reads and writes one shard, unless it is there already; returns its number.
+    """Reads and writes one shard, unless the shard exists already; returns its number.
 
     Raises:
       UserError: the shard cannot be written.
@@ -44,7 +44,7 @@ def build_ready_shard(job: ReadyJob) -> int:
 def _read_page(
     job: ReadyJob, row: int, page: ReadyPage
 ) -> tuple[PageResult, dict[str, np.ndarray]]:
-    """One page's patches as the arrays of a shard."""
+    """The patches of one page as the arrays of a shard."""
     size = job.patch_size
     patches, labels, left_out = [], [], []
     for name, label in zip(page.names, page.labels, strict=True):

@@ -548,13 +548,13 @@ class TestDryRun:
         skipped, out = self.look(halves, tmp_path, capsys)
         assert skipped == 2
         assert "p02.png: empty: ink found no handwriting on it" in out
-        assert "handwriting on 50% to 50% of the sample pages" in out
+        assert "handwriting covers 50% to 50% of a sample page (median 50%)" in out
         assert "next: python -m saghog_jax.main --config=configs/pretrain.py" in out
         assert not (tmp_path / "regions").exists()
         halves[1].backend = "none"
         skipped, whole = self.look(halves, tmp_path, capsys)
         assert skipped == 1
-        assert "handwriting on" not in whole
+        assert "handwriting covers" not in whole
         assert "next: python -m saghog_jax.main --config=configs/regions.py" in whole
 
         def patches(text):
@@ -570,7 +570,7 @@ class TestDryRun:
         monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "on_device"))
         assert "has not been looked for yet" in self.look(halves, tmp_path, capsys)[1]
         opened(*halves).ensure(silent)
-        assert "handwriting on 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
+        assert "handwriting covers 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
 
 
 class TestTraining:

@@ -22,7 +22,7 @@ from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE
 from saghog_jax.input_pipeline.processes.workers import run_jobs
 from saghog_jax.input_pipeline.store import build, writer
 from saghog_jax.input_pipeline.store.build import ensure_store
-from saghog_jax.input_pipeline.store.dry_run import SurveyJob, look
+from saghog_jax.input_pipeline.store.dry_run import SurveyJob, inspect_page
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import cut_at_scales
 
@@ -129,7 +129,7 @@ def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_pa
         (cut,) = cut_at_scales(pages.parent, page, half, 10**8, row)
         np.testing.assert_array_equal(cut.x, expected.index["x"][b])
         job = SurveyJob(row, pages.parent, page, 10**8, (half,), None)
-        assert look(job).n_patches == (len(b),)
+        assert inspect_page(job).n_patches == (len(b),)
 
 
 def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
@@ -215,7 +215,7 @@ def test_a_full_disk_says_so_and_the_build_goes_on_later(built, tmp_path, monkey
     monkeypatch.setattr(writer, "_write_npy", write_npy)
     lines = []
     again = ensure_store(*sections(pages, tmp_path), log=lines.append)
-    assert " of them are there already" in lines[0]
+    assert " of them are done already" in lines[0]
     assert fingerprint(again) == fingerprint(folder)
 
 
@@ -308,7 +308,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
     section.root = str(root)
     lines = []
     resumed = ensure_store(data, section, log=lines.append)
-    assert "are there already" in lines[0]
+    assert "of them are done already" in lines[0]
     assert fingerprint(resumed) == fingerprint(straight)
 
 
@@ -355,7 +355,7 @@ def test_a_killed_worker_is_a_readable_error(tmp_path):
             break
     output, _ = builder.communicate(timeout=60)
     assert "UserError: a worker process was killed" in output
-    assert "of 40 pages are kept, the same command goes on" in output
+    assert "of 40 pages are kept, the same command continues from there" in output
 
 
 def modules_after(imports: str) -> set[str]:

@@ -118,7 +118,7 @@ def test_without_clusters_and_writers(tmp_path):
     _write(tmp_path / "in")
     store = _store(tmp_path / "in", tmp_path / "out", "", "", r"MAX_(\d+)")
     assert [(p.writer, p.page) for p in store.manifest.pages] == [("", "44"), ("", "1005")]
-    assert "has no labels of its own" in message_of(ready_labels, store)
+    assert "has no labels; only a store of ready-cut patches" in message_of(ready_labels, store)
     assert list(verify_store(store.path)) == []
 
 
