@@ -1,10 +1,10 @@
-"""The table of pages: images, a CSV, a IIIF manifest, a public collection, or the built-in corpus.
+"""The table of pages, and its form as a CSV.
 
-A CSV has a header with at least `path` (relative to the CSV's folder; the published code's name
-`imgs` is understood too). `writer`, `page` and `split` are labels, `x0,y0,x1,y1` a box in pixels
-that makes a page of a part of the image, `scale` a factor that it is resized by; all other columns
-are carried along. It is UTF-8, its cells separated by comma, semicolon or tab. Public collections
-are named by `tfds:NAME`, see `datasets.catalog`.
+The CSV has a header with at least the column `path` (relative to the CSV's folder), which may also
+have the published code's name `imgs`. The columns `writer`, `page` and `split` are labels. The
+columns `x0,y0,x1,y1` are a box in pixels: the page is only this part of the image. The column
+`scale` is a factor that the page is resized by. All other columns are kept. The encoding is UTF-8;
+cells are separated by comma, semicolon or tab.
 """
 
 import csv
@@ -25,12 +25,12 @@ BOX = ("x0", "y0", "x1", "y1")
 
 
 class Page(NamedTuple):
-    """One page: an image file, or a box of one.
+    """One page: an image file, or a box in an image.
 
     path: relative to the manifest's root, with forward slashes.
-    writer, page, split: labels, empty where unknown.
+    writer, page, split: labels, empty if unknown.
     box: x0, y0, x1, y1 in pixels, the last two exclusive; None for the whole image.
-    extra: further columns, as text; `scale` among them is read by `scale`.
+    extra: further columns, as text; the property `scale` reads the column `scale`.
     """
 
     path: str
@@ -42,12 +42,12 @@ class Page(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Factor the page is resized by, besides the store's; 1 where the table gives none."""
+        """Factor the page is resized by, besides the store's scale; 1 if the cell is empty."""
         return float(self.extra.get("scale") or 1)
 
     @property
     def page_id(self) -> str:
-        """What identifies the page: its path, with the box if it has one."""
+        """Unique identifier: the path, plus the box if the page has one."""
         if self.box is None:
             return self.path
         return f"{self.path}#{','.join(map(str, self.box))}"
@@ -74,7 +74,7 @@ class Manifest:
 
     @property
     def writers(self) -> list[str]:
-        """Known writers, sorted; the empty one is none of them."""
+        """Known writers, sorted; without the empty writer."""
         return sorted({page.writer for page in self.pages} - {""})
 
     def contents(self) -> dict[str, str]:
@@ -88,7 +88,7 @@ class Manifest:
         return {page.path: self._contents[page.path] for page in self.pages}
 
     def select(self, split: str) -> "Manifest":
-        """The pages of a split; all of them where `split` is empty or no page has one.
+        """The pages of a split; all pages if `split` is empty or no page has a split.
 
         Raises:
           UserError: no page has this split.
@@ -101,7 +101,7 @@ class Manifest:
         return replace(self, pages=tuple(page for page in self.pages if page.split == split))
 
     def at_scales(self, scales: Sequence[float]) -> "Manifest":
-        """Each page once for each factor, one after the other, resized by it besides its own."""
+        """Repeats each page for each factor in turn; the factor multiplies the page's scale."""
         if tuple(scales) == (1.0,):
             return self
         views = tuple(
@@ -112,7 +112,7 @@ class Manifest:
         return replace(self, pages=views)
 
     def write(self, csv_path: Path) -> None:
-        """Writes the table as a CSV. Paths stay as they are, relative to `root`."""
+        """Writes the table as a CSV. Paths stay relative to `root`."""
         boxed = any(page.box for page in self.pages)
         header = ["path", *LABELS, *(BOX if boxed else ()), *self.columns]
         with open(csv_path, "w", newline="", encoding="utf-8") as file:
@@ -125,20 +125,20 @@ class Manifest:
 
 
 def read_csv(path: Path, root: Path | None = None) -> Manifest:
-    """Reads a manifest; see the top of this file for its form.
+    """Reads a CSV manifest; the top of this file describes its form.
 
     Args:
       path: the CSV.
-      root: folder that the paths in it are relative to, the CSV's own by default.
+      root: folder that its paths are relative to; by default the folder of the CSV.
 
     Raises:
-      UserError: a file that is missing or no such table, a page listed twice, no page at all;
-        names the file and the line.
+      UserError: the file is missing, is not such a table, lists a page twice, or lists no page;
+        the message names the file and the line.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
     header, rows = read_table(path)
-    # The name of the column in the published code's tables.
+    # `imgs` is the name of this column in the tables of the published code.
     header = ["path" if name == "imgs" and "path" not in header else name for name in header]
     if "path" not in header:
         raise UserError(
@@ -163,7 +163,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
         if page.page_id in lines:
             raise UserError(
                 f"{where}: {page.page_id!r} is listed already in line {lines[page.page_id]}; "
-                "a page is listed once, under one writer"
+                "each page must be listed once, with one writer"
             )
         lines[page.page_id] = line
         pages.append(page)
@@ -192,13 +192,13 @@ def _check_scale(page: Page, where: str) -> None:
         good = False
     if not good:
         raise UserError(
-            f"{where}: the scale {page.extra['scale']!r} is no positive number; the column `scale` "
-            "holds factors that pages are resized by, rename it if it means something else"
+            f"{where}: the scale {page.extra['scale']!r} is not a positive number; the column "
+            "`scale` holds factors that pages are resized by, rename it if it means something else"
         )
 
 
 def page_labels(path: str, values: dict[str, str]) -> dict[str, str]:
-    """Writer, page and split of a page, without space around them; the page has always a name."""
+    """Writer, page and split, without surrounding spaces; `page` defaults to the file name."""
     labels = {name: values.get(name, "").strip() for name in LABELS}
     labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0].strip()
     return labels

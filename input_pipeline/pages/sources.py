@@ -1,4 +1,4 @@
-"""The pages that the config names: images, a CSV, a IIIF manifest, a public collection, a corpus.
+"""Where pages come from: images, a CSV, a IIIF manifest, a public collection, the built-in corpus.
 
 `data.pages` is a folder of images, one image, a manifest (CSV, or IIIF as .json), `tfds:NAME` for a
 public collection (see `datasets.catalog`), or `synthetic` for the built-in corpus.
@@ -27,14 +27,14 @@ CONTENTS_CACHE = "page_fingerprints.json"
 
 
 def load_manifest(data: ConfigDict) -> Manifest:
-    """The pages that a data section (configs/common.py data_config) names, of its split.
+    """The pages of a data section (`data_config` of configs/common.py), restricted to its split.
 
     Raises:
-      UserError: whatever keeps `data.pages` from naming at least one page.
+      UserError: `data.pages` does not lead to at least one page.
     """
     if data.cluster_regex:
         raise UserError(
-            f"data.cluster_regex={data.cluster_regex!r} makes data.pages a folder of ready-cut "
+            f"data.cluster_regex={data.cluster_regex!r} declares data.pages a folder of ready-cut "
             "patches, which only pretraining (from a store) and finetuning read; pages are needed"
         )
     source = Path(data.pages).expanduser()
@@ -78,10 +78,10 @@ def _is_scanned(data: ConfigDict) -> bool:
 
 
 def other_files(data: ConfigDict) -> list[str]:
-    """Files of a folder of images that are no images by their names, so that they are left out.
+    """Files in a folder of images that are left out, since their names are not those of images.
 
-    Sorted paths below the folder; none where `data.pages` is something else than a folder that is
-    searched for images.
+    Returns:
+      sorted paths below the folder; empty if `data.pages` is not a folder searched for images.
     """
     if not _is_scanned(data):
         return []
@@ -99,15 +99,15 @@ def _no_expressions(data: ConfigDict, kind: str) -> None:
 
 def _read_collection(pages: str, split: str) -> Manifest:
     root, columns, rows = catalog.list_pages(catalog.parse(pages), split)
-    found = tuple(Page(r.path, r.writer, r.page, r.split, None, r.extra) for r in rows)
-    return Manifest(root, found, columns)
+    listed = tuple(Page(r.path, r.writer, r.page, r.split, None, r.extra) for r in rows)
+    return Manifest(root, listed, columns)
 
 
 def _read_iiif(data: ConfigDict) -> Manifest:
     cache = Path(data.cache) / "iiif"
-    root, found = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
+    root, canvases = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
     pages: dict[str, Page] = {}
-    for page in found:
+    for page in canvases:
         extra = {"canvas": page.canvas, "manifest": page.manifest}
         labels = page_labels(page.path, {"page": page.label})
         # Two canvases may show one image; it is one page.
@@ -116,29 +116,29 @@ def _read_iiif(data: ConfigDict) -> Manifest:
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:
-    """Lists the images in a folder and below, sorted by path; hidden files are left out.
+    """Lists the images in a folder and its subfolders, sorted by path; hidden files are left out.
 
     Args:
-      folder: where to look. Links to other folders are not followed.
+      folder: of the images. Links to other folders are not followed.
       writer_regex, page_regex: searched in the path below the folder. The group named `writer`
         or `page`, else the first group, is the value; every other named group becomes a column
-        (`split` the split). Without an expression the writer is empty, the page the file's name.
-        A group that takes no part in a match gives an empty value.
+        (`split` becomes the split). If an expression is empty, the writer is empty or the page is
+        the file's name. A group that does not participate in a match gives an empty value.
 
     Raises:
-      UserError: no image; an expression that is malformed, has no group, or does not match.
+      UserError: there is no image, or an expression is malformed, has no group, or does not match.
     """
-    names, found, groups = image_names.search(
+    names, values, groups = image_names.search(
         folder, {"writer": writer_regex, "page": page_regex}, reserved=("path", *BOX)
     )
     columns = tuple(group for group in groups if group not in LABELS)
     pages = tuple(
         Page(
             name,
-            **page_labels(name, values),
+            **page_labels(name, labels),
             box=None,
-            extra={column: values[column] for column in columns},
+            extra={column: labels[column] for column in columns},
         )
-        for name, values in zip(names, found)
+        for name, labels in zip(names, values)
     )
     return Manifest(Path(folder), pages, columns)

@@ -1,4 +1,4 @@
-"""Masks that the user has: a folder of images, white where handwriting is."""
+"""Backend for masks that the user provides: a folder of images, white on handwriting."""
 
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
 VERSION = 1
-# Width / height of a mask may differ by this share from that of its image, which rounding explains.
+# Relative tolerance between width / height of a mask and of its image, for rounding.
 _SKEW = 0.01
 
 
 def make(section: ConfigDict) -> Backend:
-    """The backend `masks` of the section `config.regions.masks`.
+    """Creates the backend `masks` from the section `config.regions.masks`.
 
     Raises:
-      UserError: its folder does not exist.
+      UserError: the folder of masks does not exist.
     """
     folder = existing_folder(section.folder, "regions.masks.folder")
 
@@ -30,47 +30,47 @@ def make(section: ConfigDict) -> Backend:
         del root
         return first_file(names_below(folder, path, IMAGE_SUFFIXES))
 
-    return Backend("masks", VERSION, {}, find_given, source=source)
+    return Backend("masks", VERSION, {}, read_user_mask, source=source)
 
 
-def find_given(image: np.ndarray, place: Place) -> RegionResult:
-    """The mask of a page, from its file, scaled to the page if need be.
+def read_user_mask(image: np.ndarray, place: Place) -> RegionResult:
+    """The mask of a page from its file, resized to the page if necessary.
 
-    Where a pixel is black is no handwriting; grey counts from half of the brightest on.
+    A pixel is handwriting if its value is at least half of the brightest value, and not black.
 
     Raises:
-      PageError: no file, not an image, or one of other proportions than the page.
+      PageError: the file does not exist, is not an image, or has other proportions than the page.
     """
     if place.source is None:
-        raise PageError("there is no mask of it in regions.masks.folder")
+        raise PageError("regions.masks.folder has no mask for this page")
     h, w = place.shape
     try:
-        given = load_page(place.source, None, max_pixels=4 * h * w).max(axis=2)
+        grey = load_page(place.source, None, max_pixels=4 * h * w).max(axis=2)
     except PageError as error:
-        raise PageError(f"its mask {place.source.name}: {error}") from None
-    check_proportions(given.shape, place.shape, f"its mask {place.source.name}")
-    whole = (given >= max(1, (int(given.max()) + 1) // 2)).astype(np.uint8)
+        raise PageError(f"the mask {place.source.name}: {error}") from None
+    check_proportions(grey.shape, place.shape, f"the mask {place.source.name}")
+    whole = (grey >= max(1, (int(grey.max()) + 1) // 2)).astype(np.uint8)
     if whole.shape != (h, w):
         whole = cv2.resize(whole, (w, h), interpolation=cv2.INTER_NEAREST)
     mask = whole if place.box is None else crop(whole, place.box)
-    return RegionResult(mask > 0, (), {"given_size": [given.shape[1], given.shape[0]]})
+    return RegionResult(mask > 0, (), {"given_size": [grey.shape[1], grey.shape[0]]})
 
 
-def check_proportions(given: Sequence[float], page: Sequence[int], what: str) -> None:
-    """Raises PageError where a size (h, w) cannot be the page's at another resolution."""
-    skew = (given[0] * page[1]) / (given[1] * page[0])
+def check_proportions(size: Sequence[float], page: Sequence[int], what: str) -> None:
+    """Raises PageError if a size (h, w) is not the page's size at any resolution."""
+    skew = (size[0] * page[1]) / (size[1] * page[0])
     if not 1 - _SKEW <= skew <= 1 + _SKEW:
         raise PageError(
-            f"{what} is of {given[1]:g} x {given[0]:g} pixels, which the page of {page[1]} x "
-            f"{page[0]} is not at any scale"
+            f"{what} has {size[1]:g} x {size[0]:g} pixels, but the page has {page[1]} x {page[0]}, "
+            "which are other proportions"
         )
 
 
 def existing_folder(folder: str, field: str) -> Path:
-    """A folder that a field of the config names.
+    """The folder named by a field of the config.
 
     Raises:
-      UserError: none is named, or it does not exist.
+      UserError: the field is empty, or the folder does not exist.
     """
     path = Path(folder).expanduser()
     if not folder or not path.is_dir():
@@ -79,9 +79,9 @@ def existing_folder(folder: str, field: str) -> Path:
 
 
 def names_below(folder: Path, path: str, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Where a file that belongs to the page `a/b.jpg` may lie: `a/b.png`, `a/b.jpg.png`, `b.png`.
+    """Possible files of the page `a/b.jpg` in a folder: `a/b.png`, `a/b.jpg.png`, `b.png`.
 
-    A page whose path leads out of the manifest's folder is looked for by its name alone.
+    For a page outside of the manifest's folder only the file name is used.
     """
     stem, _ = posixpath.splitext(path)
     inside = not path.startswith(("../", "/"))
@@ -91,5 +91,5 @@ def names_below(folder: Path, path: str, suffixes: Sequence[str]) -> Iterator[Pa
 
 
 def first_file(paths: Iterator[Path]) -> Path | None:
-    """The first of these that exists."""
+    """The first of these files that exists."""
     return next((path for path in paths if path.is_file()), None)

@@ -210,7 +210,8 @@ def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
     patches = counts.mean() * readable
     text = (
         f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, "
-        f"estimated from {len(counts)} sample pages with {counts.min():,} to {counts.max():,} patches"
+        f"estimated from {len(counts)} sample pages with {counts.min():,} to {counts.max():,} "
+        "patches"
     )
     if rule.max_patches_per_page != -1:
         most = rule.max_patches_per_page * readable * each

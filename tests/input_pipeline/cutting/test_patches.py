@@ -9,7 +9,14 @@ import pytest
 from saghog_jax.configs.common import STORE_RULES, store_config
 from saghog_jax.input_pipeline.cutting import keypoints
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
-from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, crops, cut_page, pick, window_share
+from saghog_jax.input_pipeline.cutting.patches import (
+    Cut,
+    Rule,
+    crops,
+    cut_page,
+    pick,
+    window_fraction,
+)
 from saghog_jax.input_pipeline.errors import PageError, UserError
 
 
@@ -182,13 +189,13 @@ def test_even_picking(m):
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_window_share_is_the_mean_of_the_crop(outside):
+def test_window_fraction_is_the_mean_of_the_crop(outside):
     rng = np.random.default_rng(0)
     mask = (rng.random((30, 45)) < 0.4).astype(np.uint8)
     y, x = (a.ravel() for a in np.indices(mask.shape))
     for s in (4, 20, 64):
         expected = crops(mask, x, y, s, fill=int(outside)).mean(axis=(1, 2))
-        np.testing.assert_array_equal(window_share(mask, x, y, s, outside), expected)
+        np.testing.assert_array_equal(window_fraction(mask, x, y, s, outside), expected)
 
 
 def test_a_descriptor_does_not_depend_on_the_others(page):

@@ -167,8 +167,8 @@ def test_nothing_comes_from_elsewhere(tmp_path, server, monkeypatch):
         ("[]", "not a IIIF Presentation manifest"),
         ('{"pages": []}', "neither `items`"),
         ('{"items": []}', "no canvas with an image"),
-        ('{"items": [{"items": [{"items": [{}]}]}]}', "not as IIIF has it"),
-        ('{"sequences": [{"canvases": [{"images": [{}]}]}]}', "not as IIIF has it"),
+        ('{"items": [{"items": [{"items": [{}]}]}]}', "does not follow the IIIF format"),
+        ('{"sequences": [{"canvases": [{"images": [{}]}]}]}', "does not follow the IIIF format"),
     ],
 )
 def test_broken_manifests(tmp_path, content, message):

@@ -113,7 +113,7 @@ class TestXml:
         ("text", "message"),
         [
             ("<alto", "b.xml is not XML"),
-            ("<html/>", "neither PAGE nor ALTO; its root is 'html'"),
+            ("<html/>", "neither PAGE nor ALTO; its root element is 'html'"),
             ('<PcGts xmlns="x"/>', "has no element Page"),
             (page_xml(size=("x", 1)), "no imageHeight and imageWidth"),
             (page_xml(size=(0, 1)), "is of 1 x 0 pixels"),
@@ -138,7 +138,7 @@ class TestXml:
 
     def test_no_file_and_unknown_fields(self, tmp_path):
         regions = regions_config("xml")
-        with pytest.raises(PageError, match="there is no PAGE or ALTO file of its name"):
+        with pytest.raises(PageError, match="no PAGE or ALTO file has the name of this page"):
             make_backend(regions).find(IMAGE, Place(SHAPE, None, None))
         regions.xml.level = "word"
         with pytest.raises(
@@ -178,9 +178,7 @@ class TestMasks:
         np.testing.assert_array_equal(self.find(tmp_path, small), expected)
         box = 50, 10, 90, 50
         np.testing.assert_array_equal(self.find(tmp_path, small, box), expected[10:50, 50:90])
-        with pytest.raises(
-            PageError, match="its mask b.png is of 100 x 100 pixels, which the page"
-        ):
+        with pytest.raises(PageError, match="the mask b.png has 100 x 100 pixels, but the page"):
             self.find(tmp_path, np.zeros((100, 100), np.uint8))
 
     def test_no_mask_no_image_no_folder(self, tmp_path):
@@ -190,8 +188,8 @@ class TestMasks:
         regions.masks.folder = str(tmp_path)
         backend = make_backend(regions)
         assert backend.source(tmp_path, "../a/b.jpg") is None
-        with pytest.raises(PageError, match="there is no mask of it"):
+        with pytest.raises(PageError, match="regions.masks.folder has no mask for this page"):
             backend.find(IMAGE, Place(SHAPE, None, None))
         (tmp_path / "b.png").write_text("no image")
-        with pytest.raises(PageError, match="its mask b.png: not an image"):
+        with pytest.raises(PageError, match="the mask b.png: not an image"):
             backend.find(IMAGE, Place(SHAPE, None, tmp_path / "b.png"))

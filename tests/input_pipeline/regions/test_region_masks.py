@@ -250,7 +250,7 @@ class TestKeypoints:
         few = [found[row] for row in (0, 1, 4) if found[row].status == "too few keypoints"]
         assert len(few) == 1
         assert few[0].reason == (
-            f"{min(counts)} keypoints in its regions are fewer than regions.min_keypoints="
+            f"{min(counts)} keypoints in the mask are fewer than regions.min_keypoints="
             f"{regions.min_keypoints}"
         )
         assert open_masks(load_manifest(data), 10**6, regions).identity["min_keypoints"] > 1
@@ -280,7 +280,7 @@ class TestUsers:
         store.scale, store.max_patches_per_page = scale, -1
         rule = Rule.from_config(store)
         cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, found)]
-        assert cuts[2] == "empty: ink found no handwriting on it"
+        assert cuts[2] == "empty: ink found no handwriting on this page"
         assert cuts[3].startswith("unreadable: ")
         for row in (0, 1, 4):
             page = load_page(manifest.root / manifest.pages[row].path, None, 10**6, scale)
@@ -330,7 +330,7 @@ class TestUsers:
         slot = Cutter(recipe, 10**7)(0)
         assert len(slot.patches) == 4
         reasons = dict(pair for n in range(5) for pair in Cutter(recipe, 0)(n).unreadable)
-        assert reasons[2] == "empty: ink found no handwriting on it"
+        assert reasons[2] == "empty: ink found no handwriting on this page"
         # All of the page that can be cropped is its left half.
         decoded = Cutter(recipe, 10**7)._page(0)
         assert decoded.image.shape == (160, 100, 3)
@@ -547,7 +547,7 @@ class TestDryRun:
     def test_samples_are_cut_within_masks_that_are_not_written(self, halves, tmp_path, capsys):
         skipped, out = self.look(halves, tmp_path, capsys)
         assert skipped == 2
-        assert "p02.png: empty: ink found no handwriting on it" in out
+        assert "p02.png: empty: ink found no handwriting on this page" in out
         assert "handwriting covers 50% to 50% of a sample page (median 50%)" in out
         assert "next: python -m saghog_jax.main --config=configs/pretrain.py" in out
         assert not (tmp_path / "regions").exists()
