@@ -120,8 +120,8 @@ def remove_ruled_lines(ink: np.ndarray) -> np.ndarray:
     length = max(60, round(min(ink.shape) * _RULE))
     lines = np.zeros_like(ink)
     for turn in (1, -1):
-        # A faint line has many gaps. With gaps closed, rows of small letters look like lines too, so
-        # the line must be longer.
+        # A faint line has many gaps. With the gaps closed, small letters in a row look like a line
+        # too, so the line must be longer.
         closed = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((1, _BREAK)[::turn], np.uint8))
         for image, least in ((ink, length), (closed, 2 * length)):
             line = np.ones((1, least)[::turn], np.uint8)

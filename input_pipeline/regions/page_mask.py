@@ -42,7 +42,7 @@ class PageMask(NamedTuple):
         return resize_mask(read_mask(self.file), shape)
 
     def info(self) -> dict[str, Any]:
-        """Contents of the JSON file of the mask, such as `share` and `keypoints`; {} without mask."""
+        """Contents of the mask's JSON file, such as `share` and `keypoints`; {} without a mask."""
         return json.loads(self.file.with_suffix(".json").read_text()) if self.file else {}
 
 

@@ -114,8 +114,8 @@ class TestBatches:
         ]
         assert source.cut == 24
         assert lines[-1] == (
-            f"24 times a page's crop was cut; {source.short} crops gave fewer than 8 patches and "
-            "were filled up from the pages that follow"
+            f"24 slots were cut; {source.short} crops gave fewer than 8 patches and "
+            "were completed from the next pages"
         )
         expected = [Cutter(mixed, 10**8)(slot).short for slot in range(24)]
         assert source.short == sum(expected) > 0

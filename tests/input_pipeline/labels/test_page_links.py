@@ -95,8 +95,8 @@ def test_every_field_counts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"neighbours": 0}, r"config\.links\.neighbours=0: at least 1"),
-        ({"words": 0}, r"config\.links\.words=0: at least 1"),
+        ({"neighbours": 0}, r"config\.links\.neighbours=0 must be at least 1"),
+        ({"words": 0}, r"config\.links\.words=0 must be at least 1"),
         ({"words": 121}, "words=121 are more than the 120 patches"),
     ],
 )

@@ -172,7 +172,7 @@ def test_damaged_files_are_named(store):
     ensure_labels(store, config())
     folder = labels_folder(store, config())
     (folder / "model.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(UserError, match=r"model\.npz is no cluster model"):
+    with pytest.raises(UserError, match=r"model\.npz is not a cluster model"):
         load_model(folder)
     np.save(folder / "labels.npy", np.zeros(3, np.int32))
     with pytest.raises(UserError, match="delete"):

@@ -256,7 +256,7 @@ def test_a_manifest_of_missing_files_is_a_mistake(tmp_path):
         ("path,writer\n,x\n", "line 2: the cell `path` is empty"),
         ('path,writer\n"a.png,x\n', "line 2: unexpected end of data"),
         ("path,writer\na.png,x\na.png,x\n", "line 3: 'a.png' is listed already in line 2"),
-        ("path,writer\na.png,x\n./a.png,y\n", "once, under one writer"),
+        ("path,writer\na.png,x\n./a.png,y\n", "each page must be listed once, with one writer"),
         ("path,x0,y0,x1,y1\na,1,2,3,4\na,1,2,3,4\n", "line 3: 'a#1,2,3,4' is listed already"),
         ("path,x0,y0,x1,y1\na,1,2,3,x\n", "line 2: the box 1,2,3,x is not four whole numbers"),
         ("path,x0,y0,x1,y1\na,1,2,3.5,9\n", "not four whole numbers"),

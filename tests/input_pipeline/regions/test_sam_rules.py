@@ -103,7 +103,8 @@ def test_paper_drops_masks_with_few_edges_and_merges_two():
     choice = paper([0.2, 0.09, 0.3, 0.1])
     assert choice.selected == (2, 0)
     assert choice.verdicts == (
-        "selected", "dropped: 0.090 of the edges", "selected", "dropped: other masks hold more edges"
+        "selected", "dropped: 0.090 of the edges",
+        "selected", "dropped: other masks hold more edges",
     )  # fmt: skip
     assert paper([0.2, 0.09, 0.3], min_edges=0.05, most_masks=3).selected == (2, 0, 1)
     assert paper([0.2, 0.3], most_masks=1).selected == (1,)
