@@ -1,7 +1,7 @@
 """CLaMM 2016: Latin book scripts of the Middle Ages, labelled by script instead of writer.
 
-The tables name scripts by number (1 to 12) or by name; the column script always has the name, for
-images with two scripts both, joined by `+`.
+The tables give scripts by number (1 to 12) or by name. The column `script` always has the name; for
+images with two scripts it has both names, joined by `+`.
 """
 
 import re
@@ -23,12 +23,12 @@ SCRIPTS = (
     "Uncial",
 )
 FILES = r"[^@].*\.(?:tiff?|jpe?g|png)"
-# Headers of the column with the file name, over the years.
+# Header of the column with the file name; the spelling differs between years.
 FILE_COLUMN = "FILE_?NAME"
 
 
 def script_names(cells: str) -> str:
-    """Names of scripts that are given by number or name, joined by `+`."""
+    """Names of scripts, joined by `+`, from numbers or names joined by `+`."""
     names = []
     for cell in cells.split("+"):
         number = int(cell) if re.fullmatch(r"\d+", cell) else 0

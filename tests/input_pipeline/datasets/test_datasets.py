@@ -240,7 +240,7 @@ def test_an_image_that_an_archive_lacks_is_excused_others_are_not(tmp_path):
     table = tmp_path / "ICDAR2017_CLaMM_Training/@ICDAR2017_CLaMM_Training.csv"
     table.write_text(table.read_text() + "IRHT_P_000002.tif;1;1\n")
     message = message_of(read_rows, small, "", tmp_path)
-    assert "lists 1 images that are not there, such as 'IRHT_P_000002.tif'" in message
+    assert "lists 1 images that do not exist, such as 'IRHT_P_000002.tif'" in message
     assert len(read_rows(small, "", tmp_path, check_counts=False)) == 3
 
 
