@@ -1,4 +1,4 @@
-"""The public collections by name, and how `data.pages` names one: `tfds:NAME[/VARIANT]`.
+"""The public collections by name, and their form in `data.pages`: `tfds:NAME[/VARIANT]`.
 
     tfds:historical_wi                                  the default variant, binarised
     tfds:historical_wi/color,manual_dir=/data/hwi       its archives were unpacked in /data/hwi

@@ -43,7 +43,7 @@ def _relabel(split: str, values: dict[str, str]) -> dict[str, str]:
 
 
 def _part(split: str, folder: str, table: str, images: int) -> Part:
-    # The second script of task 2 may stand in a column without a name.
+    # The second script of task 2 may be in a column without a name.
     columns = {"script": r"SCRIPT.*|"}
     return Part(split, (folder,), FILES, images, table=Table((table,), FILE_COLUMN, columns))
 

@@ -65,12 +65,12 @@ def _part_rows(
     where = f"{collection.full_name(variant)}, split {part.split}"
     _check_twins(where, folder, names)
     labels: Mapping[str, dict[str, str]] = {name: {} for name in names}
-    excused = 0
+    absent = 0
     if part.table:
         path = _find_table(part.table, folder, root)
         if path is None:
             raise _missing(collection, variant, root, part.table.names)
-        labels, excused = _read_labels(path, part.table, names, check_counts)
+        labels, absent = _read_labels(path, part.table, names, check_counts)
     below = folder.relative_to(root)
     rows = []
     for name, cells in labels.items():
@@ -84,7 +84,7 @@ def _part_rows(
     if check_counts:
         siblings = [re.compile(p.files, re.IGNORECASE) for p in collection.variants[variant]]
         strange = [name for name in others if not any(s.fullmatch(name) for s in siblings)]
-        _check_counts(where, folder, part, rows, excused, strange)
+        _check_counts(where, folder, part, rows, absent, strange)
     return rows
 
 
@@ -187,14 +187,14 @@ def _read_labels(
             key: "+".join(filter(None, (cells[place].strip() for place in places)))
             for key, places in columns.items()
         }
-    excused = (table.absent & listed.keys()).difference(names)
-    missing = sorted(listed.keys() - names - excused)
+    absent = (table.absent & listed.keys()).difference(names)
+    missing = sorted(listed.keys() - names - absent)
     if missing and check_counts:
         raise UserError(
             f"{path} lists {len(missing):,} images that do not exist, such as "
             f"{', '.join(map(repr, missing[:_NAMED]))}; {_ADVICE}"
         )
-    return {name: listed[name] for name in names if name in listed}, len(excused)
+    return {name: listed[name] for name in names if name in listed}, len(absent)
 
 
 def _places(path: Path, header: list[str], regex: str, optional: bool = False) -> list[int]:
@@ -208,11 +208,11 @@ def _places(path: Path, header: list[str], regex: str, optional: bool = False) -
 
 
 def _check_counts(
-    where: str, folder: Path, part: Part, rows: list[Row], excused: int, others: list[str]
+    where: str, folder: Path, part: Part, rows: list[Row], absent: int, others: list[str]
 ) -> None:
     official = {"images": part.images, "writers": part.writers, "pages": part.pages}
     counted = {
-        "images": len(rows) + excused,
+        "images": len(rows) + absent,
         "writers": len({row.writer for row in rows} - {""}),
         "pages": len({row.page for row in rows}),
     }

@@ -1,4 +1,4 @@
-"""Pseudo labels: the cluster of each patch's SIFT descriptor, or -1 where two clusters compete.
+"""Pseudo labels: the cluster of each patch's SIFT descriptor, or -1 if two clusters compete.
 
 RootSIFT, PCA whitening and mini-batch k-means are fitted on a sample of the store. Then all patches
 get labels with a ratio test (CL-S in the paper). The labels are saved inside the store, in

@@ -215,6 +215,6 @@ def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
     )
     if rule.max_patches_per_page != -1:
         most = rule.max_patches_per_page * readable * each
-        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches a page)"
+        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches per page)"
     empty = int((counts == 0).sum())
     return text + (f"; {empty} of the sample pages gave no patch" if empty else "")

@@ -20,7 +20,7 @@ class ReadyPage:
 def select_split(
     split: str, names: list[str], values: list[dict[str, str]]
 ) -> tuple[list[str], list[dict[str, str]]]:
-    """The patches of a split; all patches where `split` is empty or no name tells a split.
+    """The patches of a split; all patches if `split` is empty or no name has a split.
 
     Args:
       names: paths of the patches.
