@@ -65,7 +65,7 @@ class Manifest:
     root: Path
     pages: tuple[Page, ...]
     columns: tuple[str, ...]
-    contents_cache: Path | None = None
+    contents_cache: Path | None = field(default=None, compare=False)
     # SHA-256 by path. Shared by the manifests that `select`, `at_scales` and `replace` derive.
     _contents: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 

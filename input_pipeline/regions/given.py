@@ -61,8 +61,8 @@ def check_proportions(size: Sequence[float], page: Sequence[int], what: str) -> 
     skew = (size[0] * page[1]) / (size[1] * page[0])
     if not 1 - _SKEW <= skew <= 1 + _SKEW:
         raise PageError(
-            f"{what} has {size[1]:g} x {size[0]:g} pixels, but the page has {page[1]} x {page[0]}, "
-            "which are other proportions"
+            f"{what} has {size[1]:g} x {size[0]:g} pixels; the page has other proportions, "
+            f"{page[1]} x {page[0]}"
         )
 
 

@@ -90,7 +90,9 @@ class TestXml:
 
     @pytest.mark.parametrize("make", [page_xml, alto_xml])
     def test_other_proportions_are_refused(self, tmp_path, make):
-        with pytest.raises(PageError, match="of 200 x 200 pixels, which the page of 200 x 120 is"):
+        with pytest.raises(
+            PageError, match="has 200 x 200 pixels; the page has other proportions, 200 x 120"
+        ):
             xml(tmp_path, make(size=(200, 200)))
 
     def test_a_box_is_that_part(self, tmp_path):
@@ -116,7 +118,7 @@ class TestXml:
             ("<html/>", "neither PAGE nor ALTO; its root element is 'html'"),
             ('<PcGts xmlns="x"/>', "has no element Page"),
             (page_xml(size=("x", 1)), "no imageHeight and imageWidth"),
-            (page_xml(size=(0, 1)), "is of 1 x 0 pixels"),
+            (page_xml(size=(0, 1)), "Page has 1 x 0 pixels"),
             (page_xml(outline='<Coords points="1,2 a,3"/>'), "not coordinates: '1,2 a,3'"),
             (page_xml(outline='<Coords points="1,2 3"/>'), "not coordinates: '1,2 3'"),
             (page_xml(outline='<Coords points="1,2 nan,3"/>'), "not coordinates"),
@@ -178,7 +180,9 @@ class TestMasks:
         np.testing.assert_array_equal(self.find(tmp_path, small), expected)
         box = 50, 10, 90, 50
         np.testing.assert_array_equal(self.find(tmp_path, small, box), expected[10:50, 50:90])
-        with pytest.raises(PageError, match="the mask b.png has 100 x 100 pixels, but the page"):
+        with pytest.raises(
+            PageError, match="the mask b.png has 100 x 100 pixels; the page has other proportions"
+        ):
             self.find(tmp_path, np.zeros((100, 100), np.uint8))
 
     def test_no_mask_no_image_no_folder(self, tmp_path):
