@@ -130,27 +130,28 @@ class MPerClassPlan:
 
 
 class BagPlan:
-    """Each batch: classes drawn without replacement, then `bags` bags of `bag` patches of each.
+    """Each batch: classes drawn without replacement, then `bags_per_class` bags of each.
 
     If there are fewer classes than a batch needs, they are drawn again, so some classes give two or
-    more times as many bags. The patches of a bag are from one page and adjacent in the batch. The
-    pages of a class are drawn without replacement, and drawn again if the class has fewer pages
-    than bags. Bags from one page have no patch in common, unless the page has too few patches.
+    more times as many bags. The `patches_per_bag` patches of a bag are from one page and adjacent in
+    the batch. The pages of a class are drawn without replacement, and drawn again if the class has
+    fewer pages than bags. Bags from one page have no patch in common, unless the page has too few
+    patches.
     """
 
     def __init__(
         self,
         labels: np.ndarray,
         pages: np.ndarray,
-        bag: int,
-        bags: int,
+        patches_per_bag: int,
+        bags_per_class: int,
         global_batch_size: int,
         total_steps: int,
         seed: int,
     ) -> None:
         """Use `bag_plan`."""
         self.global_batch_size = global_batch_size
-        self._bag, self._bags = bag, bags
+        self._patches_per_bag, self._bags_per_class = patches_per_bag, bags_per_class
         self._total_steps = total_steps
         self._seed = seed
         # The patches of one class on one page are members[starts[i] : starts[i] + sizes[i]]. Class
@@ -175,16 +176,19 @@ class BagPlan:
 
     def __getitem__(self, step: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, _checked(step, self)])
-        count = self.global_batch_size // (self._bag * self._bags)
+        count = self.global_batch_size // (self._patches_per_bag * self._bags_per_class)
         rounds, rest = divmod(count, self.num_classes)
         drawn = [*range(self.num_classes)] * rounds
         drawn += rng.choice(self.num_classes, rest, replace=False).tolist()
         return np.concatenate(
-            [self._of_class(rng, c, self._bags * times) for c, times in Counter(drawn).items()]
+            [
+                self._of_class(rng, c, self._bags_per_class * times)
+                for c, times in Counter(drawn).items()
+            ]
         )
 
     def _of_class(self, rng: np.random.Generator, c: int, bags: int) -> np.ndarray:
-        """`bags` times `bag` patches of a class, int64 [bags * bag]."""
+        """Patches of `bags` bags of a class, int64 [bags * patches_per_bag]."""
         first, n = self._firsts[c], self._firsts[c + 1] - self._firsts[c]
         # Whole rounds over all pages of the class, then a random subset of its pages.
         rounds, rest = divmod(bags, n)
@@ -192,7 +196,7 @@ class BagPlan:
         times[rng.permutation(n)[:rest]] += 1
         rows = []
         for i in np.flatnonzero(times):
-            size, count = self._sizes[first + i], self._bag * times[i]
+            size, count = self._sizes[first + i], self._patches_per_bag * times[i]
             positions = rng.choice(size, count, replace=bool(size < count))
             rows.append(self._members[self._starts[first + i] + positions])
         return np.concatenate(rows)
@@ -255,27 +259,34 @@ def m_per_class_plan(
 def bag_plan(
     labels: np.ndarray,
     pages: np.ndarray,
-    bag: int,
-    bags: int,
+    patches_per_bag: int,
+    bags_per_class: int,
     global_batch_size: int,
     total_steps: int,
     seed: int,
 ) -> BagPlan:
-    """Global batches of `global_batch_size / (bag * bags)` classes with `bags` bags each.
+    """Global batches of several classes with `bags_per_class` bags each.
 
     Args:
       labels: int [n], class of each patch; patches with a negative label are never drawn.
       pages: int [n], page of each patch.
-      bag: patches of a bag, all of one page.
-      bags: bags of a class.
+      patches_per_bag: number of patches of a bag, all from one page.
+      bags_per_class: number of bags of a class.
+      global_batch_size: a multiple of patches_per_bag * bags_per_class.
 
     Raises:
       UserError: the batch is not a whole number of classes, or there are fewer than two classes.
     """
     _check_sizes(global_batch_size, total_steps)
-    _check_division(global_batch_size, bag * bags)
+    _check_division(global_batch_size, patches_per_bag * bags_per_class)
     plan = BagPlan(
-        np.asarray(labels), np.asarray(pages), bag, bags, global_batch_size, total_steps, seed
+        np.asarray(labels),
+        np.asarray(pages),
+        patches_per_bag,
+        bags_per_class,
+        global_batch_size,
+        total_steps,
+        seed,
     )
     if plan.num_classes < 2:
         raise UserError(

@@ -52,7 +52,7 @@ COLLECTION = Collection(
     name="clamm16",
     description=(
         "ICFHR 2016 Competition on the Classification of Medieval Handwritings in Latin Script: "
-        "grey images of 300 dpi of 12 scripts. Task 1: one script an image; task 2: also two. "
+        "grey images of 300 dpi of 12 scripts. Task 1: one script per image; task 2: one or two. "
         "Writers are not known."
     ),
     homepage="https://zenodo.org/records/5526880",

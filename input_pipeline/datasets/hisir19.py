@@ -28,7 +28,7 @@ COLLECTION = Collection(
     description=(
         "ICDAR 2019 Competition on Image Retrieval for Historical Handwritten Documents. "
         "Validation: 300 writers with 1 image, 100 with 3, 120 with 5. Test: 20,000 images, 1 to "
-        "5 a writer. The organisers suggest the test split of historical_wi to train on."
+        "5 per writer. The organisers suggest the test split of historical_wi for training."
     ),
     homepage="https://zenodo.org/records/3262372",
     license="See the record https://zenodo.org/records/3262372.",
