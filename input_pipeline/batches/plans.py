@@ -133,10 +133,9 @@ class BagPlan:
     """Each batch: classes drawn without replacement, then `bags_per_class` bags of each.
 
     If there are fewer classes than a batch needs, they are drawn again, so some classes give two or
-    more times as many bags. The `patches_per_bag` patches of a bag are from one page and adjacent in
-    the batch. The pages of a class are drawn without replacement, and drawn again if the class has
-    fewer pages than bags. Bags from one page have no patch in common, unless the page has too few
-    patches.
+    more times as many bags. A bag has `patches_per_bag` patches from one page, side by side in the
+    batch. The pages of a class are drawn without replacement, and drawn again if the class has
+    fewer pages than bags. Bags from one page share patches only if the page has too few patches.
     """
 
     def __init__(
