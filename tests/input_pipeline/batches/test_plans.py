@@ -1,4 +1,4 @@
-"""Plans: every patch has its turn, classes and bags are whole, and steps alone decide."""
+"""Plans: every patch is drawn, classes and bags are complete, batches depend on the step alone."""
 
 import itertools
 import threading

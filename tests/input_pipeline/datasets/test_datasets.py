@@ -105,9 +105,9 @@ def test_icdar2013_never_joins_writers_of_the_two_splits(tmp_path):
 @pytest.mark.parametrize("variant", ["cropped", "pages"])
 def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
     rows = rows_of(fake(tmp_path, f"cvl/{variant}", empty=True), f"cvl/{variant}")
-    found = {}
+    pages = {}
     for row in rows:
-        found.setdefault((row.split, row.writer), []).append(row.page)
+        pages.setdefault((row.split, row.writer), []).append(row.page)
     expected = {
         "cropped": {
             ("train", "0001"): list("1234678"),
@@ -116,7 +116,7 @@ def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
         },
         "pages": {("train", "0050"): ["1", "8"], ("test", "0431"): ["1"]},
     }
-    assert found == expected[variant]
+    assert pages == expected[variant]
 
 
 def test_clamm_names_scripts_and_dates(tmp_path):

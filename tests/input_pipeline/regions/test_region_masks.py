@@ -1,4 +1,4 @@
-"""Masks on disk: kept, reused, resumed; and what they do to stores, crops and embeddings."""
+"""Masks on disk: kept, reused, resumed; and their effect on stores, crops and embeddings."""
 
 import csv
 import dataclasses
@@ -79,15 +79,15 @@ def silent(line):
 def test_every_page_ends_with_a_status_and_a_reason(halves):
     data, regions = halves
     lines = []
-    found = opened(data, regions).ensure(lines.append)
-    assert [mask.status for mask in found] == ["ok", "ok", "empty", "unreadable", "ok"]
-    assert [bool(mask.reason) for mask in found] == [False, False, True, True, False]
+    masks = opened(data, regions).ensure(lines.append)
+    assert [mask.status for mask in masks] == ["ok", "ok", "empty", "unreadable", "ok"]
+    assert [bool(mask.reason) for mask in masks] == [False, False, True, True, False]
     assert "3 pages ok, 1 pages empty, 1 pages unreadable" in "\n".join(lines)
-    mask = read_mask(found[0].file)
+    mask = read_mask(masks[0].file)
     assert mask.shape == (160, 200)
     assert mask[:, :100].all()
     assert not mask[:, 100:].any()
-    info = json.loads(found[0].file.with_suffix(".json").read_text())
+    info = json.loads(masks[0].file.with_suffix(".json").read_text())
     assert info["page_id"] == "p00.png"
     assert (info["backend"], info["version"], info["parameters"]) == ("ink", 7, {"k": 0.15})
     assert info["weights"] == {"encoder": "0" * 64}
@@ -111,9 +111,9 @@ def test_stores_have_patches_in_the_mask_alone(halves, tmp_path):
     )
     statuses = [page.extra["status"] for page in store.manifest.pages]
     assert statuses == ["ok", "ok", "empty", "unreadable", "ok"]
-    # The pages themselves are never written to.
+    # The page files are never changed.
     assert {p.name: p.read_bytes() for p in (tmp_path / "pages").iterdir()} == before
-    # `none` is a store without regions, to the byte of its name.
+    # With `none` the store has the same name as a store without regions.
     none = regions_config()
     assert ensure_store(data, section, silent, regions=none) == whole.path
 
@@ -165,23 +165,23 @@ def test_masks_are_made_once(halves, monkeypatch):
     data, regions = halves
     first = opened(data, regions).ensure(silent)
     stamps = [mask.file.stat().st_mtime_ns for mask in first if mask.file]
-    found = []
+    rows = []
     make = page_mask._find
     monkeypatch.setattr(
-        page_mask, "_find", lambda job, *a: (found.append(job.row), make(job, *a))[1]
+        page_mask, "_find", lambda job, *a: (rows.append(job.row), make(job, *a))[1]
     )
     again = opened(data, regions).ensure(silent)
     assert again == first
     assert [mask.file.stat().st_mtime_ns for mask in again if mask.file] == stamps
-    assert found == []
+    assert rows == []
     # A page that was edited is another page; other parameters are other masks.
     page = load_page(load_manifest(data).root / "p01.png", None, 10**6)
     cv2.imwrite(str(load_manifest(data).root / "p01.png"), page[:100])
     opened(data, regions).ensure(silent)
-    assert found == [1]
+    assert rows == [1]
     regions.ink.k = 0.3
     assert opened(data, regions).ensure(silent)[0].file != first[0].file
-    assert sorted(found[1:]) == [0, 1, 2, 4]
+    assert sorted(rows[1:]) == [0, 1, 2, 4]
 
 
 def test_unknown_backend_and_values(halves):
@@ -208,7 +208,7 @@ class TestKeypoints:
         assert whole == left + right
         assert min(left, right) > 20
         regions.keypoints_on = "masked"
-        # Nothing is masked on a page that is all handwriting; the border of a mask has keypoints.
+        # A page that is all handwriting has no border of a mask, which would have keypoints.
         assert keypoint_filter.count(page, everywhere, regions) == whole
         assert keypoint_filter.count(page, half, regions) != left
         frame = np.zeros(page.shape[:2], bool)
@@ -238,16 +238,16 @@ class TestKeypoints:
         first = opened(data, regions).ensure(silent)
         counts = []
         regions.min_keypoints = 1
-        found = opened(data, regions).ensure(silent)
-        assert [mask.status for mask in found] == [mask.status for mask in first]
+        masks = opened(data, regions).ensure(silent)
+        assert [mask.status for mask in masks] == [mask.status for mask in first]
         for row in (0, 1, 4):
-            # Masks of an earlier run stay, and know now how many keypoints they have.
-            assert found[row].file == first[row].file
-            counts.append(found[row].info()["keypoints"]["page@1600"])
+            # Masks of an earlier run are kept; their numbers of keypoints are added.
+            assert masks[row].file == first[row].file
+            counts.append(masks[row].info()["keypoints"]["page@1600"])
         monkeypatch.setattr(keypoint_filter, "count", lambda *_: pytest.fail("counted again"))
         regions.min_keypoints = sorted(counts)[1]
-        found = opened(data, regions).ensure(silent)
-        few = [found[row] for row in (0, 1, 4) if found[row].status == "too few keypoints"]
+        masks = opened(data, regions).ensure(silent)
+        few = [masks[row] for row in (0, 1, 4) if masks[row].status == "too few keypoints"]
         assert len(few) == 1
         assert few[0].reason == (
             f"{min(counts)} keypoints in the mask are fewer than regions.min_keypoints="
@@ -269,17 +269,17 @@ class TestKeypoints:
 
 
 class TestUsers:
-    """What cuts pages is given their masks."""
+    """Everything that cuts pages uses their masks."""
 
     @pytest.mark.parametrize("scale", [1.0, 0.5])
     def test_embed_streams_cuts_within_masks(self, halves, scale):
         data, regions = halves
         manifest = load_manifest(data)
-        found = opened(data, regions).ensure(silent)
+        masks = opened(data, regions).ensure(silent)
         store = common.store_config("eval")
         store.scale, store.max_patches_per_page = scale, -1
         rule = Rule.from_config(store)
-        cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, found)]
+        cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, masks)]
         assert cuts[2] == "empty: ink found no handwriting on this page"
         assert cuts[3].startswith("unreadable: ")
         for row in (0, 1, 4):
@@ -338,10 +338,10 @@ class TestUsers:
 
     def test_a_damaged_mask_is_a_reason(self, halves):
         data, regions = halves
-        found = opened(data, regions).ensure(silent)
-        found[0].file.write_bytes(b"no PNG")
+        masks = opened(data, regions).ensure(silent)
+        masks[0].file.write_bytes(b"no PNG")
         with pytest.raises(PageError, match="is damaged or missing .*delete its .json file"):
-            found[0].read((160, 200))
+            masks[0].read((160, 200))
 
     def test_masks_and_xml_end_in_the_store(self, halves, tmp_path):
         """An edited XML file is another mask and another store."""
@@ -422,10 +422,10 @@ class TestStage:
 
 def test_a_device_is_used_in_this_process_with_one_backend(halves, monkeypatch):
     data, regions = halves
-    made, calls = [], []
+    sections_used, calls = [], []
 
     def on_device(section):
-        made.append(section)
+        sections_used.append(section)
 
         def find(image, place):
             calls.append(os.getpid())
@@ -439,11 +439,11 @@ def test_a_device_is_used_in_this_process_with_one_backend(halves, monkeypatch):
     monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "left_half_on_device"))
     regions.root += "-device"
     regions.workers = 3
-    found = opened(data, regions).ensure(silent)
-    assert [mask.status for mask in found] == [mask.status for mask in expected]
-    assert [mask.file.read_bytes() for mask in found if mask.file] == contents
+    masks = opened(data, regions).ensure(silent)
+    assert [mask.status for mask in masks] == [mask.status for mask in expected]
+    assert [mask.file.read_bytes() for mask in masks if mask.file] == contents
     assert calls == [os.getpid()] * 4
-    assert len(made) == 1
+    assert len(sections_used) == 1
 
 
 def test_a_fault_of_a_backend_is_none_of_the_page(halves, monkeypatch):
@@ -527,9 +527,9 @@ def test_read_scales_the_mask_to_the_page(tmp_path):
     mask = np.zeros((20, 30), np.uint8)
     mask[5:10, 12:] = 255
     cv2.imwrite(str(tmp_path / "m.png"), mask)
-    found = PageMask("ok", "", tmp_path / "m.png")
-    np.testing.assert_array_equal(found.read((20, 30)), mask > 0)
-    half = found.read((40, 60))
+    page_mask_file = PageMask("ok", "", tmp_path / "m.png")
+    np.testing.assert_array_equal(page_mask_file.read((20, 30)), mask > 0)
+    half = page_mask_file.read((40, 60))
     np.testing.assert_array_equal(half, np.repeat(np.repeat(mask > 0, 2, 0), 2, 1))
 
 

@@ -1,4 +1,4 @@
-"""Which masks are taken, by the published code and by the paper: every rule on planted masks."""
+"""Selection of masks by the published code and by the paper: every rule on artificial masks."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ def box(rows, columns):
 
 
 def share(part):
-    """A mask of this share of the page, in its middle rows."""
+    """A mask of this fraction of the page, in its middle rows."""
     mask = np.zeros(H * W, bool)
     start = int(H * W * (1 - part) / 2)
     mask[start : start + round(part * H * W)] = True
@@ -71,7 +71,7 @@ def test_a_third_is_never_merged():
 
 
 def test_the_inversion_changes_the_area_alone():
-    """A frame of 20 % counts as the 80 % that it leaves free, and is taken as it is."""
+    """A frame of 20 % counts as the 80 % inside of it, and is selected without inversion."""
     assert FRAME.mean() == pytest.approx(0.2)
     choice = code(FRAME, share(0.3))
     assert choice.selected == (0,)
@@ -79,7 +79,7 @@ def test_the_inversion_changes_the_area_alone():
     assert code(FRAME, share(0.3), inversion="none").selected == (1,)
     # Larger masks come first, by their own areas: here the search ends before the frame.
     assert code(FRAME, share(0.7)).selected == (1,)
-    # A page that is covered counts as nothing.
+    # A mask of the whole page counts with area zero.
     full = code(np.ones((H, W), bool))
     assert full.verdicts == ("dropped: area 0.000 of the page",)
 
@@ -123,7 +123,7 @@ def test_edge_fractions_at_any_size():
 
 
 def test_rules_are_chosen_by_name():
-    """A mask without edges: the published code takes it for its area."""
+    """A mask without edges: the published code selects it by its area."""
     section = sam_config("sam")
     edge_map = np.zeros((H, W), np.uint8)
     edge_map[:3] = 255
@@ -147,9 +147,9 @@ def test_edges_are_those_of_the_blurred_page():
     page = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     page[20:40, 10:30] = 0
     grey = cv2.cvtColor(page, cv2.COLOR_RGB2GRAY)
-    wanted = cv2.Canny(cv2.GaussianBlur(grey, (5, 5), 0), 150, 200)
-    np.testing.assert_array_equal(sam_rules.edges(page), wanted)
-    assert (wanted != cv2.Canny(grey, 150, 200)).any()
+    expected = cv2.Canny(cv2.GaussianBlur(grey, (5, 5), 0), 150, 200)
+    np.testing.assert_array_equal(sam_rules.edges(page), expected)
+    assert (expected != cv2.Canny(grey, 150, 200)).any()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ PAGES = 7
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Pages, and the store that one process made of them."""
+    """Pages, and the store that one process built from them."""
     folder = tmp_path_factory.mktemp("built")
     pages = write_pages(folder / "pages", PAGES)
     return pages, ensure_store(*sections(pages, folder / "stores"), log=lambda _: None)
@@ -43,23 +43,23 @@ def quiet(*args):
 
 def test_every_page_is_in_the_store(built):
     pages, folder = built
-    made = Store.open(folder)
-    assert [page.path for page in made.manifest.pages] == [f"p{i:02d}.png" for i in range(PAGES)]
-    counts = np.bincount(made.index["page"], minlength=PAGES)
+    store = Store.open(folder)
+    assert [page.path for page in store.manifest.pages] == [f"p{i:02d}.png" for i in range(PAGES)]
+    counts = np.bincount(store.index["page"], minlength=PAGES)
     assert counts.min() > 0
-    assert [page.extra["n_patches"] for page in made.manifest.pages] == [str(n) for n in counts]
-    assert made.manifest.root == pages.parent
-    assert made.skipped == []
-    # The patch is what the page shows around the key point.
+    assert [page.extra["n_patches"] for page in store.manifest.pages] == [str(n) for n in counts]
+    assert store.manifest.root == pages.parent
+    assert store.skipped == []
+    # The patch shows the page around the keypoint.
     page = cv2.imread(str(pages.parent / "p02.png"))[:, :, ::-1]
     inside = [
         (i, x, y)
-        for i, (row, x, y) in enumerate(zip(*made.index.values(), strict=True))
+        for i, (row, x, y) in enumerate(zip(*store.index.values(), strict=True))
         if row == 2 and 16 <= x < page.shape[1] - 16 and 16 <= y < page.shape[0] - 16
     ]
     assert inside
     for i, x, y in inside:
-        cut = made.gather(np.array([i]))["patches"][0]
+        cut = store.gather(np.array([i]))["patches"][0]
         np.testing.assert_array_equal(cut, page[y - 16 : y + 16, x - 16 : x + 16])
 
 
@@ -110,22 +110,22 @@ def test_whatever_changes_the_patches_makes_another_store(built, tmp_path):
 def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_path):
     pages = write_pages(tmp_path / "pages", 2)
     lines = pages.read_text().splitlines()
-    given = pages.with_name("scaled.csv")
-    given.write_text("\n".join([lines[0] + ",scale", lines[1] + ",3", lines[2] + ","]) + "\n")
-    data, section = sections(given, tmp_path / "stores")
+    scaled = pages.with_name("scaled.csv")
+    scaled.write_text("\n".join([lines[0] + ",scale", lines[1] + ",3", lines[2] + ","]) + "\n")
+    data, section = sections(scaled, tmp_path / "stores")
     section.scale = 0.5
     half = Rule.from_config(section)
-    found = Store.open(quiet(data, section))
+    actual = Store.open(quiet(data, section))
     for row, factor in enumerate((1.5, 0.5)):
         data, section = sections(pages, tmp_path / f"{factor}")
         section.scale = factor
         expected = Store.open(quiet(data, section))
-        a, b = (np.flatnonzero(store.index["page"] == row) for store in (found, expected))
+        a, b = (np.flatnonzero(store.index["page"] == row) for store in (actual, expected))
         assert len(a) > 3
         for key in ("patches", "ink"):
-            np.testing.assert_array_equal(found.gather(a)[key], expected.gather(b)[key])
-        # So is a page that embedding or a dry run looks at.
-        page = found.manifest.pages[row]
+            np.testing.assert_array_equal(actual.gather(a)[key], expected.gather(b)[key])
+        # Embedding and the dry run resize the page by the same factor.
+        page = actual.manifest.pages[row]
         (cut,) = cut_at_scales(pages.parent, page, half, 10**8, row)
         np.testing.assert_array_equal(cut.x, expected.index["x"][b])
         job = SurveyJob(row, pages.parent, page, 10**8, (half,), None)
@@ -144,7 +144,7 @@ def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
 
 
 def spoil(pages: Path) -> None:
-    """One page cut off, one blank, one no image, one missing."""
+    """Makes one page truncated, one blank, one no image, and one missing."""
     jpeg = cv2.imencode(".jpg", draw_page(3))[1].tobytes()
     names = ["p01.png", "p02.png", "p04.png", "p05.png"]
     (pages.parent / names[0]).write_bytes(jpeg[: len(jpeg) // 2])
@@ -158,9 +158,9 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
     pages = write_pages(tmp_path / "pages", PAGES)
     spoil(pages)
     lines = []
-    made = Store.open(ensure_store(*sections(pages, tmp_path), log=lines.append))
-    assert [page for page, _ in made.skipped] == ["p01.png", "p02.png", "p04.png", "p05.png"]
-    reasons = [reason for _, reason in made.skipped]
+    store = Store.open(ensure_store(*sections(pages, tmp_path), log=lines.append))
+    assert [page for page, _ in store.skipped] == ["p01.png", "p02.png", "p04.png", "p05.png"]
+    reasons = [reason for _, reason in store.skipped]
     assert "damaged" in reasons[0]
     assert "blank" in reasons[1]
     assert "not an image" in reasons[2]
@@ -168,9 +168,9 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
     assert lines[-1].startswith("4 pages skipped: p01.png: damaged")
     kept = np.flatnonzero(np.isin(good.index["page"], [0, 3, 6]))
     np.testing.assert_array_equal(
-        made.gather(np.arange(len(made)))["patches"], good.gather(kept)["patches"]
+        store.gather(np.arange(len(store)))["patches"], good.gather(kept)["patches"]
     )
-    with (made.path / "manifest.csv").open(newline="") as file:
+    with (store.path / "manifest.csv").open(newline="") as file:
         statuses = [row["status"] for row in csv.DictReader(file)]
     assert statuses == ["ok", "unreadable", "empty", "ok", "unreadable", "unreadable", "ok"]
 
@@ -178,8 +178,8 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
 def test_a_page_with_few_patches_gives_those(tmp_path):
     pages = write_pages(tmp_path / "pages", 2)
     cv2.imwrite(str(pages.parent / "p00.png"), draw_page(0, size=(44, 60)))
-    made = Store.open(quiet(*sections(pages, tmp_path)))
-    few, many = np.bincount(made.index["page"])
+    store = Store.open(quiet(*sections(pages, tmp_path)))
+    few, many = np.bincount(store.index["page"])
     assert 0 < few < many == 20
 
 
@@ -248,7 +248,7 @@ def test_shards_cut_by_other_libraries_are_cut_again(built, tmp_path, monkeypatc
     assert fingerprint(again) == fingerprint(folder)
 
 
-# Started in the background of a shell, tests have Ctrl+C ignored, and so would what they start.
+# Tests that a shell starts in the background ignore Ctrl+C, and so would their child processes.
 BUILDER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -393,7 +393,7 @@ def test_input_pipeline_loads_neither_jax_nor_tensorflow():
 
 
 def test_workers_do_not_load_the_main_program_or_jax():
-    """The main program is pytest here, with jax; it is what spawned processes load by default."""
+    """Spawned processes load the main program by default, which is pytest with jax here."""
     importlib.import_module("jax")
     jobs = ["list(__import__('sys').modules)"] * 2
     for loaded in run_jobs(eval, jobs, workers=2):
@@ -431,9 +431,9 @@ def test_odd_names_survive(tmp_path):
         (tmp_path / "pages" / "plain.png").rename(tmp_path / "pages" / name)
     (tmp_path / "pages" / "em\npty.png").write_bytes(b"")
     lines = []
-    made = Store.open(
+    store = Store.open(
         ensure_store(*sections(tmp_path / "pages", tmp_path / "stores"), log=lines.append)
     )
-    assert [page.path for page in made.manifest.pages] == sorted([*names, "em\npty.png"])
-    assert [page for page, _ in made.skipped] == ["em\npty.png"]
+    assert [page.path for page in store.manifest.pages] == sorted([*names, "em\npty.png"])
+    assert [page for page, _ in store.skipped] == ["em\npty.png"]
     assert all("\n" not in line for line in lines)

@@ -1,4 +1,4 @@
-"""Folders of ready-cut patches as stores: arrays, labels, what is left out, repeatability."""
+"""Stores of ready-cut patches: arrays, labels, patches that are left out, repeatability."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_labels_serve_the_loader(tmp_path):
 
 @pytest.mark.parametrize(("ink", "expected"), [("otsu", 0.3), ("binary", 0.0)])
 def test_ink(tmp_path, ink, expected):
-    # Otsu tells ink from paper at any contrast; the values as they are do not.
+    # Otsu's threshold separates ink from paper at any contrast; a fixed threshold does not.
     _write(tmp_path / "in", levels=(170, 210))
     store = _store(tmp_path / "in", tmp_path / "out", ink=ink)
     share = np.unpackbits(store.gather(np.arange(len(store)))["ink"]).mean()
