@@ -39,7 +39,7 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
-from saghog_jax.training import pretraining
+from saghog_jax.training import finetuning, pretraining
 
 PAGES = 5
 
@@ -379,17 +379,17 @@ class TestStage:
         config = regions_stage.get_config()
         config.data, config.regions = data, regions
         config.update(changes)
-        skipped = stage.run(config, tmp_path / "out")
+        result = stage.run(config, tmp_path / "out")
         with (tmp_path / "out" / "pages.csv").open(newline="") as file:
-            return skipped, list(csv.DictReader(file)), (tmp_path / "out/report.html").read_text()
+            return result, list(csv.DictReader(file)), (tmp_path / "out/report.html").read_text()
 
     def test_table_and_contact_sheet(self, halves, tmp_path, capsys):
         page = tmp_path / "pages" / "p00.png"
         page.rename(page.with_name("<b>&.png"))
         manifest = tmp_path / "pages" / "manifest.csv"
         manifest.write_text(manifest.read_text().replace("p00.png", "<b>&.png"))
-        skipped, table, sheet = self.run(halves, tmp_path)
-        assert skipped == 2
+        result, table, sheet = self.run(halves, tmp_path)
+        assert len(result.skipped) == 2
         assert [row["status"] for row in table] == ["ok", "ok", "empty", "unreadable", "ok"]
         assert [row["share"] for row in table] == ["0.5", "0.5", "0.0", "", "0.5"]
         assert sheet.count("<figure") == 5
@@ -400,11 +400,11 @@ class TestStage:
         assert "<b>&.png" not in sheet
         assert "handwriting on 50% of the median page" in sheet
         assert '<meta name="viewport" content="width=device-width' in sheet
-        out = capsys.readouterr().out
-        assert "contact sheet" in out
-        # So few pages are for the recipe of small collections.
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py:small " in out
-        assert "--config.regions.backend=ink" in out
+        assert "contact sheet" in capsys.readouterr().out
+        # For so few pages the recipe of small collections is recommended.
+        (following,) = result.following
+        assert (following.stage, following.variant) == ("pretrain", "small")
+        assert following.sections["regions"].backend == "ink"
 
     def test_fields_of_the_sheet(self, halves, tmp_path):
         _, _, sheet = self.run(halves, tmp_path)
@@ -540,22 +540,22 @@ class TestDryRun:
         config.data, config.regions, config.dry_run = data, regions, True
         config.stores.pretrain = sections(tmp_path / "pages", tmp_path / "stores")[1]
         config.stores.pretrain.max_patches_per_page = -1
-        skipped = prepare.run(config, tmp_path)
+        result = prepare.run(config, tmp_path)
         assert not (tmp_path / "stores").exists()
-        return skipped, capsys.readouterr().out
+        return result, capsys.readouterr().out
 
     def test_samples_are_cut_within_masks_that_are_not_written(self, halves, tmp_path, capsys):
-        skipped, out = self.look(halves, tmp_path, capsys)
-        assert skipped == 2
+        result, out = self.look(halves, tmp_path, capsys)
+        assert len(result.skipped) == 2
         assert "p02.png: empty: ink found no handwriting on this page" in out
         assert "handwriting covers 50% to 50% of a sample page (median 50%)" in out
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py" in out
+        assert [following.stage for following in result.following] == ["pretrain"]
         assert not (tmp_path / "regions").exists()
         halves[1].backend = "none"
-        skipped, whole = self.look(halves, tmp_path, capsys)
-        assert skipped == 1
+        result, whole = self.look(halves, tmp_path, capsys)
+        assert len(result.skipped) == 1
         assert "handwriting covers" not in whole
-        assert "next: python -m saghog_jax.main --config=configs/regions.py" in whole
+        assert [following.stage for following in result.following] == ["regions"]
 
         def patches(text):
             return int(re.search(r"about ([\d,]+) patches", text).group(1).replace(",", ""))
@@ -587,13 +587,13 @@ class TestTraining:
         data, regions = halves
         config = finetune_config.get_config("cpu,encoder=scratch")
         config.data, config.regions = data, regions
-        asked = []
+        calls = []
 
         def open_store(*args, regions):
-            asked.append((*args, regions))
+            calls.append((*args, regions))
             raise UserError("far enough")
 
-        monkeypatch.setattr(finetune, "open_store", open_store)
+        monkeypatch.setattr(finetuning, "open_store", open_store)
         with pytest.raises(UserError, match="far enough"):
             finetune.run(config, tmp_path / "run")
-        assert asked == [(config.data, config.store, config.regions)]
+        assert calls == [(config.data, config.store, config.regions)]
