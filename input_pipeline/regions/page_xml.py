@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
-from saghog_jax.input_pipeline.regions.given import (
+from saghog_jax.input_pipeline.regions.mask_images import (
     check_proportions,
     existing_folder,
     first_file,
