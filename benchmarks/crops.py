@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.measure import Report, alternate
 from saghog_jax.configs.pretrain import get_config
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.workers import keep_memory, keep_to_one_thread
 
 SIZE, PATCH, MOST = 256, 32, 32

@@ -1,1 +1,5 @@
-"""Page images to batches of patches. Imports neither jax nor saghog_jax at module level."""
+"""From page images to batches of patches.
+
+Modules here import neither jax nor other parts of saghog_jax at module level, so that worker
+processes stay small.
+"""

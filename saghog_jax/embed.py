@@ -28,7 +28,8 @@ from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening

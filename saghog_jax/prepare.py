@@ -1,7 +1,7 @@
 """Stage prepare: cuts pages into patch stores and makes pseudo labels, or only estimates them."""
 
 import logging
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
-from saghog_jax.input_pipeline.pages.manifest import load_manifest, other_files
+from saghog_jax.input_pipeline.pages.sources import load_manifest, other_files
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import describe, survey
@@ -65,12 +65,11 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     rules = [Rule.from_config(section) for section in sections]
     workers = max(section.workers for section in sections)
     max_pixels = config.data.max_pixels
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "page_fingerprints.json"
-        masks = open_masks(manifest, max_pixels, config.regions, cache)
-        samples = config.dry_run_samples
-        findings = survey(manifest, rules, max_pixels, samples, workers, masks)
-    if masks is not None and all(finding.share is None for finding in findings):
+    # Without a cache of contents nothing is written.
+    masks = open_masks(replace(manifest, contents_cache=None), max_pixels, config.regions)
+    samples = config.dry_run_samples
+    findings = survey(manifest, rules, max_pixels, samples, workers, masks)
+    if masks is not None and all(finding.mask_fraction is None for finding in findings):
         logger.info(
             "regions of handwriting are not known yet (run configs/regions.py); for whole pages:"
         )

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, read_mask
 from saghog_jax.reports.thumbnails import data_uri

@@ -6,7 +6,7 @@ from PIL import Image
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.layout import read_rows
 
-# Names as in the real archives; of a table its lines.
+# File names as in the real archives.
 FAKES = {
     "historical_wi/binarized": [
         *(f"icdar2017-training-binary/1008-IMG_MAX_30974{n}.png" for n in range(3)),
@@ -102,7 +102,7 @@ MODES = {".png": "1", ".tif": "1", ".jpg": "L"}
 
 
 def fake(root, name, empty=False):
-    """Writes the fake of `NAME/VARIANT` below `root`; images of modes as in the archives."""
+    """Writes the fake of `NAME/VARIANT` below `root`; image modes as in the archives."""
     for number, path in enumerate(FAKES[name]):
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,29 +10,29 @@ from store_helpers import draw_page, sections, write_pages
 from saghog_jax.input_pipeline.batches.crops import Recipe
 from saghog_jax.input_pipeline.pages.manifest import read_csv
 
-SIZE, WANTED = 96, 8
+SIZE, PER_SLOT = 96, 8
 BLANK = np.full((160, 200, 3), 235, np.uint8)
 
 
 def written_page(number: int) -> np.ndarray:
-    """Page `number` of write_pages as it is read: OpenCV writes the other order of colours."""
+    """Page `number` of write_pages in RGB; OpenCV writes BGR."""
     return draw_page(number)[..., ::-1]
 
 
 def make_recipe(manifest_csv: Path) -> Recipe:
-    """Slots of WANTED patches of crops of SIZE pixels."""
+    """A recipe for slots of PER_SLOT patches from crops of SIZE pixels."""
     data, store = sections(manifest_csv, "unused")
-    section = ConfigDict({"size": SIZE, "patches_per_page": WANTED, "gray": 0.2, "binarize": 0.2})
+    section = ConfigDict({"size": SIZE, "patches_per_page": PER_SLOT, "gray": 0.2, "binarize": 0.2})
     return Recipe.from_config(read_csv(manifest_csv), data, store, section, seed=0)
 
 
 def plain_recipe(folder: Path) -> Recipe:
-    """Five pages."""
+    """A recipe for five good pages."""
     return make_recipe(write_pages(folder, 5))
 
 
 def mixed_recipe(folder: Path) -> Recipe:
-    """Seven pages, of which 1 and 4 are blank, and 2 and 5 cannot be read."""
+    """A recipe for seven pages: 1 and 4 are blank, 2 and 5 cannot be read."""
     manifest_csv = write_pages(folder, 7)
     for i in (1, 4):
         cv2.imwrite(str(folder / f"p{i:02d}.png"), BLANK)

@@ -1,4 +1,4 @@
-"""Scans whose handwriting is known, with all that lies around it on real ones."""
+"""Synthetic scans with known handwriting, and with the clutter of real scans."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ CLUTTER = ("bed", "rulings", "frame", "stamp", "decoration", "specks")
 
 
 def make_scan(seed: int, clutter=CLUTTER, shape=(1300, 1000)) -> tuple[np.ndarray, np.ndarray]:
-    """A scan of a written page, uint8 [h, w, 3], and where its pen has been, bool [h, w].
+    """A scan of a written page, uint8 [h, w, 3], and the mask of its ink, bool [h, w].
 
     clutter: of `bed` (the sheet lies on a dark ground), `rulings` (lines that are written on),
     `frame` (a printed border), `stamp`, `decoration` (a miniature) and `specks`.
@@ -55,9 +55,9 @@ def make_scan(seed: int, clutter=CLUTTER, shape=(1300, 1000)) -> tuple[np.ndarra
 
 
 def recall_and_junk(image: np.ndarray, ink: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Share of ink in the mask, and share of the edges outside of the text that is in it.
+    """Fraction of the ink in the mask, and fraction of the edges outside of the text in the mask.
 
-    The text is all within a letter's height of what is written and between its lines.
+    The text is the area within a letter's height of the ink, including the space between lines.
     """
     near = cv2.dilate(ink.astype(np.uint8), np.ones((61, 61), np.uint8)) > 0
     edges = cv2.Canny(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 100, 200) > 0

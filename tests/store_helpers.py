@@ -41,9 +41,9 @@ def write_pages(folder: Path, count: int, writers: int = 3) -> Path:
 
 
 def sections(pages: Path, root: Path, rule: str = "pretrain") -> tuple[ConfigDict, ConfigDict]:
-    """Data and store sections for these pages, in this process, two pages a shard."""
+    """Data and store sections for these pages: one process, two pages per shard."""
     data, store = common.data_config(""), common.store_config(rule)
-    data.pages, store.root = str(pages), str(root)
+    data.pages, data.cache, store.root = str(pages), str(root), str(root)
     store.workers, store.pages_per_shard, store.max_patches_per_page = 1, 2, 20
     return data, store
 
@@ -51,7 +51,7 @@ def sections(pages: Path, root: Path, rule: str = "pretrain") -> tuple[ConfigDic
 def make_store(
     folder: Path, patches_a_page: list[int], pages_per_shard: int = 2, seed: int = 0
 ) -> tuple[Store, dict[str, np.ndarray]]:
-    """A store of random bytes, with descriptors, and the arrays it holds."""
+    """A store of random bytes, with descriptors, and its arrays."""
     rng = np.random.default_rng(seed)
     workspace = folder / "building"
     (folder / "shards").mkdir(parents=True)

@@ -25,7 +25,7 @@ from saghog_jax.embedding.journal import Journal
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.models import inputs
@@ -83,7 +83,7 @@ def test_embeddings_are_right_to_the_patch(folder):
     """The streamed sums equal a plain loop over pages with vectors written out."""
     from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
     from saghog_jax.input_pipeline.pages.images import load_page
-    from saghog_jax.input_pipeline.pages.manifest import load_manifest
+    from saghog_jax.input_pipeline.pages.sources import load_manifest
     from saghog_jax.models.build import make_writer_model
     from saghog_jax.models.netrvlad import vlad
     from saghog_jax.runs.checkpoint import load_variables, read_config

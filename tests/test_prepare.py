@@ -156,7 +156,7 @@ class TestDryRun:
     def test_fewer_samples_cut_fewer_pages(self, tmp_path, capsys, prepared):
         config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)
         config.dry_run_samples = 2
-        assert "by 2 sample pages" in self.look(config, tmp_path, capsys)[1]
+        assert "estimated from 2 sample pages" in self.look(config, tmp_path, capsys)[1]
 
     def test_it_says_how_wide_strokes_are_and_what_would_suit(self, tmp_path, capsys):
         """Bars of three pixels, then of six by a factor, then none."""
@@ -234,7 +234,7 @@ class TestVerify:
         (store / "store.json").unlink()
         shutil.rmtree(store / "shards" / "00001")
         prepare.run(small(prepared.parent / "pages" / "manifest.csv", damaged), damaged)
-        assert "3 of them are there already" in capsys.readouterr().out
+        assert "3 of them are done already" in capsys.readouterr().out
         assert fingerprint(store) == fingerprint(only(prepared, "pretrain"))
 
     def test_no_store(self, tmp_path):

@@ -1,1 +1,1 @@
-"""From a patch store, or from pages, to batches."""
+"""Batches of patches, from a patch store or cut from pages on the fly."""

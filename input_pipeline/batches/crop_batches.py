@@ -1,5 +1,6 @@
-"""Batches of pretraining cut on the fly from pages, read ahead by threads or by processes."""
+"""Batches for pretraining, cut on the fly from pages, in advance, by threads or processes."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,19 +12,23 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, Slot
 from saghog_jax.input_pipeline.batches.loader import Batches
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.servers import Servers
 from saghog_jax.input_pipeline.processes.workers import one_thread, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks
+
+logger = logging.getLogger(__name__)
 
 
 class PageCrops:
     """Pages as a source of batches, in place of a patch store.
 
-    The global batch of step i is the slots i * p, ..., i * p + p - 1 of `crops.Cutter`, where p is
-    global_batch_size / crops.patches_per_page. So it is a pure function of (config, seed, step).
+    The global batch of step i consists of the slots i * p, ..., i * p + p - 1 of `crops.Cutter`,
+    where p is global_batch_size / crops.patches_per_page. So it is a pure function of (config,
+    seed, step).
 
-    short: crops that gave fewer patches than wanted and were filled up; cut: slots; so far.
+    cut: number of slots so far.
+    short: number of crops so far that gave too few patches, so that other crops filled the slot.
     """
 
     def __init__(
@@ -31,7 +36,7 @@ class PageCrops:
         recipe: Recipe,
         global_batch_size: int,
         total_steps: int,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = logger.info,
     ) -> None:
         """Use `open_crops`.
 
@@ -54,7 +59,7 @@ class PageCrops:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Pages that could not be read, as (page_id, reason), so far."""
+        """Pages so far that could not be read, as (page_id, reason)."""
         pages = self._recipe.manifest.pages
         return [(pages[row].page_id, reason) for row, reason in sorted(self._unreadable.items())]
 
@@ -64,19 +69,19 @@ class PageCrops:
         """This process's rows of the batches from `start_step` on.
 
         Args:
-          loader: `threads` and `prefetch` as in loader.batches; `workers`, processes that cut (0
-            takes one a core, 1 none: threads of this process cut); `cache_mb`, MB of decoded
-            pages that they keep, all together. None of them changes a batch.
+          loader: `threads` and `prefetch` as in loader.batches; `workers`, the number of processes
+            that cut (0: one per core, 1: threads of this process cut); `cache_mb`, MB of decoded
+            pages in the caches of all these processes together. No field changes a batch.
 
         Returns:
           an iterator (with `close()`, and a context manager) of `patches` uint8 [b, s, s, 3] and
-          `ink` uint8 [b, s*s/8]; b rows are local_batch_size.
+          `ink` uint8 [b, s*s/8]; b is the local batch size.
 
         Raises:
-          UserError: the pages of a batch cannot be shared out evenly.
+          UserError: the number of pages of a batch is not a multiple of the number of processes.
         """
-        # Imported here because grain imports jax, which the processes that cut must not; so grain
-        # reads ahead in threads, and those ask processes without it.
+        # Imported here because grain imports jax, which processes that cut must not import. So
+        # grain reads in threads of this process, and these threads call processes without grain.
         import grain
 
         if not 0 <= start_step <= self._total_steps:
@@ -100,10 +105,10 @@ class PageCrops:
         return Batches(_Reading(reader, cutting, self))
 
     def join(self, slots: list[Slot]) -> dict[str, np.ndarray]:
-        """The batch of some slots; remembers and tells what happened to their pages."""
+        """Concatenates slots into a batch; counts and logs skipped pages and short crops."""
         self.cut += len(slots)
         self.short += sum(slot.short for slot in slots)
-        for row, reason in (found for slot in slots for found in slot.unreadable):
+        for row, reason in (pair for slot in slots for pair in slot.unreadable):
             if row not in self._unreadable:
                 self._unreadable[row] = reason
                 self._log(f"skipped {self._recipe.manifest.pages[row].page_id!r}: {reason}")
@@ -112,17 +117,17 @@ class PageCrops:
             "ink": np.concatenate([slot.ink for slot in slots]),
         }
 
-    def tell_short(self) -> None:
-        """Tells how many crops were filled up, if any."""
+    def log_short(self) -> None:
+        """Logs the number of crops with too few patches, if there were any."""
         if self.short:
             self._log(
-                f"{self.cut:,} times a page's crop was cut; {self.short:,} crops gave fewer than "
-                f"{self._recipe.patches} patches and were filled up from the pages that follow"
+                f"{self.cut:,} slots were cut; {self.short:,} crops gave fewer than "
+                f"{self._recipe.patches} patches and were completed from the next pages"
             )
 
 
 class _Cutting:
-    """The threads, and perhaps processes, that cut slots."""
+    """The threads, and optionally processes, that cut slots."""
 
     def __init__(self, recipe: Recipe, loader: ConfigDict) -> None:
         self._closing = ExitStack()
@@ -133,7 +138,7 @@ class _Cutting:
             self._closing.callback(servers.close)
             self._cut, threads = servers.call, workers
         else:
-            # OpenCV would start threads of its own in each of these.
+            # OpenCV would start further threads in each of these threads.
             self._closing.enter_context(one_thread())
             self._cut, threads = Cutter(recipe, cache_bytes), loader.threads
         self._pool = ThreadPoolExecutor(threads) if threads else None
@@ -149,7 +154,7 @@ class _Cutting:
 
 
 class _Reading:
-    """Iterator over batches; `reader` is None where there are none."""
+    """Iterator over batches; `reader` is None if there is no batch left."""
 
     def __init__(self, reader: Iterator[list[Slot]] | None, cutting: _Cutting, source: PageCrops):
         self._reader, self._cutting, self._source = reader, cutting, source
@@ -163,30 +168,30 @@ class _Reading:
         if self._reader is not None:
             self._reader.close()
         self._cutting.close()
-        self._source.tell_short()
+        self._source.log_short()
 
 
 def open_crops(
     config: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     leave_out: Collection[str] = (),
 ) -> PageCrops:
     """The pages of a pretraining config as a source of batches.
 
     Args:
       config: of configs/pretrain.py.
-      leave_out: ids of pages that no patch is cut from.
       log: called with one line at a time.
+      leave_out: ids of pages from which no patch is cut.
 
     Raises:
       UserError: the pages cannot be listed, or a field is out of its range.
     """
     manifest = load_manifest(config.data)
-    kept = tuple(page for page in manifest.pages if page.page_id not in leave_out)
-    manifest = replace(manifest, pages=kept)
+    pages = tuple(page for page in manifest.pages if page.page_id not in leave_out)
+    manifest = replace(manifest, pages=pages)
     masks = open_masks(manifest, config.data.max_pixels, config.regions)
-    found = masks.ensure(log) if masks else None
+    page_masks = masks.ensure(log) if masks else None
     recipe = Recipe.from_config(
-        manifest, config.data, config.store, config.crops, config.seed, found
+        manifest, config.data, config.store, config.crops, config.seed, page_masks
     )
     return PageCrops(recipe, config.global_batch_size, config.total_steps, log)

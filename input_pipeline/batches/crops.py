@@ -1,11 +1,11 @@
-"""Random crops of pages and the patches in them: what pretraining on the fly is fed with.
+"""Patches from random crops of pages, for pretraining on the fly.
 
-As in the published code: of a page a random square is cut out, sometimes made grey
-or binary as a whole, and cut into patches like a page, of which some are drawn. Patches of a crop
-are those of a slot, a place in the global batch: slot i of a run takes page i of an endless plan
-that goes through all pages in a new random order every epoch. Where a crop gives fewer patches
-than wanted (or none, or the page cannot be read), crops of the pages that follow in the plan fill
-up. So every slot has the same number of patches, and they are a pure function of `Recipe` and slot.
+As in the published code, a random square is cropped from a page, sometimes converted to grey or
+binary as a whole, and cut into patches like a page; a random subset of the patches is kept. A slot
+is a place in the global batch that holds the patches of one crop. Slot i of a run uses page i of an
+endless sequence that goes through all pages in a new random order every epoch. If a crop gives too
+few patches (or none, or the page cannot be read), crops of the next pages of the sequence fill the
+slot. So every slot has the same number of patches, which are a pure function of `Recipe` and slot.
 """
 
 import functools
@@ -25,7 +25,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.page_mask import PageMask
 from saghog_jax.input_pipeline.store.page_views import open_view
 
-# Crops that a slot tries before the pages are given up as blank.
+# Crops that a slot tries before it raises an error.
 TRIES = 1000
 # Epochs whose order is kept.
 _ORDERS = 4
@@ -33,17 +33,17 @@ _ORDERS = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the patches of a slot.
+    """All inputs that determine the patches of a slot.
 
     manifest: the pages.
-    masks: what became of each of them, if handwriting was looked for; crops then lie within the
-      frame around all handwriting of a page, and keypoints outside of it are left out.
-    rule: how a crop is cut; its numbers of patches and way of picking do not count.
+    masks: the masks of the pages, or None. With masks, crops lie within the bounding box of all
+      handwriting of a page, and keypoints outside of the mask are left out.
+    rule: how a crop is cut; its fields `max_patches_per_page` and `pick` are ignored.
     max_pixels: see images.load_page.
     size: side of a crop in pixels of the (scaled) page.
-    patches: patches a slot.
-    gray, binarize: probabilities that a crop is made grey, and binary by Su's method.
-    seed: root of all randomness.
+    patches: patches per slot.
+    gray, binarize: probabilities that a crop is converted to grey, and to binary by Su's method.
+    seed: of all random choices.
     """
 
     manifest: Manifest
@@ -77,7 +77,7 @@ class Recipe:
         seed: int,
         masks: Sequence[PageMask] | None = None,
     ) -> "Recipe":
-        """Takes what decides from the sections of configs/pretrain.py."""
+        """Reads the fields from the sections of configs/pretrain.py."""
         return cls(
             manifest=manifest,
             masks=None if masks is None else tuple(masks),
@@ -94,10 +94,11 @@ class Recipe:
 class Slot(NamedTuple):
     """The patches of a slot.
 
-    patches: uint8 [n, s, s, 3], ink: uint8 [n, s*s/8], as patches.Cut has them.
-    short: crops that gave fewer patches than were still wanted.
-    unreadable: (row of the manifest, reason) of pages that were passed over: they cannot be read,
-      or have no (or too little) handwriting by their masks.
+    patches: uint8 [n, s, s, 3], as in patches.Cut.
+    ink: uint8 [n, s*s/8], as in patches.Cut.
+    short: number of crops that gave fewer patches than the slot still needed.
+    unreadable: (row of the manifest, reason) of skipped pages: pages that cannot be read, or that
+      have no (or too little) handwriting according to their masks.
     """
 
     patches: np.ndarray
@@ -107,16 +108,16 @@ class Slot(NamedTuple):
 
 
 def random_corner(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a random square of a page [h, w, ...] with its padding, see `crop_at`."""
+    """Top and left corner of a random square of a page [h, w, ...] padded as in `crop_at`."""
     top, left = (int(rng.integers(side + 2 * max(size - side, 0) - size + 1)) for side in shape[:2])
     return top, left
 
 
 def crop_at(array: np.ndarray, corner: tuple[int, int], size: int, fill: int) -> np.ndarray:
-    """The square at a corner that `random_corner` drew, of an array [h, w, ...].
+    """Crops the square at a corner from `random_corner` from an array [h, w, ...].
 
-    As torchvision's RandomCrop with `pad_if_needed`: a side that is too short is padded with `fill`
-    on both ends by what is missing, so that a smaller page lies somewhere within the square.
+    As in torchvision's RandomCrop with `pad_if_needed`: if a side is shorter than the square, it is
+    padded with `fill` by the difference on both ends. So the page lies anywhere in the square.
     """
     missing = [max(size - side, 0) for side in array.shape[:2]]
     top, left = corner
@@ -127,17 +128,17 @@ def crop_at(array: np.ndarray, corner: tuple[int, int], size: int, fill: int) ->
 
 
 def framed(page: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a page [h, w, 3] and its mask [h, w] around all of the mask, as views.
+    """Crops a page [h, w, 3] and its mask [h, w] to the mask's bounding box; returns views.
 
-    The frame is widened to `size` where it is smaller, as far as the page reaches.
+    A box smaller than `size` is enlarged to `size`, as far as the page reaches.
     """
     slices = []
     for axis, side in enumerate(mask.shape):
         rows = np.flatnonzero(mask.any(axis=1 - axis))
         first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, side)
-        wanted = min(max(size, last - first), side)
-        first = min(max(first - (wanted - (last - first)) // 2, 0), side - wanted)
-        slices.append(slice(first, first + wanted))
+        length = min(max(size, last - first), side)
+        first = min(max(first - (length - (last - first)) // 2, 0), side - length)
+        slices.append(slice(first, first + length))
     return page[tuple(slices)], mask[tuple(slices)]
 
 
@@ -148,9 +149,9 @@ def cut_crop(
     rng: np.random.Generator,
     mask: np.ndarray | None = None,
 ) -> Cut:
-    """Up to `most` patches, randomly drawn, of a random crop of a page uint8 [h, w, 3].
+    """At most `most` patches, randomly chosen, of a random crop of a page uint8 [h, w, 3].
 
-    With a mask, bool [h, w], keypoints lie in it.
+    With a mask, bool [h, w], all keypoints lie in the mask.
     """
     rule = replace(recipe.rule, max_patches_per_page=most, pick="random")
     fill = 0 if rule.border == "black" else 255
@@ -161,7 +162,7 @@ def cut_crop(
     gray, binary = rng.random(2) < (recipe.gray, recipe.binarize)
     if binary:
         paper = 255 * (1 - ink_mask(to_grey(crop, rule.grey), "su"))
-        # A crop that is binary is taken as it is; Otsu's threshold lies between its two values.
+        # Otsu's threshold lies between the two values of a binary crop, so it changes nothing.
         rule = replace(rule, binarization="otsu")
         crop = np.repeat(paper[:, :, None], 3, axis=2)
     elif gray:
@@ -170,7 +171,7 @@ def cut_crop(
 
 
 class _Decoded(NamedTuple):
-    """A page, uint8 [h, w, 3], and its mask, bool [h, w], if it has one."""
+    """A page, uint8 [h, w, 3], and its mask, bool [h, w], or None."""
 
     image: np.ndarray
     mask: np.ndarray | None
@@ -181,10 +182,10 @@ class _Decoded(NamedTuple):
 
 
 def _decode(recipe: Recipe, row: int) -> _Decoded:
-    """A page, or the part around its handwriting.
+    """A decoded page; with a mask only the bounding box of its handwriting.
 
     Raises:
-      PageError: it cannot be read, or has too little handwriting by its mask.
+      PageError: the page cannot be read, or has too little handwriting according to its mask.
     """
     page = recipe.manifest.pages[row]
     page_mask = recipe.masks[row] if recipe.masks else None
@@ -193,14 +194,15 @@ def _decode(recipe: Recipe, row: int) -> _Decoded:
     if view.mask is None:
         return _Decoded(view.image, None)
     part, mask = framed(view.image, view.mask, recipe.size)
-    # Copies, so that the rest of the page is not kept.
+    # Copies, so that the memory of the whole page is freed.
     return _Decoded(part.copy(), mask.copy())
 
 
 class Cutter:
-    """Cuts slots; may be called by several threads at once.
+    """Cuts slots; several threads may call it at once.
 
-    Decoded pages are kept while they fit into `cache_bytes`, those longest unused leave first.
+    A cache of at most `cache_bytes` keeps decoded pages; the least recently used pages are dropped
+    first.
     """
 
     def __init__(self, recipe: Recipe, cache_bytes: int) -> None:
@@ -220,7 +222,7 @@ class Cutter:
         """
         recipe = self._recipe
         cuts: list[Cut] = []
-        wanted = recipe.patches
+        remaining = recipe.patches
         unreadable: dict[int, str] = {}
         short = 0
         for attempt in range(TRIES):
@@ -230,10 +232,10 @@ class Cutter:
                 unreadable[row] = page
                 continue
             rng = np.random.default_rng([recipe.seed, slot, attempt])
-            cut = cut_crop(page.image, wanted, recipe, rng, page.mask)
+            cut = cut_crop(page.image, remaining, recipe, rng, page.mask)
             cuts.append(cut)
-            wanted -= len(cut.x)
-            if not wanted:
+            remaining -= len(cut.x)
+            if not remaining:
                 return Slot(
                     np.concatenate([cut.patches for cut in cuts]),
                     np.concatenate([cut.ink for cut in cuts]),
@@ -241,17 +243,17 @@ class Cutter:
                     list(unreadable.items()),
                 )
             short += 1
-        raise UserError(self._given_up(recipe.patches - wanted, unreadable))
+        raise UserError(self._failure(recipe.patches - remaining, unreadable))
 
-    def _given_up(self, found: int, unreadable: dict[int, str]) -> str:
+    def _failure(self, n_patches: int, unreadable: dict[int, str]) -> str:
         message = (
-            f"{TRIES} random crops in a row gave only {found} of {self._recipe.patches} patches"
+            f"{TRIES} random crops in a row gave only {n_patches} of {self._recipe.patches} patches"
         )
         if unreadable:
             row, reason = next(iter(unreadable.items()))
             page = self._recipe.manifest.pages[row].page_id
             message += f"; {len(unreadable)} pages cannot be read, such as {page!r}: {reason}"
-        return f"{message}; are the pages blank, or config.store too strict for them?"
+        return f"{message}; are the pages blank, or are the limits of config.store too strict?"
 
     def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self._recipe.manifest))
@@ -262,7 +264,7 @@ class Cutter:
         return rng.permutation(len(self._recipe.manifest))
 
     def _page(self, row: int) -> _Decoded | str:
-        """A decoded page, or why it cannot be used."""
+        """A decoded page, or the reason why it cannot be used."""
         with self._lock:
             if row in self._unreadable:
                 return self._unreadable[row]

@@ -1,4 +1,4 @@
-"""Reading a process's share of the batches of a plan (plans.py), ahead of who asks for them."""
+"""Reads this process's part of the batches of a plan (plans.py) in advance, in threads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from saghog_jax.input_pipeline.store.reader import Store
 
 
 class Batches:
-    """Iterator over this process's rows of the batches of a plan; close it when done."""
+    """Iterator over this process's rows of the batches of a plan; to be closed after use."""
 
     def __init__(self, iterator: Any) -> None:
         """Use `batches`."""
@@ -35,10 +35,10 @@ class Batches:
 
 
 def local_rows(global_batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of every global batch that a process reads; together they are all rows, once.
+    """The rows of every global batch that a process reads. The processes share all rows evenly.
 
     Raises:
-      UserError: the batch cannot be shared out evenly.
+      UserError: the batch size is not a multiple of the number of processes.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in [0, {process_count})")
@@ -61,18 +61,18 @@ def batches(
     prefetch: int,
     labels: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the plan's batches from `start_step` on, read ahead by threads.
+    """This process's rows of the plan's batches from `start_step` on, read in advance by threads.
 
     Args:
-      threads: reading threads; with 0 the caller's own thread reads.
-      prefetch: batches read in advance; with 0 none.
+      threads: number of reading threads; 0: the caller's thread reads.
+      prefetch: number of batches read in advance.
       labels: int [n], class of each patch of the store.
 
     Returns:
       an iterator (with `close()`, and a context manager) of `patches` uint8 [b, s, s, 3], `ink`
-      uint8 [b, s*s/8] and, with labels, `label` int32 [b]; b rows are local_batch_size.
+      uint8 [b, s*s/8] and, with labels, `label` int32 [b]; b is the local batch size.
     """
-    # Imported here because grain imports jax, which the processes that cut pages must not.
+    # Imported here because grain imports jax, which processes that cut pages must not import.
     import grain
 
     rows = local_rows(plan.global_batch_size, process_index, process_count)
@@ -100,4 +100,4 @@ class _Finished:
         raise StopIteration
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""

@@ -1,8 +1,8 @@
-"""Plans: which patches make up the global batch of each step.
+"""Plans: the patches of the global batch of each step.
 
-A plan is a random-access source: plan[step] holds the indices of the global batch of that step, a
-pure function of the plan's arguments and the step. So the batches are the same for every number of
-threads and processes and after every restart, and the position in the data is the step itself.
+A plan is a random-access source: plan[step] holds the indices of the global batch of this step. It
+is a pure function of the plan's arguments and the step. So the batches do not depend on the number
+of threads and processes, or on restarts, and the position in the data is the step itself.
 """
 
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
 
-# Epochs whose order a uniform plan keeps: a batch can span two, and threads run ahead of it.
+# Epochs whose order a uniform plan keeps: a batch can span two epochs, and threads read ahead.
 CACHED_EPOCHS = 2
 
 
@@ -23,10 +23,10 @@ class Plan(Protocol):
     global_batch_size: int
 
     def __len__(self) -> int:
-        """Steps of the run."""
+        """Number of steps of the run."""
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Indices of the global batch of `step`, int64 [global_batch_size]."""
+        """Indices of the global batch of step `step`, int64 [global_batch_size]."""
 
 
 class UniformPlan:
@@ -67,24 +67,30 @@ class UniformPlan:
 
 
 class SubsetPlan:
-    """A plan over the elements `chosen` [n] of a store, from one over n."""
+    """A plan over a subset of the patches of a store."""
 
-    def __init__(self, plan: Plan, chosen: np.ndarray) -> None:
+    def __init__(self, plan: Plan, subset: np.ndarray) -> None:
+        """Restricts a plan.
+
+        Args:
+          plan: over n patches.
+          subset: int [n], the index of each of these patches in the store.
+        """
         self.global_batch_size = plan.global_batch_size
-        self._plan, self._chosen = plan, chosen
+        self._plan, self._subset = plan, subset
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        return self._chosen[self._plan[step]]
+        return self._subset[self._plan[step]]
 
 
 class MPerClassPlan:
     """Each batch: classes drawn without replacement, then `patches_per_class` patches of each.
 
-    Patches of a class are drawn without replacement, with replacement only where the class has
-    fewer than `patches_per_class`.
+    The patches of a class are drawn without replacement, or with replacement if the class has fewer
+    than `patches_per_class` patches.
     """
 
     def __init__(
@@ -100,16 +106,16 @@ class MPerClassPlan:
         self._per_class = patches_per_class
         self._total_steps = total_steps
         self._seed = seed
-        # Members of each class side by side: class c is members[starts[c] : starts[c] + sizes[c]].
-        drawn = np.flatnonzero(labels >= 0)
-        self._members = drawn[np.argsort(labels[drawn], kind="stable")]
+        # Patches sorted by class: class c is members[starts[c] : starts[c] + sizes[c]].
+        labelled = np.flatnonzero(labels >= 0)
+        self._members = labelled[np.argsort(labels[labelled], kind="stable")]
         _, self._starts, self._sizes = np.unique(
             labels[self._members], return_index=True, return_counts=True
         )
 
     @property
     def num_classes(self) -> int:
-        """Classes that have at least one patch."""
+        """Number of classes with at least one patch."""
         return len(self._sizes)
 
     def __len__(self) -> int:
@@ -124,34 +130,34 @@ class MPerClassPlan:
 
 
 class BagPlan:
-    """Each batch: classes drawn without replacement, then `bags` bags of `bag` patches of each.
+    """Each batch: classes drawn without replacement, then `bags_per_class` bags of each.
 
-    Where there are fewer classes than a batch holds they are drawn over again: some give twice as
-    many bags, or more. The patches of a bag are of one page and lie in a row. The pages of a class
-    are drawn without replacement, over again where it has fewer than bags are drawn; bags of one
-    page have no patch in common unless the page has too few.
+    If there are fewer classes than a batch needs, they are drawn again, so some classes give two or
+    more times as many bags. A bag has `patches_per_bag` patches from one page, side by side in the
+    batch. The pages of a class are drawn without replacement, and drawn again if the class has
+    fewer pages than bags. Bags from one page share patches only if the page has too few patches.
     """
 
     def __init__(
         self,
         labels: np.ndarray,
         pages: np.ndarray,
-        bag: int,
-        bags: int,
+        patches_per_bag: int,
+        bags_per_class: int,
         global_batch_size: int,
         total_steps: int,
         seed: int,
     ) -> None:
         """Use `bag_plan`."""
         self.global_batch_size = global_batch_size
-        self._bag, self._bags = bag, bags
+        self._patches_per_bag, self._bags_per_class = patches_per_bag, bags_per_class
         self._total_steps = total_steps
         self._seed = seed
-        # The patches of a class on a page are members[starts[i] : starts[i] + sizes[i]]; class c
-        # has those of firsts[c] <= i < firsts[c + 1].
-        drawn = np.flatnonzero(labels >= 0)
-        order = np.lexsort((pages[drawn], labels[drawn]))
-        self._members = drawn[order]
+        # The patches of one class on one page are members[starts[i] : starts[i] + sizes[i]]. Class
+        # c has the pages firsts[c] <= i < firsts[c + 1].
+        labelled = np.flatnonzero(labels >= 0)
+        order = np.lexsort((pages[labelled], labels[labelled]))
+        self._members = labelled[order]
         label, page = labels[self._members], pages[self._members]
         begins = np.r_[True, (np.diff(label) != 0) | (np.diff(page) != 0)][: len(label)]
         self._starts = np.flatnonzero(begins)
@@ -161,7 +167,7 @@ class BagPlan:
 
     @property
     def num_classes(self) -> int:
-        """Classes that have at least one patch."""
+        """Number of classes with at least one patch."""
         return len(self._firsts) - 1
 
     def __len__(self) -> int:
@@ -169,34 +175,38 @@ class BagPlan:
 
     def __getitem__(self, step: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, _checked(step, self)])
-        count = self.global_batch_size // (self._bag * self._bags)
+        count = self.global_batch_size // (self._patches_per_bag * self._bags_per_class)
         rounds, rest = divmod(count, self.num_classes)
         drawn = [*range(self.num_classes)] * rounds
         drawn += rng.choice(self.num_classes, rest, replace=False).tolist()
         return np.concatenate(
-            [self._of_class(rng, c, self._bags * times) for c, times in Counter(drawn).items()]
+            [
+                self._of_class(rng, c, self._bags_per_class * times)
+                for c, times in Counter(drawn).items()
+            ]
         )
 
     def _of_class(self, rng: np.random.Generator, c: int, bags: int) -> np.ndarray:
-        """`bags` times `bag` patches of a class, int64 [bags * bag]."""
+        """Patches of `bags` bags of a class, int64 [bags * patches_per_bag]."""
         first, n = self._firsts[c], self._firsts[c + 1] - self._firsts[c]
-        # Whole rounds over its pages, then some of them.
+        # Whole rounds over all pages of the class, then a random subset of its pages.
         rounds, rest = divmod(bags, n)
         times = np.full(n, rounds)
         times[rng.permutation(n)[:rest]] += 1
         rows = []
         for i in np.flatnonzero(times):
-            size, wanted = self._sizes[first + i], self._bag * times[i]
-            positions = rng.choice(size, wanted, replace=bool(size < wanted))
+            size, count = self._sizes[first + i], self._patches_per_bag * times[i]
+            positions = rng.choice(size, count, replace=bool(size < count))
             rows.append(self._members[self._starts[first + i] + positions])
         return np.concatenate(rows)
 
 
 def _subsets(rng: np.random.Generator, sizes: np.ndarray, m: int) -> np.ndarray:
-    """For each size s, m distinct numbers below s (repeats allowed where s < m), int64 [c, m].
+    """For each size s, m distinct numbers below s (repeats allowed if s < m), int64 [c, m].
 
-    Floyd's algorithm for all sizes at once: the j-th draw is uniform below s - m + j + 1, and a
-    number drawn before is replaced by the largest one then allowed, which cannot have been drawn.
+    Floyd's algorithm for all sizes at once: the j-th draw is uniform below s - m + j + 1. A number
+    that was drawn before is replaced by the largest number of this range, which cannot have been
+    drawn before.
     """
     out = np.empty((len(sizes), m), np.int64)
     small = sizes < m
@@ -212,13 +222,13 @@ def uniform_plan(n: int, global_batch_size: int, total_steps: int, seed: int) ->
     """Global batches that go through all n patches in a new random order every epoch.
 
     Raises:
-      UserError: fewer patches than a batch.
+      UserError: there are fewer patches than in a batch.
     """
     _check_sizes(global_batch_size, total_steps)
     if n < global_batch_size:
         raise UserError(
             f"the store holds {n:,} patches, fewer than one batch of {global_batch_size:,}; "
-            f"give more pages or lower --config.global_batch_size to {n} or less"
+            f"add pages or lower --config.global_batch_size to {n} or less"
         )
     return UniformPlan(n, global_batch_size, total_steps, seed)
 
@@ -248,32 +258,39 @@ def m_per_class_plan(
 def bag_plan(
     labels: np.ndarray,
     pages: np.ndarray,
-    bag: int,
-    bags: int,
+    patches_per_bag: int,
+    bags_per_class: int,
     global_batch_size: int,
     total_steps: int,
     seed: int,
 ) -> BagPlan:
-    """Global batches of `global_batch_size / (bag * bags)` classes with `bags` bags each.
+    """Global batches of several classes with `bags_per_class` bags each.
 
     Args:
       labels: int [n], class of each patch; patches with a negative label are never drawn.
       pages: int [n], page of each patch.
-      bag: patches of a bag, all of one page.
-      bags: bags of a class.
+      patches_per_bag: number of patches of a bag, all from one page.
+      bags_per_class: number of bags of a class.
+      global_batch_size: a multiple of patches_per_bag * bags_per_class.
 
     Raises:
-      UserError: the batch is not a whole number of classes, or there is nothing to tell apart.
+      UserError: the batch is not a whole number of classes, or there are fewer than two classes.
     """
     _check_sizes(global_batch_size, total_steps)
-    _check_division(global_batch_size, bag * bags)
+    _check_division(global_batch_size, patches_per_bag * bags_per_class)
     plan = BagPlan(
-        np.asarray(labels), np.asarray(pages), bag, bags, global_batch_size, total_steps, seed
+        np.asarray(labels),
+        np.asarray(pages),
+        patches_per_bag,
+        bags_per_class,
+        global_batch_size,
+        total_steps,
+        seed,
     )
     if plan.num_classes < 2:
         raise UserError(
-            f"the labels have {plan.num_classes} classes; to tell hands apart there must be two at "
-            "least: give more pages, or other --config.labels"
+            f"the labels have {plan.num_classes} classes, but training needs at least two: add "
+            "pages, or change --config.labels"
         )
     return plan
 
@@ -295,13 +312,13 @@ def _check_division(global_batch_size: int, patches_per_class: int) -> None:
         )
 
 
-def _check_classes(found: int, global_batch_size: int, patches_per_class: int) -> None:
+def _check_classes(num_classes: int, global_batch_size: int, patches_per_class: int) -> None:
     needed = global_batch_size // patches_per_class
-    if found < needed:
+    if num_classes < needed:
         raise UserError(
-            f"a batch of {global_batch_size} with {patches_per_class} patches a class needs "
-            f"{needed} classes, the labels have {found}; lower --config.global_batch_size to "
-            f"{found * patches_per_class} or less, raise --config.patches_per_class, or give more "
+            f"a batch of {global_batch_size} with {patches_per_class} patches per class needs "
+            f"{needed} classes, the labels have {num_classes}; lower --config.global_batch_size to "
+            f"{num_classes * patches_per_class} or less, raise --config.patches_per_class, or add "
             "pages"
         )
 

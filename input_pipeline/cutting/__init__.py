@@ -1,1 +1,1 @@
-"""From a page to patches: binarisation, keypoints, windows."""
+"""Cuts patches from pages: binarisation, keypoints, windows."""

@@ -1,4 +1,4 @@
-"""Grey conversion and binarisation: an RGB page to a mask of its ink.
+"""Grey conversion and binarisation: from an RGB page to a mask of its ink.
 
 Axes: h, w, c image height, width, channels. Masks are uint8 [h, w], 1 = ink, 0 = paper.
 """
@@ -13,7 +13,7 @@ from saghog_jax.input_pipeline.errors import UserError
 GREYS = ("pillow", "opencv")
 BINARIZATIONS = ("isauvola", "sauvola", "su", "otsu")
 
-# Window and k as in the paper; zeros let Su's method derive window and minimum from the strokes.
+# Window and k as in the paper. With zeros, Su's method derives its parameters from the strokes.
 _PARAMETERS = {
     "isauvola": {"window": 75, "k": 0.2},
     "sauvola": {"window": 75, "k": 0.2},
@@ -26,8 +26,9 @@ def to_grey(image: np.ndarray, method: str) -> np.ndarray:
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      method: `pillow` (as the published samplers) or `opencv` (as the published extraction
-        scripts). Both weigh .299, .587, .114; they round differently in about 0.1 % of pixels.
+      method: `pillow` (as in the published samplers) or `opencv` (as in the published extraction
+        scripts). Both use the weights .299, .587, .114; they round about 0.1 % of the pixels
+        differently.
 
     Returns:
       uint8 [h, w], contiguous.
@@ -48,8 +49,8 @@ def to_grey(image: np.ndarray, method: str) -> np.ndarray:
 def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
     """Separates ink from paper.
 
-    A flat area counts as paper under the local methods, a black one too; Otsu's threshold is
-    global, pixels above it are paper.
+    The local methods (all but `otsu`) treat a uniform area as paper, even a black one. Otsu's
+    threshold is global: pixels above it are paper.
 
     Args:
       grey: uint8 [h, w].
@@ -69,11 +70,11 @@ def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
     if method not in _PARAMETERS:
         raise UserError(f"unknown binarisation {method!r}, known: {', '.join(BINARIZATIONS)}")
     h, w = grey.shape
-    # doxapy writes outside of its buffers where a side is shorter than half of the window.
+    # doxapy writes outside of its buffers if a side is shorter than half of the window.
     window = _PARAMETERS[method]["window"]
     short = [window - side if side < window // 2 else 0 for side in (h, w)]
     padded = np.pad(grey, [(0, short[0]), (0, short[1])], mode="symmetric")
-    # doxapy reads any other layout as garbage, without an error.
+    # doxapy misreads any other memory layout, without an error.
     padded = np.ascontiguousarray(padded)
     binarization = doxapy.Binarization(
         getattr(doxapy.Binarization.Algorithms, method.upper()),

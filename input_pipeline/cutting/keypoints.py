@@ -12,9 +12,10 @@ import numpy as np
 from saghog_jax.input_pipeline.errors import PageError
 
 _OCTAVE_LAYERS = 3
-# SIFT takes 250 MB a megapixel. Pages up to this many pixels are one piece, larger ones are worked
-# on in tiles: squares of _CORE pixels a side and _MARGIN around them, multiples of the octaves'
-# steps. Positions were the same on whole pages and on tiles, but for one in 10,000 at the seams.
+# SIFT needs 250 MB per megapixel. Pages of up to _WHOLE pixels are processed at once, larger pages
+# in tiles: squares with sides of _CORE pixels and a margin of _MARGIN pixels around them, multiples
+# of the octaves' steps. Whole pages and tiles gave the same positions, except for one in 10,000 at
+# the seams.
 _WHOLE = 12_000_000
 _CORE = 3072
 _MARGIN = 256
@@ -28,7 +29,11 @@ class Keypoints(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """Part of a page, left <= x < right and top <= y < bottom, and the view worked on for it."""
+    """A part of a page, left <= x < right and top <= y < bottom.
+
+    view: the part with its margin, uint8 [h, w].
+    offset: x, y of the view's corner on the page.
+    """
 
     left: int
     top: int
@@ -38,7 +43,7 @@ class _Tile(NamedTuple):
     offset: tuple[int, int]
 
     def owns(self, positions: np.ndarray) -> np.ndarray:
-        """Which positions [n, 2] of the page are this tile's, bool [n]."""
+        """Whether positions [n, 2] of the page lie in this tile, without its margin: bool [n]."""
         x, y = positions.T
         return (self.left <= x) & (x < self.right) & (self.top <= y) & (y < self.bottom)
 
@@ -57,71 +62,76 @@ def _tiles(grey: np.ndarray) -> Iterator[_Tile]:
 
 
 def detect(grey: np.ndarray, sigma: float) -> Keypoints:
-    """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; none is a fine answer.
+    """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; the result may be empty.
 
-    OpenCV's defaults but for `sigma`, the blur of the first octave in pixels (1.6 by default).
+    All parameters are OpenCV's defaults except `sigma`, the blur of the first octave in pixels (1.6
+    by default).
     """
     sift = cv2.SIFT_create(sigma=sigma)
     positions, objects = [np.zeros((0, 2), np.float32)], []
     for tile in _tiles(grey):
-        found = sift.detect(tile.view, None)
-        # Without keypoints OpenCV gives an empty tuple.
-        if not found:
+        detected = sift.detect(tile.view, None)
+        # Without keypoints OpenCV returns an empty tuple.
+        if not detected:
             continue
-        where = cv2.KeyPoint_convert(found) + np.float32(tile.offset)
-        owned = tile.owns(where)
-        positions.append(where[owned])
-        objects += found if owned.all() else [found[i] for i in np.flatnonzero(owned)]
+        points = cv2.KeyPoint_convert(detected) + np.float32(tile.offset)
+        owned = tile.owns(points)
+        positions.append(points[owned])
+        objects += detected if owned.all() else [detected[i] for i in np.flatnonzero(owned)]
     return Keypoints(np.concatenate(positions), objects)
 
 
 def describe(
-    grey: np.ndarray, keypoints: Keypoints, chosen: np.ndarray, sigma: float
+    grey: np.ndarray, keypoints: Keypoints, selection: np.ndarray, sigma: float
 ) -> np.ndarray:
-    """Computes SIFT descriptors at some of the keypoints, with their scale and angle.
+    """Computes SIFT descriptors at selected keypoints, with the keypoints' scale and angle.
 
-    A descriptor does not depend on which other keypoints are chosen.
+    A descriptor does not depend on the other selected keypoints.
 
     Args:
-      grey: uint8 [h, w], the image described (not necessarily the one the keypoints are from).
+      grey: uint8 [h, w], the image to describe (keypoints may come from another image).
       keypoints: of the page.
-      chosen: int [n], rows of `keypoints`.
+      selection: int [n], rows of `keypoints`.
       sigma: as in `detect`.
 
     Returns:
       uint8 [n, 128]: OpenCV's descriptors, whose floats hold whole numbers from 0 to 255.
     """
-    descriptors = np.zeros((len(chosen), 128), np.uint8)
-    if not len(chosen):
+    descriptors = np.zeros((len(selection), 128), np.uint8)
+    if not len(selection):
         return descriptors
     sift = cv2.SIFT_create(sigma=sigma)
-    # OpenCV builds its pyramid from the lowest octave asked for, and blurs differently where
-    # that is not the doubled image; one keypoint of it keeps the pyramid the same.
+    # OpenCV starts its pyramid at the lowest octave of the keypoints to describe, and blurs
+    # differently if this is not the doubled image. One more keypoint, of the page's lowest octave,
+    # keeps the pyramid the same for every selection.
     lowest = min((keypoint.octave for keypoint in keypoints.objects), key=_octave)
     anchor = cv2.KeyPoint(0, 0, 1, 0, 0, lowest)
-    positions = keypoints.positions[chosen]
+    positions = keypoints.positions[selection]
     for tile in _tiles(grey):
         rows = np.flatnonzero(tile.owns(positions))
         if not len(rows):
             continue
         local = (positions[rows] - np.float32(tile.offset)).tolist()
-        asked = [
+        moved = [
             cv2.KeyPoint(x, y, keypoint.size, keypoint.angle, 0, keypoint.octave)
-            for (x, y), keypoint in zip(local, (keypoints.objects[i] for i in chosen[rows]))
+            for (x, y), keypoint in zip(local, (keypoints.objects[i] for i in selection[rows]))
         ]
-        _, computed = sift.compute(tile.view, [*asked, anchor])
+        _, computed = sift.compute(tile.view, [*moved, anchor])
         descriptors[rows] = computed[:-1]
     return descriptors
 
 
 def from_table(table: np.ndarray, sigma: float) -> Keypoints:
-    """Makes keypoints of a table, for positions that were found elsewhere.
+    """Creates keypoints from a table of positions.
 
     Args:
-      table: float [n, 2] (x, y), or [n, 4] (x, y, size, angle) with the diameter in pixels and
-        the angle in degrees, as OpenCV means them. Without them: a diameter of 4 sigma, upright.
-      sigma: blur of the first octave; with the size it says at which level of the pyramid a
+      table: float [n, 2] (x, y), or [n, 4] (x, y, size, angle) with the diameter in pixels and the
+        angle in degrees, as in OpenCV. Without size and angle: a diameter of 4 sigma, upright.
+      sigma: blur of the first octave. Sigma and size determine the level of the pyramid at which a
         descriptor is computed.
+
+    Raises:
+      PageError: the table has another shape, a number is not finite, or a size is not positive.
     """
     if table.ndim != 2 or table.shape[1] not in (2, 4):
         raise PageError(f"keypoints are x,y or x,y,size,angle, got an array {list(table.shape)}")
@@ -143,7 +153,7 @@ def read_table(path: Path) -> np.ndarray:
       float64 [n, 2] or [n, 4].
 
     Raises:
-      PageError: missing or unreadable file, missing column, a cell that is no number.
+      PageError: the file is missing or unreadable, a column is missing, or a cell is no number.
     """
     try:
         if path.suffix == ".npy":
@@ -160,12 +170,12 @@ def read_table(path: Path) -> np.ndarray:
 
 
 def _octave(packed: int) -> int:
-    """The octave in OpenCV's packed field: its lowest byte, signed."""
+    """The octave in OpenCV's packed field: the lowest byte, signed."""
     return (packed & 255) - 256 if packed & 128 else packed & 255
 
 
 def _pack_octave(size: float, sigma: float) -> int:
-    """OpenCV's packed octave and layer of a keypoint of this size (octave -1 is doubled)."""
+    """OpenCV's packed octave and layer of a keypoint of this size (octave -1: doubled image)."""
     level = max(1, round(_OCTAVE_LAYERS * math.log2(size / sigma)))
     octave = (level - 1) // _OCTAVE_LAYERS
     layer = level - octave * _OCTAVE_LAYERS

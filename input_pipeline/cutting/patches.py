@@ -1,7 +1,7 @@
-"""Cuts patches of handwriting out of a page: which keypoints are kept, and the crops at them.
+"""Cuts patches of handwriting from a page: selects keypoints and crops the page around them.
 
-One function for all published ways of sampling; they differ in the fields
-of `Rule` alone. Axes: n patches, s side of a patch, h w c page height, width, channels.
+One function implements all published ways of sampling; they differ only in the fields of `Rule`.
+Axes: n patches, s side of a patch, h w c page height, width, channels.
 """
 
 from dataclasses import dataclass, fields
@@ -24,8 +24,8 @@ _CHOICES = {
 }
 # Thresholds of Canny's edge detector, as in the published extraction from colour pages.
 _CANNY = (30, 200)
-# A crop's pixel is black below, white above these grey values of 255 (0.005 and 0.995), here in
-# units of 1/10,000 so that the weights .2989, .587, .114 are whole numbers.
+# A pixel is black below _BLACK and white above _WHITE: grey values 0.005 and 0.995 times 255, in
+# units of 1/10,000, so that the weights .2989, .587, .114 are whole numbers.
 _BLACK, _WHITE = 12_750, 2_537_250
 
 
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
     patches: uint8 [n, s, s, 3], RGB; the keypoint is the pixel (s/2, s/2).
     ink: uint8 [n, s*s/8], the mask of ink (1) and paper (0), row-major, packed by np.packbits.
     x, y: int32 [n], the keypoint's pixel on the scaled page.
-    descriptors: uint8 [n, 128], raw SIFT, or None where the rule asks for none.
+    descriptors: uint8 [n, 128], raw SIFT; None if `Rule.descriptors` is false.
     """
 
     patches: np.ndarray
@@ -45,18 +45,18 @@ class Cut(NamedTuple):
     descriptors: np.ndarray | None
 
     def shipped(self) -> dict[str, np.ndarray]:
-        """The arrays that a device is sent, by name: descriptors only where there are some."""
+        """The arrays that are sent to a device, by name; descriptors only if they exist."""
         arrays = {"patches": self.patches, "ink": self.ink}
         return arrays if self.descriptors is None else arrays | {"descriptors": self.descriptors}
 
     def take(self, rows: np.ndarray | slice) -> "Cut":
-        """Some of the patches."""
+        """The patches in these rows."""
         return Cut(*(None if array is None else array[rows] for array in self))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What decides how a page is cut: the fields of configs/common.py store_config, see there."""
+    """How a page is cut; `store_config` of configs/common.py describes the fields."""
 
     rule: str
     patch_size: int
@@ -101,7 +101,7 @@ class Rule:
 
     @classmethod
     def from_config(cls, store: ConfigDict) -> "Rule":
-        """Takes the fields that decide what is cut from a store section."""
+        """Reads the fields of a rule from a store section."""
         return cls(**{field.name: store[field.name] for field in fields(cls)})
 
 
@@ -116,14 +116,14 @@ def cut_page(
 
     Args:
       image: uint8 [h, w, 3], RGB, already scaled by `rule.scale`.
-      rule: how.
-      page_seed: draws the patches where `rule.pick` is `random`; without effect otherwise.
-      table: keypoints to use in place of detected ones, see keypoints.from_table.
-      mask: bool [h, w]; keypoints outside of it are left out. They are detected on the whole page,
-        so that its border has none.
+      rule: how to cut.
+      page_seed: seed of the random choice if `rule.pick` is `random`; unused otherwise.
+      table: keypoints to use in place of detected keypoints, see keypoints.from_table.
+      mask: bool [h, w]; keypoints outside of the mask are left out. Keypoints are detected on the
+        whole page, so that the border of the mask gives no keypoints.
 
     Returns:
-      the patches; none (n = 0) where the page has no handwriting.
+      the patches; none (n = 0) if the page has no handwriting.
 
     Raises:
       PageError: `table` is malformed or has a keypoint outside of the page.
@@ -133,15 +133,15 @@ def cut_page(
     grey = binarize.to_grey(image, rule.grey)
     ink = binarize.ink_mask(grey, rule.binarization)
     if table is None:
-        found = keypoints.detect(
+        points = keypoints.detect(
             (1 - ink) * 255 if rule.detect_on == "binary" else grey, rule.sift_sigma
         )
     else:
-        found = keypoints.from_table(table, rule.sift_sigma)
-    x, y = found.positions.astype(np.int64).T
+        points = keypoints.from_table(table, rule.sift_sigma)
+    x, y = points.positions.astype(np.int64).T
     if table is not None and ((x < 0) | (x >= w) | (y < 0) | (y >= h)).any():
         raise PageError(f"a keypoint lies outside of the page of {w} x {h} pixels")
-    # One keypoint a pixel, the first that SIFT names; sorted by x, then y.
+    # One keypoint per pixel: the first in SIFT's order. Sorted by x, then y.
     _, rows = np.unique(x * h + y, return_index=True)
     if mask is not None:
         rows = rows[mask[y[rows], x[rows]]]
@@ -150,7 +150,7 @@ def cut_page(
     x, y = x[rows], y[rows]
     if rule.centre_if_empty and not len(rows):
         x, y = np.array([w // 2]), np.array([h // 2])
-        found = keypoints.from_table(np.array([[w // 2, h // 2]]), rule.sift_sigma)
+        points = keypoints.from_table(np.array([[w // 2, h // 2]]), rule.sift_sigma)
         rows = np.array([0])
     black = rule.border == "black"
     masks = crops(ink, x, y, s, fill=int(black))
@@ -159,16 +159,16 @@ def cut_page(
         ink=np.packbits(masks.reshape(len(x), s * s), axis=1),
         x=x.astype(np.int32),
         y=y.astype(np.int32),
-        descriptors=keypoints.describe(grey, found, rows, rule.sift_sigma)
+        descriptors=keypoints.describe(grey, points, rows, rule.sift_sigma)
         if rule.descriptors
         else None,
     )
 
 
 def pick(n: int, rule: Rule, page_seed: int) -> np.ndarray:
-    """Rows of n that stay when at most `rule.max_patches_per_page` are kept, int64, ascending.
+    """Selects at most `rule.max_patches_per_page` of n rows: int64, ascending.
 
-    `even`: the i-th of m is floor(i * (n - 1) / (m - 1)), as in the published code.
+    `even`: the i-th of m rows is floor(i * (n - 1) / (m - 1)), as in the published code.
     """
     m = n if rule.max_patches_per_page == -1 else rule.max_patches_per_page
     if n <= m:
@@ -182,7 +182,7 @@ def crops(image: np.ndarray, x: np.ndarray, y: np.ndarray, s: int, fill: int) ->
     """Cuts windows [y - s/2, y + s/2) x [x - s/2, x + s/2) of an image [h, w] or [h, w, c].
 
     Returns:
-      [n, s, s] or [n, s, s, c] of the image's dtype, `fill` outside of the image.
+      [n, s, s] or [n, s, s, c] of the image's dtype; pixels outside of the image are `fill`.
     """
     half = s // 2
     around = cv2.copyMakeBorder(
@@ -194,10 +194,10 @@ def crops(image: np.ndarray, x: np.ndarray, y: np.ndarray, s: int, fill: int) ->
     return windows[y, x]
 
 
-def window_share(
+def window_fraction(
     mask: np.ndarray, x: np.ndarray, y: np.ndarray, s: int, outside: bool
 ) -> np.ndarray:
-    """Share of ones in the windows of `crops`, from an integral image.
+    """Fraction of ones in the windows of `crops`, from an integral image.
 
     Args:
       mask: uint8 [h, w] of zeros and ones.
@@ -221,21 +221,21 @@ def window_share(
 def _keep(
     image: np.ndarray, ink: np.ndarray, x: np.ndarray, y: np.ndarray, rule: Rule
 ) -> np.ndarray:
-    """Which keypoints give a patch, bool [n]."""
+    """Whether each keypoint gives a patch, bool [n]."""
     h, w = ink.shape
     s = rule.patch_size
     black = rule.border == "black"
     if rule.keep == "ink":
-        share = window_share(ink, x, y, s, outside=black)
-        keep = (rule.min_ink <= share) & (share <= rule.max_ink)
+        fraction = window_fraction(ink, x, y, s, outside=black)
+        keep = (rule.min_ink <= fraction) & (fraction <= rule.max_ink)
     elif rule.keep == "grey":
         value = image.astype(np.int32) @ np.array([2989, 5870, 1140], np.int32)
-        dark = window_share((value < _BLACK).astype(np.uint8), x, y, s, outside=black)
-        bright = window_share((value > _WHITE).astype(np.uint8), x, y, s, outside=not black)
+        dark = window_fraction((value < _BLACK).astype(np.uint8), x, y, s, outside=black)
+        bright = window_fraction((value > _WHITE).astype(np.uint8), x, y, s, outside=not black)
         keep = (dark < rule.max_black) & (bright < rule.max_white)
     else:
         edges = cv2.Canny(image, *_CANNY)
-        keep = window_share(edges // 255, x, y, s, outside=False) >= rule.min_edges
+        keep = window_fraction(edges // 255, x, y, s, outside=False) >= rule.min_edges
     if rule.keypoint_on_ink:
         keep &= ink[y, x] == 1
     if rule.border == "drop":

@@ -1,21 +1,22 @@
-"""How wide the strokes of a page are: what a patch of so many pixels will see of a hand."""
+"""Stroke width of a page, which tells how much handwriting fits into a patch."""
 
 import numpy as np
 
-# A run of ink longer than so many of the middle one is no stroke: a border, a blot, a ruled line.
+# Runs of ink longer than this multiple of the median are no strokes: borders, blots, ruled lines.
 _LONGEST = 4
 
 
 def stroke_width(ink: np.ndarray) -> float:
-    """Mean width of the strokes of a page, in pixels; 0 where there is no ink.
+    """Mean width of the strokes of a page, in pixels; 0 without ink.
 
     A straight stroke of length l, width w and direction t crosses l |sin t| rows and l |cos t|
-    columns, so that its area w l over the root of the sum of squares of its runs in rows and in
-    columns is w, whatever its direction; the mean over strokes of all directions is at most a
-    ninth too wide. Runs that are too long for strokes are left out, in both.
+    columns. Let a and b be the numbers of its runs of ink along rows and along columns. Then its
+    area w l, divided by sqrt(a^2 + b^2), is w for every direction. The mean over strokes of all
+    directions is at most one ninth too wide. Runs that are too long for strokes are left out, along
+    rows and along columns.
 
     Args:
-      ink: uint8 [h, w], 1 where there is ink.
+      ink: uint8 [h, w], 1 on ink.
     """
     counts, areas = [], []
     for mask in (ink, ink.T):
@@ -31,7 +32,7 @@ def stroke_width(ink: np.ndarray) -> float:
 def _runs(mask: np.ndarray) -> np.ndarray:
     """Lengths of the runs of ones along the rows of a mask uint8 [h, w], int64."""
     h, w = mask.shape
-    # A zero before the first row and after every row keeps runs apart.
+    # A zero before the first row and after every row separates runs.
     padded = np.zeros((h, w + 1), np.int8)
     padded[:, :w] = mask
     ends = np.flatnonzero(np.diff(padded.reshape(-1), prepend=np.int8(0)))

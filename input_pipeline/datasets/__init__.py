@@ -1,1 +1,1 @@
-"""Collections of pages: the built-in corpus, and public ones by name (`catalog`)."""
+"""Collections of pages: the built-in corpus, and public collections by name (`catalog`)."""

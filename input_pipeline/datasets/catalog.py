@@ -1,10 +1,10 @@
-"""The public collections by name, and how `data.pages` names one: `tfds:NAME[/VARIANT]`.
+"""The public collections by name, and their form in `data.pages`: `tfds:NAME[/VARIANT]`.
 
     tfds:historical_wi                                  the default variant, binarised
     tfds:historical_wi/color,manual_dir=/data/hwi       its archives were unpacked in /data/hwi
-    tfds:hisfrag20,check_counts=false                   what is there, however much of it
+    tfds:hisfrag20,check_counts=false                   an incomplete copy is accepted
 
-The images are read where they lie; nothing is copied, and TFDS itself is not needed.
+The images are read in place, without copying. TFDS itself is not needed.
 """
 
 import difflib
@@ -47,7 +47,7 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 class Request(NamedTuple):
-    """A variant of a collection, and where it lies."""
+    """A variant of a collection, the folder of its files, and whether to check its counts."""
 
     collection: Collection
     variant: str
@@ -59,7 +59,7 @@ def find(name: str) -> tuple[Collection, str]:
     """The collection and variant of `NAME` or `NAME/VARIANT`.
 
     Raises:
-      UserError: an unknown name; names the nearest known one.
+      UserError: the name is unknown; the message suggests the nearest known name.
     """
     base, slash, variant = name.partition("/")
     if base not in COLLECTIONS:
@@ -70,7 +70,7 @@ def find(name: str) -> tuple[Collection, str]:
     if variant not in collection.variants:
         known = [name for name in collection.variants if name]
         if not known:
-            raise UserError(f"{base} has no variants, so no {variant!r} either; give {base}")
+            raise UserError(f"{base} has no variants, so {variant!r} is unknown; use {base}")
         raise UserError(_unknown(f"variant of {base}", variant, known))
     return collection, variant
 
@@ -82,7 +82,7 @@ def _unknown(what: str, word: str, known: list[str]) -> str:
 
 
 def default_manual_dir() -> Path:
-    """Where TFDS looks for files that were downloaded by hand."""
+    """The folder where TFDS expects files that were downloaded by hand."""
     data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(data_dir).expanduser() / "downloads" / "manual"
 
@@ -91,7 +91,7 @@ def parse(pages: str) -> Request:
     """Reads `tfds:NAME[/VARIANT][,manual_dir=FOLDER][,check_counts=false]`.
 
     Raises:
-      UserError: an unknown collection, variant or setting.
+      UserError: the collection, variant or setting is unknown.
     """
     name, *settings = re.split(r",(?=\w+=)", pages.removeprefix(PREFIX))
     collection, variant = find(name)
@@ -111,7 +111,7 @@ def parse(pages: str) -> Request:
 
 
 def list_pages(request: Request, split: str) -> tuple[Path, tuple[str, ...], list[Row]]:
-    """Folder, further columns and pages of a request; of all its splits where `split` is empty.
+    """Folder, further columns and pages of a request; pages of all splits if `split` is empty.
 
     Raises:
       UserError: see `layout.read_rows`.

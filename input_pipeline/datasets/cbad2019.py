@@ -1,6 +1,6 @@
-"""cBAD 2019: archival pages of seven European archives, without writers: for pretraining.
+"""cBAD 2019: pages of seven European archives, without writer labels; useful for pretraining.
 
-Base lines (PAGE XML) lie beside the images in folders page/ and are not read here.
+Baselines (PAGE XML) are stored in folders page/ beside the images and are not read here.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part
@@ -9,7 +9,7 @@ _FILES = r".+\.(?:jpe?g|png|tiff?)"
 
 
 def _part(split: str, names: tuple[str, ...], images: int) -> Part:
-    # The archive's folders first: `train` alone is a name that other collections use too.
+    # The archive's folders first, because other collections have folders `train` too.
     above = ("ICDAR-2019-cBAD-dataset/", "*cBAD*/", "")
     folders = tuple(f"{folder}{name}" for folder in above for name in names)
     return Part(split, folders, _FILES, images)

@@ -1,7 +1,7 @@
 """CLaMM 2016: Latin book scripts of the Middle Ages, labelled by script instead of writer.
 
-The tables name scripts by number (1 to 12) or by name; the column script always has the name, for
-images with two scripts both, joined by `+`.
+The tables give scripts by number (1 to 12) or by name. The column `script` always has the name; for
+images with two scripts it has both names, joined by `+`.
 """
 
 import re
@@ -23,12 +23,12 @@ SCRIPTS = (
     "Uncial",
 )
 FILES = r"[^@].*\.(?:tiff?|jpe?g|png)"
-# Headers of the column with the file name, over the years.
+# Header of the column with the file name; the spelling differs between years.
 FILE_COLUMN = "FILE_?NAME"
 
 
 def script_names(cells: str) -> str:
-    """Names of scripts that are given by number or name, joined by `+`."""
+    """Names of scripts, joined by `+`, from numbers or names joined by `+`."""
     names = []
     for cell in cells.split("+"):
         number = int(cell) if re.fullmatch(r"\d+", cell) else 0
@@ -43,7 +43,7 @@ def _relabel(split: str, values: dict[str, str]) -> dict[str, str]:
 
 
 def _part(split: str, folder: str, table: str, images: int) -> Part:
-    # The second script of task 2 may stand in a column without a name.
+    # The second script of task 2 may be in a column without a name.
     columns = {"script": r"SCRIPT.*|"}
     return Part(split, (folder,), FILES, images, table=Table((table,), FILE_COLUMN, columns))
 
@@ -52,7 +52,7 @@ COLLECTION = Collection(
     name="clamm16",
     description=(
         "ICFHR 2016 Competition on the Classification of Medieval Handwritings in Latin Script: "
-        "grey images of 300 dpi of 12 scripts. Task 1: one script an image; task 2: also two. "
+        "grey images of 300 dpi of 12 scripts. Task 1: one script per image; task 2: one or two. "
         "Writers are not known."
     ),
     homepage="https://zenodo.org/records/5526880",

@@ -1,7 +1,7 @@
 """CLaMM 2017: Latin book scripts of the Middle Ages, labelled by script and date.
 
-The tables of the tests name their columns unlike that of the training, and one lists an image that
-its archive does not hold.
+The tables of the test splits have other column names than the table of the training split. One
+table lists an image that is missing in its archive.
 """
 
 from saghog_jax.input_pipeline.datasets.clamm16 import FILE_COLUMN, FILES, script_names

@@ -1,7 +1,7 @@
-"""What is known of a public collection: where to get it, its layout, its labels, its counts.
+"""Description of a public collection: download, layout of its folders, labels, official counts.
 
-A `Collection` is the one place that says it; `layout.read_rows` reads the folders by it, for the
-manifest (`catalog`) and for the TFDS builder (`tfds_builder`) alike.
+`layout.read_rows` reads folders according to a `Collection`, for the manifest (`catalog`) and for
+the TFDS builder (`tfds_builder`).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download; MD5 and size in bytes as published, where known."""
+    """A file to download; MD5 and size in bytes as published, if known."""
 
     name: str
     md5: str = ""
@@ -36,12 +36,12 @@ class Archive:
 class Table:
     """The CSV that labels the images of a split; images that it does not list are left out.
 
-    names: file names it may have, in the folder of the images or one of the two above.
+    names: possible file names, in the folder of the images or one of the two folders above.
     file: regular expression of the header of the column with the image's file name.
-    columns: for a column of ours the regular expression of its headers there; where several fit,
-      their cells are joined by `+`.
-    optional: columns of ours that may be missing.
-    absent: images that it lists although the archive does not hold them.
+    columns: for each column of the manifest the regular expression of the headers in the CSV; if
+      several headers match, their cells are joined by `+`.
+    optional: columns of the manifest that may be missing in the CSV.
+    absent: images that the CSV lists although they are missing in the archive.
     """
 
     names: tuple[str, ...]
@@ -55,12 +55,12 @@ class Table:
 class Part:
     """One split of a collection.
 
-    folders: glob patterns of the folder that holds the images; `.` is the manual folder itself.
-    files: regular expression that the whole name of an image fits, in upper or lower case; its
-      named groups `writer` and `page` are labels, others are columns. Without a group the page is
-      the name without its suffix.
-    images, writers, pages: official counts: of images, of different writers (0 where the collection
-      names none), and of different values of the column page; None is not checked.
+    folders: glob patterns of the folder with the images; `.` is the manual folder itself.
+    files: regular expression that matches the whole name of an image, in upper or lower case. The
+      named groups `writer` and `page` are labels, other groups are columns. Without a group `page`
+      the page is the file name without its suffix.
+    images, writers, pages: official counts: of images, of different writers (0 if the collection
+      has no writer labels), and of different values of the column page. None is not checked.
     """
 
     split: str
@@ -76,14 +76,14 @@ class Part:
 class Collection:
     """A public corpus.
 
-    name: as its TFDS builder is named.
-    license: what the publishers say; where that is not known here, where to look.
-    variants: the splits of each variant, the default one first; "" where there is only one.
-    archives: what to download for each variant.
+    name: also the name of its TFDS builder.
+    license: the publishers' terms; if unknown to us, where to find them.
+    variants: the splits of each variant, the default variant first; "" if there is only one.
+    archives: files to download for each variant.
     columns: further columns, in order.
-    relabel: from the name of a split and the values of groups and table (with `page`) to the final
-      ones, where a regular expression cannot say it; None takes them as they are.
-    shared_writers: writers in more than one split; None where that is not known.
+    relabel: maps the name of a split and the values of groups and table (including `page`) to the
+      final values, for labels that a regular expression cannot express; None keeps the values.
+    shared_writers: number of writers in more than one split; None if unknown.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Collection:
     shared_writers: int | None = None
 
     def full_name(self, variant: str) -> str:
-        """The name with the variant, if it has one."""
+        """The name, with the variant if there are several."""
         return f"{self.name}/{variant}" if variant else self.name
 
     def splits(self, variant: str) -> list[str]:
@@ -106,7 +106,7 @@ class Collection:
         return [part.split for part in self.variants[variant]]
 
     def instructions(self, variant: str) -> str:
-        """How to get the files, in one line."""
+        """Download instructions, in one line."""
         parts = self.variants[variant]
         folders = dict.fromkeys(f"{part.folders[0]}/" for part in parts if part.folders[0] != ".")
         tables = dict.fromkeys(part.table.names[0] for part in parts if part.table)

@@ -1,8 +1,8 @@
-"""CVL 1.1: modern handwriting in English and German, as cropped pages or whole ones.
+"""CVL 1.1: modern handwriting in English and German, as cropped pages or whole pages.
 
-The cropped pages lie in one folder; the 27 writers with seven pages are the split train. Pages are
-numbered 1, 2, 3, 4, 6, in train also 7 and 8. Writer 0431 left pages 3 and 4 blank: they are left
-out where the files exist, which makes 1,413 pages of the nominal 1,415.
+All cropped pages are in one folder; the 27 writers with seven pages are the split train. Pages are
+numbered 1, 2, 3, 4, 6, in train also 7 and 8. Pages 3 and 4 of writer 0431 are blank. They are left
+out if the files exist, which leaves 1,413 pages of the nominal 1,415.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part

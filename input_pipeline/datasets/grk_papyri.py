@@ -1,6 +1,7 @@
 """GRK-Papyri: Greek documents on papyrus of the sixth century, known as GRK-50.
 
-The number after the last underscore is the page and all before it the writer, as in Apa_Rhasios_1.
+In a file name such as Apa_Rhasios_1, the number after the last underscore is the page, and the part
+before it is the writer.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part

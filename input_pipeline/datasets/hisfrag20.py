@@ -1,8 +1,8 @@
 """HisFrag20: pages torn into fragments by a program, for retrieval by writer or by page.
 
 Files are named WRITER_PAGE_FRAGMENT. The numbers of 331 writers occur in both splits, on different
-pages: they are kept as they are, so a model trained on writers of `train` has met a part of `test`.
-The column page holds writer and page, as pages are numbered for each writer.
+pages. The numbers are not changed, so a model trained on the writers of `train` has seen some
+writers of `test`. The column `page` holds writer and page, because pages are numbered per writer.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part

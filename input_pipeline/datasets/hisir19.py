@@ -1,8 +1,8 @@
 """HisIR19: 20,000 images of manuscript books, letters and charters, for retrieval by writer.
 
-The writers stand in CSVs beside the archives; one of these has the column FILENEMA where the other
-has FILENAME, and only one has a category. Each CSV numbers its writers, and nothing says that the
-numbers of both agree: the split is made part of the writer.
+The writers are in CSVs beside the archives. One CSV has the column FILENEMA instead of FILENAME,
+and only one has a category. Each CSV numbers its writers, and it is unknown whether the numbers of
+both agree. Therefore the split becomes a part of the writer label.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part, Table
@@ -28,7 +28,7 @@ COLLECTION = Collection(
     description=(
         "ICDAR 2019 Competition on Image Retrieval for Historical Handwritten Documents. "
         "Validation: 300 writers with 1 image, 100 with 3, 120 with 5. Test: 20,000 images, 1 to "
-        "5 a writer. The organisers suggest the test split of historical_wi to train on."
+        "5 per writer. The organisers suggest the test split of historical_wi for training."
     ),
     homepage="https://zenodo.org/records/3262372",
     license="See the record https://zenodo.org/records/3262372.",

@@ -1,6 +1,7 @@
 """ICDAR 2017 Historical-WI: letters and manuscripts of the 13th to 20th century, in two variants.
 
-Training images are PNG, test images JPEG; the writer is what stands before the first hyphen.
+Training images are PNG, test images JPEG. The writer is the part of the file name before the first
+hyphen.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part

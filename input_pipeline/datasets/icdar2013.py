@@ -1,7 +1,7 @@
 """ICDAR 2013 writer identification: modern handwriting in English and Greek.
 
-Both splits number their writers (train 027 to 126, test 001 to 250), for other people: the split is
-made part of the writer, so that nothing can join them.
+Both splits number their writers (train 027 to 126, test 001 to 250), but the same number stands for
+different people. Therefore the split becomes a part of the writer label.
 """
 
 from saghog_jax.input_pipeline.datasets.collection import Archive, Collection, Part

@@ -1,4 +1,4 @@
-"""The unpacked folders of a public collection to rows of a manifest, checked against its counts."""
+"""Reads the unpacked folders of a public collection as rows of a manifest; checks its counts."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 
 # Examples that a message names.
 _NAMED = 3
-_ADVICE = "unpack the archive again, or give check_counts=false to take what is there"
+_ADVICE = "unpack the archive again, or use check_counts=false to accept an incomplete copy"
 
 
 def read_rows(
@@ -26,31 +26,31 @@ def read_rows(
 
     Args:
       variant: a key of `collection.variants`.
-      manual_dir: where the archives were unpacked, itself or in its subfolder of the collection's
-        name.
-      split: only this one; all where empty.
-      check_counts: whether everything must be there that was published. Otherwise what is there
-        is taken, and whole splits may be missing.
+      manual_dir: the archives were unpacked in this folder, or in its subfolder with the
+        collection's name.
+      split: only this split; all splits if empty.
+      check_counts: whether the official counts must match. Otherwise files and whole splits may be
+        missing.
 
     Raises:
-      UserError: an unknown split; a folder or table that is missing (says what to download) or
-        damaged; the same page twice; other counts than the official ones.
+      UserError: the split is unknown, a folder or table is missing (the message tells what to
+        download) or damaged, a page occurs twice, or counts differ from the official counts.
     """
     where = collection.full_name(variant)
     known = collection.splits(variant)
     if split and split not in known:
         raise UserError(f"{where} has no split {split!r}, known: {', '.join(known)}")
     parts = [part for part in collection.variants[variant] if split in ("", part.split)]
-    found: dict[str, list[Row]] = {}
+    rows_of_splits: dict[str, list[Row]] = {}
     for part in parts:
         rows = _part_rows(collection, variant, part, manual_dir, check_counts)
         if rows:
-            found[part.split] = rows
-    if not found:
+            rows_of_splits[part.split] = rows
+    if not rows_of_splits:
         raise _missing(collection, variant, manual_dir, [name for p in parts for name in p.folders])
     if check_counts and not split and collection.shared_writers is not None:
-        _check_shared(where, collection.shared_writers, found)
-    return [row for rows in found.values() for row in rows]
+        _check_shared(where, collection.shared_writers, rows_of_splits)
+    return [row for rows in rows_of_splits.values() for row in rows]
 
 
 def _part_rows(
@@ -65,12 +65,12 @@ def _part_rows(
     where = f"{collection.full_name(variant)}, split {part.split}"
     _check_twins(where, folder, names)
     labels: Mapping[str, dict[str, str]] = {name: {} for name in names}
-    excused = 0
+    absent = 0
     if part.table:
         path = _find_table(part.table, folder, root)
         if path is None:
             raise _missing(collection, variant, root, part.table.names)
-        labels, excused = _read_labels(path, part.table, names, check_counts)
+        labels, absent = _read_labels(path, part.table, names, check_counts)
     below = folder.relative_to(root)
     rows = []
     for name, cells in labels.items():
@@ -84,7 +84,7 @@ def _part_rows(
     if check_counts:
         siblings = [re.compile(p.files, re.IGNORECASE) for p in collection.variants[variant]]
         strange = [name for name in others if not any(s.fullmatch(name) for s in siblings)]
-        _check_counts(where, folder, part, rows, excused, strange)
+        _check_counts(where, folder, part, rows, absent, strange)
     return rows
 
 
@@ -103,10 +103,11 @@ def _missing(
 def _find_images(
     root: Path, name: str, patterns: tuple[str, ...], expression: re.Pattern[str]
 ) -> tuple[Path | None, list[str], list[str]]:
-    """The first folder with images that fit; their names, and those of its other images.
+    """The first folder with matching images, the names of these images, and of its other images.
 
-    The collection's own folder `name` comes first. A folder is also looked for one level deeper,
-    and within itself: some programs unpack an archive into a folder of the archive's name.
+    The collection's folder `name` has priority. Folders are also searched one level deeper, and in
+    a subfolder of the same name, because some programs unpack an archive into a folder with the
+    archive's name.
     """
     for base in (root / name, root):
         for pattern in patterns:
@@ -149,7 +150,7 @@ def _check_twins(where: str, folder: Path, names: list[str]) -> None:
         twin = stems.setdefault(Path(name).stem, name)
         if twin != name:
             raise UserError(
-                f"{where}: {folder} holds one page twice, as {twin!r} and as {name!r}; keep one"
+                f"{where}: {folder} holds one page twice, as {twin!r} and as {name!r}; delete one"
             )
 
 
@@ -164,7 +165,10 @@ def _find_table(table: Table, folder: Path, root: Path) -> Path | None:
 def _read_labels(
     path: Path, table: Table, names: list[str], check_counts: bool
 ) -> tuple[dict[str, dict[str, str]], int]:
-    """Cells of each image that is listed and there; and how many others are excused."""
+    """Cells of each image that is listed and exists.
+
+    Also returns the number of listed images that may be missing (`Table.absent`) and are missing.
+    """
     header, rows = read_table(path)
     (file, *_) = _places(path, header, table.file)
     columns = {
@@ -183,51 +187,53 @@ def _read_labels(
             key: "+".join(filter(None, (cells[place].strip() for place in places)))
             for key, places in columns.items()
         }
-    excused = (table.absent & listed.keys()).difference(names)
-    missing = sorted(listed.keys() - names - excused)
+    absent = (table.absent & listed.keys()).difference(names)
+    missing = sorted(listed.keys() - names - absent)
     if missing and check_counts:
         raise UserError(
-            f"{path} lists {len(missing):,} images that are not there, such as "
+            f"{path} lists {len(missing):,} images that do not exist, such as "
             f"{', '.join(map(repr, missing[:_NAMED]))}; {_ADVICE}"
         )
-    return {name: listed[name] for name in names if name in listed}, len(excused)
+    return {name: listed[name] for name in names if name in listed}, len(absent)
 
 
 def _places(path: Path, header: list[str], regex: str, optional: bool = False) -> list[int]:
-    """Columns of this name."""
-    found = [i for i, name in enumerate(header) if re.fullmatch(regex, name, re.IGNORECASE)]
-    if not found and not optional:
+    """Indices of the columns whose header matches."""
+    places = [i for i, name in enumerate(header) if re.fullmatch(regex, name, re.IGNORECASE)]
+    if not places and not optional:
         raise UserError(
             f"{path}: no column has a name like {regex!r}, only {', '.join(map(repr, header))}"
         )
-    return found
+    return places
 
 
 def _check_counts(
-    where: str, folder: Path, part: Part, rows: list[Row], excused: int, others: list[str]
+    where: str, folder: Path, part: Part, rows: list[Row], absent: int, others: list[str]
 ) -> None:
     official = {"images": part.images, "writers": part.writers, "pages": part.pages}
     counted = {
-        "images": len(rows) + excused,
+        "images": len(rows) + absent,
         "writers": len({row.writer for row in rows} - {""}),
         "pages": len({row.page for row in rows}),
     }
     expected = {what: number for what, number in official.items() if number is not None}
-    found = {what: counted[what] for what in expected}
-    if found == expected:
+    actual = {what: counted[what] for what in expected}
+    if actual == expected:
         return
-    wanted, got = (
+    expected_text, actual_text = (
         ", ".join(f"{number:,} {what}" for what, number in counts.items())
-        for counts in (expected, found)
+        for counts in (expected, actual)
     )
     named = ", ".join(map(repr, others[:_NAMED]))
     further = f" and {len(others):,} images of other names, such as {named}," if others else ""
-    raise UserError(f"{where}: expected {wanted}, found {got}{further} in {folder}; {_ADVICE}")
+    raise UserError(
+        f"{where}: expected {expected_text}, found {actual_text}{further} in {folder}; {_ADVICE}"
+    )
 
 
-def _check_shared(where: str, expected: int, found: Mapping[str, list[Row]]) -> None:
+def _check_shared(where: str, expected: int, rows_of_splits: Mapping[str, list[Row]]) -> None:
     splits: dict[str, set[str]] = {}
-    for split, rows in found.items():
+    for split, rows in rows_of_splits.items():
         for row in rows:
             splits.setdefault(row.writer, set()).add(split)
     shared = sorted(writer for writer, at in splits.items() if writer and len(at) > 1)

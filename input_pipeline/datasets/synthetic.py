@@ -1,8 +1,8 @@
-"""The built-in corpus: pages of synthetic handwriting, written once from a seed.
+"""The built-in corpus: pages of synthetic handwriting, generated once from a seed.
 
-Every writer has letters and traits of their own (synthetic_hand.py); every page its own text
-(synthetic_text.py), paper, ink, light and noise (synthetic_page.py), drawn from streams that know
-nothing of the writer.
+Every writer has individual letters and traits (synthetic_hand.py). Every page has individual text
+(synthetic_text.py), paper, ink, light and noise (synthetic_page.py), from random streams that are
+independent of the writer.
 """
 
 import csv
@@ -23,11 +23,11 @@ import numpy as np
 from saghog_jax.input_pipeline.datasets import synthetic_hand, synthetic_page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 
-# Part of the digest: goes up with every change of what is drawn.
+# Part of the digest; increased whenever pages would be drawn differently.
 FORMAT = 2
-# Quick to pack, and smaller than with a filter.
+# Fast compression; without a filter the files are smaller.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-# Pages that are worth starting another process for.
+# Pages per worker process; starting a process for fewer pages does not pay off.
 PAGES_PER_WORKER = 16
 # Temporary folders of killed writes are removed after this many seconds.
 STALE = 3600
@@ -35,17 +35,18 @@ STALE = 3600
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is written.
+    """Size and seed of a corpus.
 
     Attributes:
-      train_writers, test_writers: writers of split=train, and others of split=test.
-      pages: of each writer, at least 1.
-      width, height: of a page, pixels, at least 100.
-      lines: at most; each page has up to three fewer.
-      seed: of all of it.
+      train_writers, test_writers: number of writers of split=train, and of other writers of
+        split=test.
+      pages: number of pages per writer, at least 1.
+      width, height: of a page in pixels, at least 100.
+      lines: largest number of lines, at least 1; each page has up to three lines fewer.
+      seed: of the whole corpus.
 
     Raises:
-      ValueError: a number below what is said above, or below 0.
+      ValueError: a number is negative or smaller than stated above.
     """
 
     train_writers: int = 40
@@ -68,12 +69,12 @@ class Corpus:
 
     @property
     def writers(self) -> int:
-        """Writers of both parts."""
+        """Number of writers of both splits."""
         return self.train_writers + self.test_writers
 
     @property
     def digest(self) -> str:
-        """Of all that decides the pages, 12 hexadecimal digits."""
+        """12 hexadecimal digits over all inputs of the pages."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -82,12 +83,12 @@ DEFAULT = Corpus()
 
 
 def ensure(cache: Path, corpus: Corpus = DEFAULT, workers: int = 0) -> Path:
-    """Writes the corpus below `cache` unless it is there already.
+    """Writes the corpus below `cache`, unless it exists already.
 
     Args:
       cache: the corpus becomes its subfolder `synthetic-<digest>`.
-      corpus: what is written.
-      workers: processes, 0 takes one a core; the bytes do not depend on it.
+      corpus: size and seed.
+      workers: number of processes, 0: one per core; the bytes do not depend on this number.
 
     Returns:
       path of the manifest, a CSV with the columns path, writer, page, split.
@@ -98,7 +99,7 @@ def ensure(cache: Path, corpus: Corpus = DEFAULT, workers: int = 0) -> Path:
         return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-*"):
-        # Another process may be tidying up as well.
+        # Another process may remove the folder at the same time.
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > STALE:
                 shutil.rmtree(left, ignore_errors=True)
@@ -109,7 +110,7 @@ def ensure(cache: Path, corpus: Corpus = DEFAULT, workers: int = 0) -> Path:
         try:
             temporary.rename(folder)
         except OSError:
-            # Either another process was faster (its bytes are the same), or the folder is damaged.
+            # Another process has written the same bytes first, or the existing folder is damaged.
             if not manifest.is_file():
                 shutil.rmtree(folder)
                 temporary.rename(folder)
@@ -122,9 +123,9 @@ def write_corpus(folder: Path, corpus: Corpus, workers: int = 0) -> None:
     """Writes `folder/pages/*.png` and then `folder/manifest.csv`; not atomic, see `ensure`.
 
     Args:
-      folder: exists.
-      corpus: what is written.
-      workers: processes, 0 takes one a core; the bytes do not depend on it.
+      folder: an existing folder.
+      corpus: size and seed.
+      workers: number of processes, 0: one per core; the bytes do not depend on this number.
     """
     (folder / "pages").mkdir(exist_ok=True)
     rows = manifest_rows(corpus)
@@ -138,7 +139,7 @@ def write_corpus(folder: Path, corpus: Corpus, workers: int = 0) -> None:
 
 
 def manifest_rows(corpus: Corpus) -> list[dict[str, str]]:
-    """The manifest; row n describes page n."""
+    """Rows of the manifest; row n describes page n."""
     rows = []
     for writer, page in itertools.product(range(corpus.writers), range(corpus.pages)):
         name = f"w{writer + 1:03d}"
@@ -165,7 +166,7 @@ def encode_page(corpus: Corpus, number: int) -> bytes:
 
 def render_page(corpus: Corpus, number: int) -> np.ndarray:
     """Page `number` of the corpus, uint8 [height, width, 3], RGB."""
-    # Separate streams: neither the writer nor the text can have a say in paper, light and noise.
+    # Separate streams: paper, light and noise are independent of the writer and the text.
     hand, text, paper = (
         _stream(corpus, kind, at)
         for kind, at in (("hand", number // corpus.pages), ("text", number), ("paper", number))

@@ -1,9 +1,9 @@
-"""Glyph skeletons of the built-in corpus: for every character, several ways to write it.
+"""Glyph skeletons of the built-in corpus: several ways to write every character.
 
-A skeleton is text: points "x,y" that the pen passes through, in units of the x-height (x to the
-right, y up, baseline 0, ascender 2, descender -1). A point that ends in `!` is a sharp turn, any
-other is passed smoothly; `;` lifts the pen. The first stroke is the body: it runs from where a join
-enters to where a join leaves; what follows (dots, bars) is drawn without a join.
+A skeleton is text: points "x,y" on the path of the pen, in units of the x-height (x to the right, y
+up, baseline 0, ascender 2, descender -1). A point that ends in `!` is a sharp turn, all other
+points are passed smoothly; `;` lifts the pen. The first stroke is the body: it starts where a join
+enters the letter and ends where a join leaves it. The other strokes (dots, bars) are not joined.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Glyph(NamedTuple):
 
     Attributes:
       points: float64 [k, 2].
-      smooth: float64 [k], 1 where the pen passes smoothly, 0 at a sharp turn.
+      smooth: float64 [k], 1 if the pen passes the point smoothly, 0 at a sharp turn.
       start: bool [k], true at the first point of each stroke.
     """
 
@@ -239,7 +239,7 @@ SKELETONS: dict[str, tuple[str, ...]] = {
 
 
 def parse(skeleton: str) -> Glyph:
-    """Reads one skeleton (the form is the module's)."""
+    """Parses one skeleton; the module's docstring describes its form."""
     points, smooth, start = [], [], []
     for run in skeleton.split(";"):
         for place, word in enumerate(run.split()):

@@ -1,6 +1,7 @@
-"""A hand of the built-in corpus: what stays the same whenever a writer writes, and its writing.
+"""A hand of the built-in corpus: the constant traits of a writer, and the writing of lines.
 
-Lengths are in units of the writer's x-height until `write_line` returns pixels; angles in radians.
+Lengths are in units of the writer's x-height, except those that `write_line` returns in pixels.
+Angles are in radians.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ import numpy as np
 
 from saghog_jax.input_pipeline.datasets.synthetic_glyphs import ALLOGRAPHS, Glyph
 
-# How far a writer's own letter shapes lie from the skeleton: whole letter, and single points.
+# Deviation of a writer's letter shapes from the skeleton: of whole letters, and of single points.
 LETTER_DEFORMATION = 0.05
 POINT_DEFORMATION = 0.025
-# How far one instance of a letter lies from the writer's own shape of it.
+# Deviation of one instance of a letter from the writer's shape of this letter.
 INSTANCE_DEFORMATION = 0.05
 INSTANCE_JITTER = 0.035
 
@@ -24,20 +25,20 @@ class Hand:
     """A writer's traits and letters.
 
     Attributes:
-      x_height: pixels.
-      aspect: width of a letter against its height.
-      slant: shift to the right for each unit of height.
-      roundness: length of a curve's tangents against its chord; about 1.2 is a circle.
-      pen: width of a stroke, pixels.
-      nib_angle, contrast: a broad nib held at this angle; 0 is a ball pen.
-      pressure: how much wider a stroke down is than one up.
-      ascender, descender: scale of what lies above the x-height and below the baseline.
+      x_height: in pixels.
+      aspect: width of a letter relative to its height.
+      slant: shift to the right per unit of height.
+      roundness: length of a curve's tangents relative to its chord; about 1.2 is a circle.
+      pen: width of a stroke in pixels.
+      nib_angle, contrast: angle and effect of a broad nib; with contrast 0 a ball pen.
+      pressure: additional width of downward strokes relative to upward strokes.
+      ascender, descender: scale of the parts above the x-height and below the baseline.
       letter_space, word_space: added between letters and between words.
-      tail: length of a letter's last stroke where no join follows.
+      tail: length of a letter's last stroke if no join follows.
       slope: of the baseline.
       wobble: of the baseline, standard deviation.
-      joins: letters after which the writer joins the next one.
-      letters: the writer's own shape of every character.
+      joins: letters that the writer joins to the next letter.
+      letters: the writer's shape of every character.
     """
 
     x_height: float
@@ -60,12 +61,12 @@ class Hand:
 
 
 class Path(NamedTuple):
-    """What the pen does; k points, pixels, y down.
+    """The path of the pen; k points in pixels, y down.
 
     Attributes:
       points: float64 [k, 2].
-      smooth: float64 [k], 1 where the pen passes smoothly, 0 at a sharp turn.
-      start: bool [k], true at the first point of each stroke: the pen comes down there.
+      smooth: float64 [k], 1 if the pen passes the point smoothly, 0 at a sharp turn.
+      start: bool [k], true at the first point of each stroke.
     """
 
     points: np.ndarray
@@ -75,14 +76,14 @@ class Path(NamedTuple):
 
 def deform(glyph: Glyph, whole: float, single: float, rng: np.random.Generator) -> Glyph:
     """Scales and shears a glyph a little (by `whole`) and moves its points (by `single`)."""
-    # Letters vary more in width and slant than in height, and least in how level they stand.
+    # Letters vary more in width and slant than in height, and least in rotation.
     matrix = np.eye(2) + rng.normal(0, whole, (2, 2)) * [[1.0, 1.0], [0.5, 0.7]]
     moved = (glyph.points[:, None, :] * matrix).sum(-1)
     return glyph._replace(points=moved + rng.normal(0, single, glyph.points.shape))
 
 
 def draw_hand(rng: np.random.Generator) -> Hand:
-    """A new writer."""
+    """Draws a new writer."""
     join_habit = rng.beta(0.9, 0.7)
     letters, joins = {}, set()
     for letter, allographs in ALLOGRAPHS.items():
@@ -112,7 +113,7 @@ def draw_hand(rng: np.random.Generator) -> Hand:
 
 
 def on_page(hand: Hand, rng: np.random.Generator) -> Hand:
-    """The hand as it is on one page: with another pen, a little larger, a little more slanted."""
+    """The variation of a hand on one page: another pen, slightly different size, slant, spacing."""
     return replace(
         hand,
         x_height=hand.x_height * rng.uniform(0.93, 1.07),
@@ -132,13 +133,13 @@ def write_line(
 
     Args:
       hand: the writer.
-      words: at least one; the first is written even where it is wider than the line.
-      x, y: where the baseline starts, pixels.
-      width: of the line, pixels.
+      words: at least one; the first word is written even if it is wider than the line.
+      x, y: start of the baseline in pixels.
+      width: of the line in pixels.
       rng: of this line.
 
     Returns:
-      what the pen did, and the number of words written.
+      the path of the pen, and the number of words written.
     """
     bodies, marks = [], []
     limit = width / (hand.x_height * hand.aspect)
@@ -155,7 +156,7 @@ def write_line(
             joins = (
                 place + 1 < len(word)
                 and letter in hand.joins
-                # A letter whose body ends on its left (a hooked y) leaves no way to join.
+                # A letter whose body ends on its left side (a hooked y) cannot be joined.
                 and glyph.points[body - 1, 0] > 0.55 * right
                 and rng.random() < 0.95
             )
@@ -177,7 +178,7 @@ def write_line(
 
 
 def join_paths(paths: Sequence[Path]) -> Path:
-    """One path after the other."""
+    """Concatenates paths."""
     return Path(*(np.concatenate(arrays) for arrays in zip(*paths)))
 
 
@@ -186,7 +187,7 @@ def _advance(hand: Hand, glyph: Glyph) -> float:
 
 
 def _way_over(points: np.ndarray, right: float) -> Path:
-    """The turn a join takes over a letter that begins at its upper right (a, c, d, g, q)."""
+    """The curve of a join over a letter that begins at its upper right (a, c, d, g, q)."""
     (x, y), (next_x, _) = points[:2]
     left = points[:, 0].min()
     over = [[left + 0.3 * right, 0.93 * y + 0.1]] if next_x < x and x - left > 0.45 * right else []
@@ -201,7 +202,7 @@ def _body_length(glyph: Glyph) -> int:
 def _to_pixels(
     hand: Hand, points: np.ndarray, x: float, y: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Proportions, slant, size and the baseline's course: x-heights, y up -> pixels, y down."""
+    """Applies proportions, slant, size and baseline: from x-heights, y up, to pixels, y down."""
     u, v = points[:, 0], points[:, 1]
     v = np.where(v > 1, 1 + (v - 1) * hand.ascender, np.where(v < 0, v * hand.descender, v))
     length, phase = rng.uniform(12, 30), rng.uniform(0, 2 * np.pi)

@@ -1,4 +1,4 @@
-"""A page of the built-in corpus: pen strokes to ink, and ink on paper, both drawn with OpenCV."""
+"""A page of the built-in corpus: draws pen strokes as ink, and ink on paper, with OpenCV."""
 
 import cv2
 import numpy as np
@@ -8,9 +8,9 @@ from saghog_jax.input_pipeline.datasets.synthetic_text import pseudo_words
 
 # Strokes are drawn this many times larger and then averaged, which smooths their edges.
 OVERSAMPLING = 4
-# Straight pieces that a curve between two points is drawn as.
+# Number of straight pieces that approximate a curve between two points.
 PIECES = 5
-# Fixed-point bits of the coordinates given to OpenCV.
+# Fixed-point bits of the coordinates in calls of OpenCV.
 SHIFT = 4
 
 
@@ -19,8 +19,9 @@ def lay_out(hand: Hand, shape: tuple[int, int], lines: int, rng: np.random.Gener
 
     Args:
       hand: the writer.
-      shape: h, w of the page, pixels.
-      lines: at most; fewer where the hand is too large, and up to three fewer by chance.
+      shape: h, w of the page in pixels.
+      lines: largest number of lines; fewer if the hand is too large, and up to three fewer at
+        random.
       rng: of the page.
     """
     h, w = shape
@@ -45,8 +46,8 @@ def trace(path: Path, roundness: float) -> tuple[np.ndarray, np.ndarray]:
     """Curves through the points of a path (cubic Hermite).
 
     Returns:
-      float64 [s, PIECES + 1, 2] points on the s curves, and float64 [s] how near an end of the
-      stroke each curve is (1 at an end, 0 inside).
+      float64 [s, PIECES + 1, 2], points on the s curves; and float64 [s], 1 for curves at an end of
+      a stroke, 0 for curves inside.
     """
     p = path.points
     inside = ~path.start[1:]
@@ -73,13 +74,13 @@ def trace(path: Path, roundness: float) -> tuple[np.ndarray, np.ndarray]:
 def draw_ink(
     path: Path, hand: Hand, shape: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Coverage by ink, uint8 [h, w], 255 where a pixel is covered.
+    """Coverage by ink, uint8 [h, w], 255 for a fully covered pixel.
 
     Args:
       path: of the whole page.
-      hand: gives the pen, its angle, contrast and pressure.
+      hand: pen, its angle, contrast and pressure.
       shape: h, w.
-      rng: of the page, for the unsteadiness of the pressure.
+      rng: of the page, for random variation of the pressure.
     """
     curves, at_end = trace(path, hand.roundness)
     step = np.diff(curves, axis=1)
@@ -102,10 +103,10 @@ def draw_ink(
 
 
 def draw_page(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Puts ink on a paper, light and noise of this page's own: uint8 [h, w, 3], RGB.
+    """Draws ink on random paper with random light and noise: uint8 [h, w, 3], RGB.
 
     Args:
-      ink: uint8 [h, w], as draw_ink gives it.
+      ink: uint8 [h, w], from draw_ink.
       rng: of the page.
     """
     h, w = ink.shape
@@ -119,9 +120,9 @@ def draw_page(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     light = np.clip(1 + gx * x + gy * y + gxy * x * y - abs(gr) * (x * x + y * y), 0.6, 1.06)
     light *= 1 + rng.uniform(0.0, 0.02) * _cloud(h, w, 60, rng)
     grain = rng.integers(-1, 2, (h, w), np.int8) * rng.uniform(0.3, 2.5)
-    # Whole steps, the same in all three channels: a page then packs to half the bytes.
+    # Whole steps, the same in all three channels: this halves the size of the PNG.
     light = np.rint(light * 230 + grain) / 230
-    # Ink is unevenly thick: it lets some paper through, more on some pages than on others.
+    # The thickness of ink varies: some paper shows through, more on some pages than on others.
     cover = rng.uniform(0.75, 1.0) * (1 + 0.15 * _cloud(h, w, 9, rng))
     if rng.random() < 0.6:
         ink = cv2.GaussianBlur(ink, (3, 3), 0)
@@ -134,8 +135,8 @@ def draw_page(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cloud(h: int, w: int, cell: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise in -1 to 1, float64 [h, w], that changes over about `cell` pixels."""
-    # Not cv2.resize: it rounds differently on different processors.
+    """Smooth noise in [-1, 1], float64 [h, w], that changes over about `cell` pixels."""
+    # cv2.resize is not used: it rounds differently on different processors.
     noise = rng.uniform(-1, 1, (h // cell + 2, w // cell + 2))
     for axis, size in ((0, h), (1, w)):
         at, between = np.divmod(np.arange(size) / cell, 1)

@@ -1,8 +1,8 @@
-"""Text for the built-in corpus: pseudo words that can be spoken, built from syllables."""
+"""Text for the built-in corpus: pronounceable pseudo words, built from syllables."""
 
 import numpy as np
 
-# Letters that begin, carry and end a syllable; what stands more often is drawn more often.
+# Letters that begin, carry and end a syllable; repeated entries are drawn more often.
 ONSETS, VOWELS, CODAS = (
     text.split()
     for text in (
@@ -15,13 +15,13 @@ ONSETS, VOWELS, CODAS = (
 
 
 def pseudo_words(count: int, rng: np.random.Generator) -> list[str]:
-    """Draws `count` words of one to four syllables, in sentences: with capitals and stops."""
+    """Draws `count` words of one to four syllables, in sentences with capitals and full stops."""
     words, left = [], 0
     for _ in range(count):
         syllables = 1 + rng.binomial(3, 0.3)
         word = ""
         for number in range(syllables):
-            # Some words begin with their vowel, and most syllables are open.
+            # Some words begin with a vowel, and most syllables are open.
             if number or rng.random() < 0.8:
                 word += ONSETS[rng.integers(len(ONSETS))]
             word += VOWELS[rng.integers(len(VOWELS))]

@@ -1,4 +1,4 @@
-"""TFDS builders of the public collections, for those who want them as data sources.
+"""TFDS builders of the public collections, for use as TFDS data sources.
 
     builder = make_builder("historical_wi/color", data_dir="/data/tfds")
     builder.download_and_prepare(
@@ -8,8 +8,8 @@
 
 Examples hold `image` (uint8 [h, w, 3], RGB, stored as the bytes of the original file), `path`,
 `writer`, `page` and the columns of the collection as text; unknown writers are empty. Records are
-ArrayRecord files, and TensorFlow is not needed. The rest of this project reads the original images
-instead, see `catalog`.
+stored in ArrayRecord files; TensorFlow is not needed. The rest of this project reads the original
+images instead, see `catalog`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = "1.0.0"
 
 
 def register() -> None:
-    """Makes all collections known to TFDS, as `tfds.builder("historical_wi/color")` needs it."""
+    """Registers all collections with TFDS, which `tfds.builder("historical_wi/color")` requires."""
     for name in COLLECTIONS:
         builder_class(name)
 
@@ -44,11 +44,11 @@ def make_builder(
 
     Args:
       name: `NAME` or `NAME/VARIANT`, see `catalog`.
-      data_dir: where TFDS writes, its own default if None.
+      data_dir: folder that TFDS writes to; None: TFDS's default.
       check_counts: see `layout.read_rows`.
 
     Raises:
-      UserError: an unknown name.
+      UserError: the name is unknown.
     """
     collection, variant = find(name)
     return builder_class(collection.name)(
@@ -58,15 +58,19 @@ def make_builder(
 
 @functools.cache
 def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
-    """The TFDS builder class of the collection `name`; registers it with TFDS."""
-    # Imported here: it takes a second, and only those who ask for a builder need it.
+    """The TFDS builder class of the collection `name`; registers it with TFDS.
+
+    The class is defined inside this function (hence its length), because its base class is imported
+    here: the import takes a second and only builders need it.
+    """
     import tensorflow_datasets as tfds
 
     collection = COLLECTIONS[name]
 
     class Pages(tfds.core.GeneratorBasedBuilder):
         name = collection.name
-        # TFDS looks it up by a package (importlib_resources) that it does not install.
+        # By default TFDS finds the path with a package (importlib_resources) that it does not
+        # install.
         code_path = tfds.core.Path(__file__)
         VERSION = tfds.core.Version(VERSION)
         BUILDER_CONFIGS = [  # noqa: RUF012 - the name and form that TFDS looks for
@@ -82,7 +86,7 @@ def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
         def __init__(
             self, *, check_counts: bool = True, file_format: Any = "array_record", **settings: Any
         ) -> None:
-            """As every TFDS builder; check_counts as in `make_builder`."""
+            """Like every TFDS builder; check_counts as in `make_builder`."""
             self._check_counts = check_counts
             super().__init__(file_format=file_format, **settings)
 
@@ -120,7 +124,7 @@ def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
                 labels = {"path": row.path, "writer": row.writer, "page": row.page, **row.extra}
                 yield row.path, {"image": str(manual_dir / row.path), **labels}
 
-    # Pickle finds it by this name, see __getattr__.
+    # Pickle finds the class by this name, see __getattr__.
     Pages.__name__ = Pages.__qualname__ = _class_name(collection.name)
     return Pages
 
@@ -131,9 +135,9 @@ def _class_name(name: str) -> str:
 
 
 def __getattr__(attribute: str) -> type[tfds.core.GeneratorBasedBuilder]:
-    """The builder classes as attributes of this module, made when they are asked for.
+    """The builder classes as attributes of this module, created on first access.
 
-    So they can be imported, and a pickled builder opens in a process that has not made it yet.
+    So they can be imported, and a pickled builder can be loaded in another process.
     """
     for name in COLLECTIONS:
         if attribute == _class_name(name):
@@ -146,7 +150,7 @@ def _manual_dir(
 ) -> Path:
     try:
         return Path(dl_manager.manual_dir)
-    # What TFDS raises where the folder is missing or empty.
+    # TFDS raises this exception if the folder is missing or empty.
     except AssertionError as error:
         message = " ".join(str(error).split()).split(" Create it")[0]
         raise UserError(

@@ -1,1 +1,1 @@
-"""Classes without writers: clusters of SIFT descriptors, linked pages."""
+"""Training classes without writer labels: clusters of SIFT descriptors, linked pages."""

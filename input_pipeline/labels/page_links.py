@@ -1,9 +1,9 @@
-"""Pages that are alike taken as one class: a guess at writers where nobody knows them.
+"""Classes of similar pages: a guess at the writers of pages without writer labels.
 
-Whole pages are told apart well by their SIFT descriptors alone. Two pages are linked if each is
-among the other's nearest, and those are the pages before the largest drop in similarity; linked
-pages, and what they are linked with, are of one class. The labels lie inside the store, in
-links/DIGEST/{labels.npy, pages.csv, labels.json}.
+SIFT descriptors alone distinguish the writers of whole pages well. The neighbours of a page are the
+pages before the largest drop in similarity. Two pages are linked if each is a neighbour of the
+other. The connected components of linked pages are the classes. The labels are saved inside the
+store, in links/DIGEST/{labels.npy, pages.csv, labels.json}.
 
 Axes: p pages, n patches, d width of a page's vector.
 """
@@ -23,9 +23,9 @@ from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.labels.pseudo_labels import read_labels, save_labels
 from saghog_jax.input_pipeline.store.reader import Store
 
-# Raised whenever the same descriptors and config would give other labels.
+# Increased whenever the same descriptors and config would give other labels.
 VERSION = 1
-# Similarities held at once, 64 MB.
+# Similarities in memory at once: 64 MB.
 _CHUNK_VALUES = 1 << 24
 
 
@@ -33,9 +33,9 @@ def link(vectors: np.ndarray, neighbours: int) -> np.ndarray:
     """The class of each page, int32 [p], numbered in the order of the pages.
 
     Args:
-      vectors: float32 [p, d], unit rows.
-      neighbours: a page is linked with at most so many others; only where it has one more is there
-        a drop.
+      vectors: float32 [p, d], rows of norm 1.
+      neighbours: largest number of neighbours of a page. The drop after the last neighbour needs
+        one more page, so at most p - 2 are possible.
     """
     p = len(vectors)
     most = min(neighbours, p - 2)
@@ -45,8 +45,8 @@ def link(vectors: np.ndarray, neighbours: int) -> np.ndarray:
     step = max(1, _CHUNK_VALUES // p)
     for first in range(0, p, step):
         similarity = vectors[first : first + step] @ vectors.T
-        mine = np.arange(len(similarity))
-        similarity[mine, first + mine] = -np.inf
+        own = np.arange(len(similarity))
+        similarity[own, first + own] = -np.inf
         nearest = np.argpartition(-similarity, most, axis=1)[:, : most + 1]
         values = np.take_along_axis(similarity, nearest, 1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -56,12 +56,13 @@ def link(vectors: np.ndarray, neighbours: int) -> np.ndarray:
         rows.append(first + row)
         columns.append(nearest[row, place])
     r, c = np.concatenate(rows), np.concatenate(columns)
-    asked = coo_matrix((np.ones(len(r), bool), (r, c)), (p, p)).tocsr()
-    return connected_components(asked.multiply(asked.T), directed=False)[1].astype(np.int32)
+    is_neighbour = coo_matrix((np.ones(len(r), bool), (r, c)), (p, p)).tocsr()
+    links = is_neighbour.multiply(is_neighbour.T)
+    return connected_components(links, directed=False)[1].astype(np.int32)
 
 
 def ensure_links(store: Store, config: ConfigDict) -> np.ndarray:
-    """The class of each patch of a store, made and saved inside the store if not there yet.
+    """The class of each patch of a store; computed and saved inside the store on the first call.
 
     Args:
       config: `saghog_jax.configs.common.page_links_config()`.
@@ -70,11 +71,12 @@ def ensure_links(store: Store, config: ConfigDict) -> np.ndarray:
       int32 [n], the class of the patch's page.
 
     Raises:
-      UserError: the store keeps no descriptors, or fewer than `words`; a field out of range.
+      UserError: the store has no SIFT descriptors, or fewer than `words`, or a field is out of
+        range.
     """
     for name in ("neighbours", "words"):
         if config[name] < 1:
-            raise UserError(f"config.links.{name}={config[name]}: at least 1")
+            raise UserError(f"config.links.{name}={config[name]} must be at least 1")
     text = json.dumps([VERSION, config.to_dict()], sort_keys=True)
     folder = store.path / "links" / hashlib.sha256(text.encode()).hexdigest()[:12]
     if not (folder / "labels.npy").exists():
@@ -98,10 +100,11 @@ def ensure_links(store: Store, config: ConfigDict) -> np.ndarray:
 
 
 def _page_vectors(store: Store, config: ConfigDict) -> np.ndarray:
-    """SIFT-VLAD of each page's patches, float32 [p, d]; zeros for a page without a patch."""
+    """SIFT-VLAD of each page's patches, float32 [p, d]; zeros for a page without patches."""
     if len(store) < config.words:
         raise UserError(
-            f"config.links.words={config.words} are more than the {len(store)} patches of the store"
+            f"config.links.words={config.words} is larger than the number of patches of the store, "
+            f"{len(store)}"
         )
     pages = store.rows_of_pages
     words = sift_vlad.fit_words((store.descriptors(rows) for rows in pages), config.words)

@@ -1,9 +1,9 @@
-"""Pseudo labels: the cluster of each patch's SIFT descriptor, or -1 where two clusters compete.
+"""Pseudo labels: the cluster of each patch's SIFT descriptor, or -1 if two clusters compete.
 
-RootSIFT, PCA whitening and mini-batch k-means, fitted on a sample of the store, then assigned to
-all of it with a ratio test (CL-S in the paper). The labels lie inside
-the store, in labels/DIGEST/{labels.npy, model.npz, labels.json}; with `config.model` such a folder
-labels new pages with the same clusters.
+RootSIFT, PCA whitening and mini-batch k-means are fitted on a sample of the store. Then all patches
+get labels with a ratio test (CL-S in the paper). The labels are saved inside the store, in
+labels/DIGEST/{labels.npy, model.npz, labels.json}. If `config.model` names such a folder, new pages
+are labelled with its clusters.
 
 Axes: n descriptors, d dimensions after PCA, k clusters.
 """
@@ -28,17 +28,21 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.input_pipeline.store.writer import write_file
 
-# Raised whenever the same descriptors and config would give other labels.
+# Increased whenever the same descriptors and config would give other labels.
 VERSION = 1
-# Descriptors a k-means step: large enough that 5,000 clusters all see some.
+# Descriptors per k-means step: enough for 5,000 clusters to get some each.
 KMEANS_BATCH = 16_384
-# Distances held at once while assigning, 64 MB.
+# Distances in memory at once while labels are assigned: 64 MB.
 CHUNK_DISTANCES = 2**24
 
 
 class ClusterModel(NamedTuple):
-    """What turns descriptors into labels, all float32: mean [128], projection [128, d] (PCA and
-    whitening), centres [k, d]."""
+    """Parameters that map descriptors to labels, all float32.
+
+    mean: [128].
+    projection: [128, d], PCA and whitening.
+    centres: [k, d].
+    """
 
     mean: np.ndarray
     projection: np.ndarray
@@ -88,12 +92,12 @@ def _whiten(model: ClusterModel, values: np.ndarray) -> np.ndarray:
 
 
 def assign(model: ClusterModel, descriptors: np.ndarray, max_ratio: float) -> np.ndarray:
-    """Labels descriptors: the nearest cluster, or -1 where the second is nearly as near.
+    """Labels descriptors: the nearest cluster, or -1 if the second nearest is nearly as close.
 
     Args:
       descriptors: uint8 [n, 128], raw SIFT.
-      max_ratio: kept is where distance to the nearest centre <= max_ratio times the distance to
-        the second nearest.
+      max_ratio: a descriptor gets a label if its distance to the nearest centre is at most
+        max_ratio times its distance to the second nearest.
 
     Returns:
       int32 [n].
@@ -111,13 +115,13 @@ def _chunks(rows: np.ndarray, k: int) -> list[np.ndarray]:
 
 
 def nearest(centres: np.ndarray, points: np.ndarray, max_ratio: float) -> np.ndarray:
-    """Index of the nearest centre of each point, or -1 by the ratio test; int32 [n].
+    """Index of the nearest centre of each point, int32 [n]; -1 if the ratio test fails.
 
     Args:
-      centres: float32 [k, d]; a single one passes every test.
+      centres: float32 [k, d]; with k = 1 every point passes the test.
       points: float32 [n, d].
     """
-    # Squared distances but for the points' own norms, which all centres share.
+    # Squared distances without the points' own norms, which are the same for all centres.
     scores = points @ (-2 * centres.T) + np.square(centres).sum(axis=1)
     rows = np.arange(len(points))
     best = scores.argmin(axis=1)
@@ -125,13 +129,13 @@ def nearest(centres: np.ndarray, points: np.ndarray, max_ratio: float) -> np.nda
     scores[rows, best] = np.inf
     second = scores.min(axis=1)
     norms = np.square(points).sum(axis=1)
-    # Rounding may leave a point on its centre with a slightly negative distance.
+    # By rounding, the squared distance of a point on its centre may be slightly negative.
     d1, d2 = (np.sqrt(np.maximum(squares + norms, 0)) for squares in (first, second))
     return np.where(d1 <= max_ratio * d2, best, -1).astype(np.int32)
 
 
 def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
-    """Labels of all patches of a store, made and saved inside the store if not there yet.
+    """Labels of all patches of a store; computed and saved inside the store on the first call.
 
     Args:
       config: `saghog_jax.configs.common.pseudo_label_config()`.
@@ -140,7 +144,7 @@ def ensure_labels(store: Store, config: ConfigDict) -> np.ndarray:
       int32 [n], cluster or -1.
 
     Raises:
-      UserError: the store keeps no descriptors, or has fewer patches than clusters or dimensions.
+      UserError: the store has no SIFT descriptors, or fewer patches than clusters or dimensions.
     """
     folder = labels_folder(store, config)
     if not (folder / "labels.npy").exists():
@@ -152,26 +156,29 @@ def read_labels(folder: Path, store: Store) -> np.ndarray:
     """Labels that `save_labels` wrote, int32 [n].
 
     Raises:
-      UserError: they are damaged, or not one a patch.
+      UserError: the file is damaged, or its number of labels is not the number of patches.
     """
     path = folder / "labels.npy"
     labels = read_npy(path)
     if labels.shape != (len(store),):
-        raise UserError(f"{path} holds {labels.shape} labels for {len(store)}; delete {folder}")
+        raise UserError(
+            f"{path} holds labels of shape {labels.shape} for {len(store)} patches; delete {folder}"
+        )
     return labels
 
 
 def labels_folder(store: Store, config: ConfigDict) -> Path:
-    """Where the labels of this config lie in a store.
+    """Folder inside a store for the labels of this config.
 
     Raises:
       UserError: `config.model` cannot be read.
     """
-    given = config.to_dict()
+    inputs = config.to_dict()
     if config.model:
-        # What is in the file counts, not where it lies; it has its own clusters and dimensions.
-        given = {"model": _model_digest(Path(config.model)), "max_ratio": config.max_ratio}
-    text = json.dumps([VERSION, given], sort_keys=True)
+        # The digest is over the contents of the model, not its path. The model's own numbers of
+        # clusters and dimensions replace those of the config.
+        inputs = {"model": _model_digest(Path(config.model)), "max_ratio": config.max_ratio}
+    text = json.dumps([VERSION, inputs], sort_keys=True)
     return store.path / "labels" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -181,27 +188,27 @@ def _model_digest(folder: Path) -> str:
     except OSError as error:
         raise UserError(
             f"pseudo_labels.model={str(folder)!r} holds no clusters: {error.strerror} "
-            f"({folder / 'model.npz'}); name a folder labels/... inside a store"
+            f"({folder / 'model.npz'}); it must be a folder labels/... inside a store"
         ) from None
 
 
 def load_model(folder: Path) -> ClusterModel:
-    """Reads the clusters that were saved beside labels.
+    """Reads the clusters that were saved with labels.
 
     Raises:
-      UserError: no readable model there.
+      UserError: the folder holds no readable model.
     """
     try:
-        # Opened here: numpy leaves a file open that turns out to be no archive.
+        # Opened here, because numpy does not close a file that is not an archive.
         with (folder / "model.npz").open("rb") as file, np.load(file) as arrays:
             model = ClusterModel(*(arrays[name] for name in ClusterModel._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / 'model.npz'} is no cluster model: {error}") from None
+        raise UserError(f"{folder / 'model.npz'} is not a cluster model: {error}") from None
     d = model.projection.shape[-1]
     shapes = [array.shape for array in model]
     if shapes != [(128,), (128, d), (len(model.centres), d)]:
         raise UserError(
-            f"{folder / 'model.npz'} is no cluster model: mean, projection and centres have the "
+            f"{folder / 'model.npz'} is not a cluster model: mean, projection and centres have the "
             f"shapes {shapes}, not (128,), (128, d) and (k, d)"
         )
     return model
@@ -232,10 +239,10 @@ def _make(store: Store, config: ConfigDict, folder: Path) -> None:
 def save_labels(
     folder: Path, labels: np.ndarray, files: Mapping[str, bytes], info: Mapping[str, object]
 ) -> None:
-    """Writes a folder of labels, whole or not at all: `files`, labels.npy and labels.json.
+    """Writes a folder of labels atomically: `files`, labels.npy and labels.json.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the folder cannot be written.
     """
     array = io.BytesIO()
     np.save(array, labels)
@@ -265,5 +272,5 @@ def _fit_sample(store: Store, config: ConfigDict) -> ClusterModel:
                 f"store's {n:,} patches are sampled (fit_samples={config.fit_samples:,})"
             )
     rng = np.random.default_rng(config.seed)
-    chosen = np.sort(rng.choice(n, samples, replace=False))
-    return fit(store.descriptors(chosen), config.num_clusters, config.pca_dim, config.seed)
+    sample = np.sort(rng.choice(n, samples, replace=False))
+    return fit(store.descriptors(sample), config.num_clusters, config.pca_dim, config.seed)

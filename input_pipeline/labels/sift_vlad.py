@@ -1,7 +1,7 @@
-"""SIFT-VLAD: what a page's SIFT descriptors sum up to, without any training on writers.
+"""SIFT-VLAD: a page descriptor from SIFT descriptors alone, without training on writers.
 
-RootSIFT, words by k-means, sums of residuals, signed square root. Axis letters: n descriptors,
-v words, p pages.
+RootSIFT, visual words by k-means, sums of residuals, signed square root. Axis letters: n SIFT
+descriptors, v visual words, p pages.
 """
 
 from collections.abc import Iterable
@@ -10,12 +10,18 @@ import numpy as np
 
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 
-# Descriptors a page that the words are fitted on.
+# SIFT descriptors per page that the visual words are fitted on.
 FIT_A_PAGE = 200
 
 
 def fit_words(descriptors: Iterable[np.ndarray], words: int, seed: int = 0) -> np.ndarray:
-    """k-means centres of RootSIFT, float32 [v, 128], of a sample of every page's raw SIFT."""
+    """Visual words, float32 [v, 128]: k-means centres of RootSIFT.
+
+    Args:
+      descriptors: raw SIFT, uint8 [n, 128], of each page; a sample of each page is used.
+      words: number of visual words, v.
+      seed: of sampling and k-means.
+    """
     rng = np.random.default_rng(seed)
     sample = [d[rng.permutation(len(d))[:FIT_A_PAGE]] for d in descriptors]
     return centres(root_sift(np.concatenate(sample)), words, seed)
@@ -31,7 +37,10 @@ def centres(x: np.ndarray, words: int, seed: int = 0) -> np.ndarray:
 
 
 def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Sum of residuals by word, float32 [v * 128], of raw SIFT [n, 128]; zeros without any."""
+    """Sum of residuals to each visual word, float32 [v * 128], of raw SIFT [n, 128].
+
+    Zeros if n is 0.
+    """
     x = root_sift(descriptors)
     nearest = (2 * x @ words.T - np.square(words).sum(1)).argmax(1)
     assigned = np.zeros((len(words), len(x)), np.float32)
@@ -40,7 +49,12 @@ def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def page_vectors(descriptors: Iterable[np.ndarray], words: np.ndarray) -> np.ndarray:
-    """Unit signed square roots of VLAD, float32 [p, v * 128], of the raw SIFT [n, 128] of pages."""
+    """SIFT-VLAD of pages: signed square roots, L2-normalised, float32 [p, v * 128].
+
+    Args:
+      descriptors: raw SIFT, uint8 [n, 128], of each page.
+      words: from `fit_words`.
+    """
     sums = np.stack([vlad(d, words) for d in descriptors])
     roots = np.sign(sums) * np.sqrt(np.abs(sums))
     return roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-12)

@@ -1,1 +1,1 @@
-"""Collections of page images: manifests, IIIF, folders, decoding."""
+"""Tables of pages (CSV, IIIF, folders), decoding of page images, hashes of page files."""

@@ -1,8 +1,9 @@
 """Identity of page files: the SHA-256 of their bytes, remembered between runs.
 
-A store is named after the contents of its pages, so that editing a page makes another store, and
-touching, copying or moving pages does not. Reading every page at every start would be slow: as git
-does, a file whose size and modification time are those of the last run is taken for unchanged.
+Stores, masks and embeddings are identified by the contents of their pages. An edited page therefore
+leads to a new store; a touched, copied or moved page does not. Reading every page at every start
+would be slow. As in git, a file counts as unchanged if its size and modification time are those of
+the last run.
 """
 
 import hashlib
@@ -14,27 +15,29 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # A file modified this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
 
 
-def fingerprints(root: Path, paths: Iterable[str], cache: Path) -> dict[str, str]:
+def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[str, str]:
     """SHA-256 of each file.
 
     Args:
-      root: folder of the paths.
-      paths: relative to `root`; may repeat.
-      cache: JSON file that remembers path, size, modification time and SHA-256; made, updated
-        and replaced atomically here. A lost or damaged cache costs time, nothing else.
+      root: folder that relative paths start from.
+      paths: relative to `root`, or absolute; may repeat.
+      cache: JSON file that remembers path, size, modification time and SHA-256. It is created,
+        updated and replaced atomically. A lost or damaged cache costs time, nothing else. None:
+        every file is read, and nothing is remembered.
 
     Returns:
       {path: hexadecimal SHA-256, or "" if the file cannot be read}.
     """
-    known = _read_cache(cache)
+    known = _read_cache(cache) if cache else {}
     newest = time.time_ns() - SETTLED_NS
 
-    def look(path: str) -> tuple[str, list | None]:
+    def stamp_and_hash(path: str) -> tuple[str, list | None]:
         file = root / path
         try:
             stat = file.stat()
@@ -48,18 +51,58 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path) -> dict[str, str
             return path, None
 
     with ThreadPoolExecutor() as pool:
-        found = dict(pool.map(look, sorted(set(paths))))
+        entries = dict(pool.map(stamp_and_hash, sorted(set(paths))))
     settled = {
         os.path.abspath(root / path): entry
-        for path, entry in found.items()
+        for path, entry in entries.items()
         if entry is not None and entry[1] < newest
     }
-    if any(known.get(path) != entry for path, entry in settled.items()):
+    if cache and any(known.get(path) != entry for path, entry in settled.items()):
         _write_cache(cache, {**known, **settled})
-    return {path: entry[2] if entry else "" for path, entry in found.items()}
+    return {path: entry[2] if entry else "" for path, entry in entries.items()}
 
 
-def _read_cache(cache: Path) -> dict[str, list]:
+def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
+    """SHA-256 over the bytes of many small files, such as the ready-cut patches of a folder.
+
+    Args:
+      root: folder of the files.
+      names: paths relative to `root`; their order counts.
+      cache: JSON file with one entry per folder, since patches are counted in millions. The entry
+        is valid as long as no name, size and modification time changed.
+
+    Returns:
+      hexadecimal.
+    """
+    stamps = hashlib.sha256(os.path.abspath(root).encode("utf-8", "surrogateescape"))
+    newest = 0
+    for name in names:
+        with suppress(OSError):
+            stat = (root / name).stat()
+            stamps.update(f"{name}\n{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            newest = max(newest, stat.st_mtime_ns)
+    known = _read_cache(cache)
+    key = stamps.hexdigest()
+    if key in known:
+        return known[key]
+    settled = newest < time.time_ns() - SETTLED_NS
+    contents = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        for digest in pool.map(lambda name: _file_digest(root / name), names):
+            contents.update(digest)
+    if settled:
+        _write_cache(cache, {**known, key: contents.hexdigest()})
+    return contents.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def _read_cache(cache: Path) -> dict[str, Any]:
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -67,9 +110,9 @@ def _read_cache(cache: Path) -> dict[str, list]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_cache(cache: Path, known: dict[str, list]) -> None:
+def _write_cache(cache: Path, known: dict[str, Any]) -> None:
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
-    # Whoever builds next to it reports a full disk or a missing permission.
+    # The cache is optional. What is written next reports a full disk or a missing permission.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(known, indent=0, sort_keys=True))

@@ -1,7 +1,7 @@
-"""IIIF Presentation manifests (versions 2 and 3) as tables of pages.
+"""Reads IIIF Presentation manifests (versions 2 and 3) as lists of pages.
 
-Images are taken from disk, or from servers that the config names (by default this machine alone);
-nothing is downloaded from elsewhere.
+Images are read from disk, or fetched from the servers that the config names (by default only this
+machine). Nothing is downloaded from other servers.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 
 COLUMNS = ("canvas", "manifest")
-# Largest manifest and image that a server may send, in bytes, and seconds it may take.
+# Largest manifest and image that a server may send, in bytes; longest time in seconds.
 _MAX_MANIFEST, _MAX_IMAGE = 64 << 20, 1 << 30
 _TIMEOUT = 60
 
 
 class CanvasPage(NamedTuple):
-    """A page of a manifest: its image below the root, its label, the ids it is cited by."""
+    """A page of a manifest: image path below the root, label, ids of its canvas and manifest."""
 
     path: str
     label: str
@@ -45,15 +45,17 @@ def read(
 
     Args:
       pages: path or address of the manifest.
-      images: folder of images, found by the name in their address; empty: the manifest's own.
-      hosts: names of servers that may be asked for what is not there.
-      cache: folder that keeps what they sent.
+      images: folder of the images, which are found by the name in their address; empty: the folder
+        of the manifest.
+      hosts: servers that missing files may be fetched from.
+      cache: folder for fetched files.
 
     Returns:
-      the folder that paths start from, and the pages in order.
+      the folder that paths are relative to, and the pages in order.
 
     Raises:
-      UserError: no such manifest; an image that is neither on disk nor on one of these servers.
+      UserError: the manifest does not exist or is malformed, or an image is neither on disk nor on
+        one of these servers.
     """
     if pages.startswith(("http://", "https://")):
         file, root = _fetch(pages, hosts, cache, _MAX_MANIFEST), cache
@@ -63,14 +65,14 @@ def read(
     content = _json(file, pages)
     name = str(content.get("id") or content.get("@id") or "")
     folder = Path(images).expanduser() if images else root
-    found = []
+    canvases = []
     for canvas, label, image in _canvases(content, pages):
         path = _on_disk(image, folder, root) or _fetch(image, hosts, cache, _MAX_IMAGE)
         below = Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()
-        found.append(CanvasPage(below, label, canvas, name))
-    if not found:
+        canvases.append(CanvasPage(below, label, canvas, name))
+    if not canvases:
         raise UserError(f"{pages} has no canvas with an image")
-    return root, found
+    return root, canvases
 
 
 def _json(file: Path, pages: str) -> dict:
@@ -108,7 +110,7 @@ def _canvases(content: dict, pages: str) -> Iterator[tuple[str, str, str]]:
                         body = body["items"][0]
                     yield canvas["id"], _text(canvas.get("label")), body["id"]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{pages}: a canvas is not as IIIF has it ({error!r})") from None
+        raise UserError(f"{pages}: a canvas does not follow the IIIF format ({error!r})") from None
 
 
 def _text(label: object) -> str:
@@ -123,9 +125,10 @@ def _text(label: object) -> str:
 
 
 def _names(image: str) -> list[str]:
-    """File names that an image's address may stand for, the likeliest first.
+    """Possible file names of an image by its address, the likeliest first.
 
-    The last part; of an Image API address (.../IDENTIFIER/full/max/0/default.jpg) the identifier.
+    For an Image API address (.../IDENTIFIER/full/max/0/default.jpg) the identifier, then for every
+    address its last part.
     """
     path = urllib.parse.urlsplit(image).path
     parts = [urllib.parse.unquote(part) for part in path.split("/") if part]
@@ -153,14 +156,14 @@ def _on_disk(image: str, folder: Path, root: Path) -> Path | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A server that is allowed must not send us to one that is not."""
+    """An allowed server must not redirect to a server that is not allowed."""
 
     def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 
 def _fetch(address: str, hosts: Sequence[str], cache: Path, most: int) -> Path:
-    """Downloads from a server that is allowed, once."""
+    """Downloads from an allowed server, unless the file is in the cache."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https") or parts.hostname not in hosts:
         raise UserError(

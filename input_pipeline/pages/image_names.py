@@ -1,4 +1,4 @@
-"""Images in a folder and below, and what regular expressions find in their names."""
+"""Lists the images in a folder and its subfolders, and reads labels from their names."""
 
 import os
 import re
@@ -15,20 +15,20 @@ _NAMED = 3
 def search(
     folder: Path, expressions: Mapping[str, str], reserved: Collection[str] = ()
 ) -> tuple[list[str], list[dict[str, str]], list[str]]:
-    """What regular expressions find in the names of the images in a folder and below.
+    """Lists the images in a folder and its subfolders, and matches regular expressions with names.
 
     Args:
-      folder: see `manifest.scan_folder`.
-      expressions: for each label its expression, used as `manifest.scan_folder` uses them; empty
-        ones are left out.
+      folder: see `sources.scan_folder`.
+      expressions: the expression of each label, with the meaning described in
+        `sources.scan_folder`; empty expressions are left out.
       reserved: names that no group may have.
 
     Returns:
-      sorted paths of the images below the folder; for each the values of labels and named groups;
-      and the named groups in order.
+      sorted paths of the images below the folder; for each image the values of labels and named
+      groups; and the names of the groups in order.
 
     Raises:
-      UserError: see `manifest.scan_folder`.
+      UserError: see `sources.scan_folder`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -36,14 +36,14 @@ def search(
     names = sorted(_image_names(folder))
     if not names:
         raise UserError(f"{folder} holds no image, known: {' '.join(IMAGE_SUFFIXES)}")
-    found: list[dict[str, str]] = [{} for _ in names]
+    values: list[dict[str, str]] = [{} for _ in names]
     groups: list[str] = []
     for label, regex in expressions.items():
         if regex:
             expression = _compile(label, regex, reserved)
-            _search(expression, label, names, found)
+            _search(expression, label, names, values)
             groups += [group for group in expression.groupindex if group not in groups]
-    return names, found, groups
+    return names, values, groups
 
 
 def _image_names(folder: Path) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _image_names(folder: Path) -> Iterator[str]:
 
 
 def below(folder: Path) -> Iterator[str]:
-    """Paths of the files below the folder, relative to it, with forward slashes; no hidden ones."""
+    """Paths of all files below the folder, relative, with forward slashes; without hidden files."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
@@ -84,25 +84,25 @@ def _compile(label: str, regex: str, reserved: Collection[str]) -> re.Pattern[st
         raise UserError(f"{where} is not a regular expression: {error}") from None
     if not expression.groups:
         raise UserError(f"{where} has no group; put the part that is the {label} in parentheses")
-    taken = set(reserved) & set(expression.groupindex)
-    if taken:
-        raise UserError(f"{where}: a group cannot be named {min(taken)!r}")
+    forbidden = set(reserved) & set(expression.groupindex)
+    if forbidden:
+        raise UserError(f"{where}: a group cannot be named {min(forbidden)!r}")
     return expression
 
 
 def _search(
-    expression: re.Pattern[str], label: str, names: Sequence[str], found: list[dict[str, str]]
+    expression: re.Pattern[str], label: str, names: Sequence[str], values: list[dict[str, str]]
 ) -> None:
-    """Adds to `found` what the expression finds in each of the names."""
+    """Adds the label and the named groups of each name to its dict in `values`."""
     missed = []
-    for name, values in zip(names, found):
+    for name, labels in zip(names, values):
         match = expression.search(name)
         if match is None:
             missed.append(name)
             continue
-        values.update(match.groupdict(default=""))
+        labels.update(match.groupdict(default=""))
         group = label if label in expression.groupindex else 1
-        values[label] = match[group] or ""
+        labels[label] = match[group] or ""
     if missed:
         named = ", ".join(map(repr, missed[:_NAMED]))
         raise UserError(

@@ -1,7 +1,7 @@
-"""Page images to RGB arrays: every pixel type that scanners write, and no surprise from bad files.
+"""Reads page images as RGB arrays: all pixel types that scanners write; damaged files are refused.
 
-Transparent parts are laid on white paper, 16-bit greys are scaled to 8 bits, the EXIF orientation
-is applied, and of a file with several frames the first is read.
+Transparent parts become white, 16-bit greys are scaled to 8 bits, the EXIF orientation is applied,
+and only the first frame of a file is read.
 """
 
 import functools
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from saghog_jax.input_pipeline.errors import PageError
 
-# Pillow's readers for these; formats that run other programs (EPS) stay out.
+# Formats that Pillow may read. Formats that run other programs (EPS) are excluded.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,7 +26,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow's own limit, lower than what scanners reach, gives way to `max_pixels` below.
+# Scanners exceed Pillow's own limit; `max_pixels` below replaces it.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -37,16 +37,17 @@ def load_page(
 
     Args:
       path: image file.
-      box: x0, y0, x1, y1 in pixels of the upright image, the last two exclusive: only this part.
+      box: only this part is returned: x0, y0, x1, y1 in pixels of the upright image, the last two
+        exclusive. None: the whole image.
       max_pixels: largest accepted width x height, before and after scaling; checked in the
-        file's header, before anything is decoded.
+        file's header, before the image is decoded.
       scale: the page is resized by this factor, with cubic interpolation.
 
     Returns:
       uint8 [h, w, 3], RGB.
 
     Raises:
-      PageError: whatever is wrong with this file or box, in one line.
+      PageError: the file or the box cannot be used; the message is one line.
     """
     try:
         with open(path, "rb") as file:
@@ -54,11 +55,12 @@ def load_page(
     except PageError:
         raise
     except MemoryError:
-        raise PageError("too little memory to decode it") from None
-    # A damaged file makes Pillow's readers fail in many ways; none of them is this program's bug.
+        raise PageError("too little memory to decode the image") from None
+    # Pillow raises many kinds of exceptions for damaged files; none of them is a bug of this
+    # program.
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
-            raise PageError(f"cannot read it: {error.strerror}") from None
+            raise PageError(f"cannot read the file: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PageError(f"damaged image: {reason}") from None
     if box is not None:
@@ -67,15 +69,15 @@ def load_page(
 
 
 def page_array(image: str | os.PathLike | Image.Image | np.ndarray, max_pixels: int) -> np.ndarray:
-    """A page from whatever a caller has of it, uint8 [h, w, 3], RGB.
+    """A page as an array, uint8 [h, w, 3], RGB, from a path, a PIL image or an array.
 
     Args:
-      image: a path, a PIL image (its orientation tag is obeyed), or an array uint8 [h, w, 3] (RGB)
-        or [h, w] (grey).
+      image: a path, a PIL image (its EXIF orientation is applied), or an array uint8 [h, w, 3]
+        (RGB) or [h, w] (grey).
       max_pixels: largest accepted width x height.
 
     Raises:
-      PageError: the image cannot be read, is too large, or is an array of another kind.
+      PageError: the image cannot be read, is too large, or is an array of another dtype or shape.
     """
     if isinstance(image, str | os.PathLike):
         return load_page(Path(image), None, max_pixels)
@@ -85,7 +87,8 @@ def page_array(image: str | os.PathLike | Image.Image | np.ndarray, max_pixels: 
     page = np.asarray(image)
     if page.dtype != np.uint8 or page.ndim not in (2, 3) or page.shape[2:] not in ((), (3,)):
         raise PageError(
-            f"an array {page.dtype} {list(page.shape)}: give uint8 [h, w, 3] (RGB) or [h, w] (grey)"
+            f"a page must be uint8 [h, w, 3] (RGB) or [h, w] (grey), got {page.dtype} "
+            f"{list(page.shape)}"
         )
     _check_size(page.shape[1], page.shape[0], max_pixels)
     page = page if page.ndim == 3 else np.repeat(page[:, :, None], 3, axis=2)
@@ -107,7 +110,7 @@ def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
     try:
         image = Image.open(file, formats=_known_formats())
     except Image.UnidentifiedImageError:
-        raise PageError("not an image, or of a kind that is not read") from None
+        raise PageError("not an image, or in a format that is not supported") from None
     _check_size(*image.size, max_pixels)
     if image.format == "JPEG":
         _check_jpeg_end(file)
@@ -116,14 +119,14 @@ def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says."""
+    """The image with its EXIF orientation applied."""
     orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of _FORMATS that this build of Pillow reads."""
+    """The members of _FORMATS that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -131,11 +134,11 @@ def _known_formats() -> tuple[str, ...]:
 def _check_jpeg_end(file: BinaryIO) -> None:
     """Rejects a JPEG whose end is missing.
 
-    Pillow notices a file that is cut short, but not one that a broken download filled with zeros:
-    those decode as flat bars.
+    Pillow notices a truncated file, but not a file that a broken download filled with zeros. Such
+    a file is decoded as flat bars.
     """
     start = file.tell()
-    # Pillow has read the header; the end-of-image marker must follow in what is left.
+    # Pillow has read the header; the end-of-image marker must follow in the rest of the file.
     complete = b"\xff\xd9" in file.read()
     file.seek(start)
     if not complete:
@@ -143,10 +146,10 @@ def _check_jpeg_end(file: BinaryIO) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where the metadata cannot be read."""
+    """The EXIF orientation; 1 (upright) if the metadata cannot be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    # Broken metadata is no reason to lose a page whose pixels are whole.
+    # A page with broken metadata is still usable.
     except Exception:
         return 1
 
@@ -168,10 +171,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The part x0, y0, x1, y1 of a page [h, w, ...], a view.
+    """The part x0, y0, x1, y1 of a page [h, w, ...], as a view.
 
     Raises:
-      PageError: the box does not lie in the page.
+      PageError: the box does not lie inside the page.
     """
     x0, y0, x1, y1 = box
     height, width = page.shape[:2]
@@ -183,7 +186,7 @@ def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def resize_page(page: np.ndarray, scale: float, max_pixels: int) -> np.ndarray:
-    """A page uint8 [h, w, 3] resized by a factor, with cubic interpolation; by 1 the page itself.
+    """Resizes a page uint8 [h, w, 3] by a factor, with cubic interpolation; a factor of 1 is free.
 
     Raises:
       PageError: the resized page would have no pixel, or more than `max_pixels`.
@@ -194,6 +197,6 @@ def resize_page(page: np.ndarray, scale: float, max_pixels: int) -> np.ndarray:
     if min(height, width) < 1 or height * width > max_pixels:
         raise PageError(
             f"scaled by {scale} the page has {width} x {height} pixels; at least 1 x 1 and at "
-            f"most data.max_pixels={max_pixels} are needed"
+            f"most data.max_pixels={max_pixels} are allowed"
         )
     return cv2.resize(page, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)

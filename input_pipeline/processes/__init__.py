@@ -1,1 +1,1 @@
-"""Work shared between processes of this machine, or by Beam."""
+"""Runs jobs in several processes of this machine, or with Apache Beam."""

@@ -1,9 +1,9 @@
-"""The same shards by Apache Beam: on one machine, or on Flink, Spark or Dataflow (extra `[beam]`).
+"""Runs jobs with Apache Beam: on one machine, or on Flink, Spark or Dataflow (extra `[beam]`).
 
-Workers read pages and write shards through the file system, so on a cluster the pages and the
-store's root lie on one that all of its machines mount under the same path, and the project is
-installed on them. A shard may be built twice, by a retry or on a slow worker's behalf: the bytes
-are equal and the first stays.
+Workers read pages and write shards through the file system. On a cluster, all machines must mount
+the file system of the pages and of the store's root under the same path, and must have the project
+installed. A shard may be built twice, by a retry or to replace a slow worker: the bytes are equal,
+and the first shard is kept.
 """
 
 import functools
@@ -25,14 +25,14 @@ def run_beam_jobs(
     """Runs function(job) for every job in one Beam pipeline, then yields the jobs.
 
     Args:
-      function: importable by name on the workers; its results stay there.
+      function: importable by name on the workers; its results are discarded.
       options: Beam's pipeline options as on a command line, such as
         `--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=4` or
         `--runner=FlinkRunner --flink_master=HOST:8081 --environment_type=LOOPBACK`.
 
     Raises:
       UserError: Beam is not installed.
-      RuntimeError: the pipeline failed; what was finished stays.
+      RuntimeError: the pipeline failed; the files of finished jobs are kept.
     """
     try:
         import apache_beam as beam
@@ -45,12 +45,12 @@ def run_beam_jobs(
     if not jobs:
         return
     pipeline_options = PipelineOptions(shlex.split(options))
-    # Some runners work in this process.
+    # Some runners run the jobs in this process.
     with one_thread(), beam.Pipeline(options=pipeline_options) as pipeline:
         _ = (
             pipeline
             | "Jobs" >> beam.Create(list(jobs))
-            # Jobs that are made together would otherwise also be run together, by one worker.
+            # Without this step one worker would run all jobs.
             | "Spread" >> beam.Reshuffle()
             | "Run" >> beam.Map(functools.partial(_run_one, function))
         )

@@ -1,4 +1,4 @@
-"""Processes that stay: each makes a function once and then answers calls of it."""
+"""Server processes: each creates a function once and then answers calls of this function."""
 
 import multiprocessing
 import queue
@@ -14,16 +14,22 @@ Result = TypeVar("Result")
 
 
 class Servers(Generic[Job, Result]):
-    """Some processes with the same function; `call` may be used by as many threads at once.
+    """Several processes with the same function; the same number of threads may use `call` at once.
 
-    They are light (spawned, without the main program's modules), keep to one thread, and end with
-    `close` or with this process.
+    The processes are small (spawned, without the main program's modules), use one thread each, and
+    end with `close` or with this process.
     """
 
     def __init__(
         self, make: Callable[..., Callable[[Job], Result]], args: tuple, count: int
     ) -> None:
-        """Starts `count` processes, each with the function make(*args); both go by pickle."""
+        """Starts `count` processes, each with the function make(*args).
+
+        Args:
+          make: creates the function; pickled.
+          args: of `make`; pickled.
+          count: number of processes.
+        """
         context = multiprocessing.get_context("spawn")
         self._processes = []
         self._connections: list[Connection] = []
@@ -39,11 +45,11 @@ class Servers(Generic[Job, Result]):
                 self._free.put(ours)
 
     def call(self, job: Job) -> Result:
-        """Returns function(job) of a process that is free, waiting for one.
+        """Waits for a free process and returns its function(job).
 
         Raises:
           UserError: the process was killed.
-          Exception: what the function raised.
+          Exception: the exception that the function raised.
         """
         connection = self._free.get()
         try:
@@ -51,7 +57,7 @@ class Servers(Generic[Job, Result]):
             done, result = connection.recv()
         except (EOFError, OSError):
             raise UserError(
-                "a worker process was killed, perhaps for want of memory; if so, lower the number "
+                "a worker process was killed, perhaps for lack of memory; if so, lower the number "
                 f"of workers (now {len(self._processes)}, --config...workers)"
             ) from None
         finally:
@@ -61,7 +67,7 @@ class Servers(Generic[Job, Result]):
         return result
 
     def close(self) -> None:
-        """Ends the processes; whoever waits in `call` gets an error."""
+        """Ends the processes; threads that wait in `call` get an error."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:

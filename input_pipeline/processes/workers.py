@@ -1,4 +1,4 @@
-"""Worker processes that cut pages: light, single-threaded, and gone when their parent is."""
+"""Worker processes that cut pages: small, single-threaded; they end when their parent ends."""
 
 import ctypes
 import multiprocessing
@@ -19,31 +19,31 @@ from saghog_jax.input_pipeline.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-# Of glibc's malloc.h: the parameters, and the largest values they take.
+# Parameters of mallopt from glibc's malloc.h, and the largest values that they accept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 2**25
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def keep_to_one_thread() -> None:
-    """Keeps OpenCV and numeric libraries to one thread from now on."""
+    """Limits OpenCV and numeric libraries to one thread from now on."""
     cv2.setNumThreads(1)
     threadpool_limits(1)
 
 
 def keep_memory() -> None:
-    """Makes this process keep the memory that it frees for what it allocates next.
+    """Makes this process keep freed memory for its next allocations.
 
-    By default glibc returns large blocks to the system at once and asks for them again, zeroed page
-    by page. SIFT allocates dozens of them for each image: without this, cutting a page took 1.2 to
-    1.7 times as long, a crop of 256 pixels 1.1 to 1.5 times. The peak stays the same. Without
-    effect where the C library is not glibc.
+    By default glibc returns large blocks to the system at once and then requests them again, zeroed
+    page by page. SIFT allocates dozens of such blocks for each image: without this function,
+    cutting a page took 1.2 to 1.7 times as long, a crop of 256 pixels 1.1 to 1.5 times. The peak of
+    memory is the same. The function has no effect if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -52,9 +52,9 @@ def keep_memory() -> None:
 
 
 def start_worker() -> None:
-    """Keeps a worker to one thread, and ends it when its parent is gone."""
+    """Limits a worker to one thread, and makes it end when its parent ends."""
     keep_memory()
-    # Ctrl-C reaches the whole process group; the parent answers it.
+    # Ctrl-C reaches the whole process group; the parent handles the signal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_to_one_thread()
 
@@ -67,7 +67,7 @@ def start_worker() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps OpenCV and numeric libraries to one thread meanwhile."""
+    """Limits OpenCV and numeric libraries to one thread inside the context."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -79,10 +79,10 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def hidden_main() -> Iterator[None]:
-    """Hides the main program from the processes started meanwhile.
+    """Hides the main program from processes that are started inside the context.
 
-    A spawned process runs the main program's module again, which would load jax in every worker
-    and start an unguarded script a second time; the workers need nothing of it.
+    A spawned process runs the main program's module again. This would load jax in every worker, and
+    start an unguarded script a second time. The workers do not need the main program.
     """
     main = vars(sys.modules["__main__"])
     spec, file = main["__spec__"], main.pop("__file__", None)
@@ -98,16 +98,16 @@ def hidden_main() -> Iterator[None]:
 def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
 ) -> Iterator[Result]:
-    """Runs function(job) for every job, yielding results as they come, in any order.
+    """Runs function(job) for every job and yields the results as they finish, in any order.
 
     Args:
       function: importable by name.
-      workers: processes; up to 1 works in this one. Each keeps to one thread, and the memory that
-        it frees.
+      workers: number of processes; at most 1 means this process. Each process uses one thread and
+        keeps its freed memory.
 
     Raises:
       UserError: a worker was killed.
-      Exception: the first that a job raises; the other jobs are given up at once.
+      Exception: the first exception of a job; the other jobs are cancelled at once.
     """
     if workers <= 1:
         keep_memory()
@@ -119,13 +119,13 @@ def run_jobs(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
         with hidden_main():
-            # Submitting is what starts the processes.
+            # `submit` starts the processes.
             futures: list[Future[Result]] = [pool.submit(function, job) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory; if so, lower the number of "
+            "a worker process was killed, perhaps for lack of memory; if so, lower the number of "
             f"workers (now {workers}, --config...workers)"
         ) from None
     except BaseException:

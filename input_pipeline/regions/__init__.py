@@ -1,1 +1,1 @@
-"""Where on a page the handwriting is: backends that find it, and the masks they leave on disk."""
+"""Detects the handwriting on pages: backends, and the masks that they write to disk."""

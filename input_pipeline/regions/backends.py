@@ -21,7 +21,7 @@ from saghog_jax.input_pipeline.errors import UserError
 # module is imported when it is used, because `sam` imports jax.
 _MAKERS = {
     "ink": ("saghog_jax.input_pipeline.regions.ink", "make"),
-    "masks": ("saghog_jax.input_pipeline.regions.given", "make"),
+    "masks": ("saghog_jax.input_pipeline.regions.mask_images", "make"),
     "xml": ("saghog_jax.input_pipeline.regions.page_xml", "make"),
     "sam": ("saghog_jax.sam.backend", "make"),
 }

@@ -1,10 +1,11 @@
-"""Handwriting without weights: what is ink by local contrast, looks like letters and forms blocks.
+"""Detects handwriting without learned weights: ink by local contrast, letters by size, text blocks.
 
-On the shrunken page: the bright sheet is found if a dark bed shows around it, ink by Sauvola's
-threshold, straight rules are taken away, connected components give the size of the writing, and
-those much larger or smaller (stamps, frames, miniatures, specks) are dropped; what stays is joined
-to blocks, of which those with little ink are dropped. Lengths are in heights of a letter, so that
-scale does not matter, and along is treated as across, so that quarter turns do not.
+Steps on the shrunken page: the bright sheet is separated from a dark background, if there is one;
+Sauvola's threshold finds ink; straight ruled lines are removed; connected components give the size
+of the letters, and components that are much larger or smaller (stamps, frames, miniatures, specks)
+are dropped; the remaining components are joined into blocks; blocks with little ink are dropped.
+Lengths are measured in letter heights, so the result does not depend on the scale. Rows and columns
+are treated alike, so it does not depend on quarter turns.
 """
 
 import cv2
@@ -16,19 +17,19 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
 VERSION = 2
-# Shares of the page's shorter side: the window of Sauvola's threshold, the shortest straight line
-# that is taken for a rule.
+# Fractions of the page's shorter side: the window of Sauvola's threshold, and the shortest straight
+# line that counts as a ruled line.
 _WINDOW = 1 / 20
 _RULE = 1 / 12
-# Pixels of a gap in a rule.
+# Side of the closing that bridges gaps in a ruled line, in pixels.
 _BREAK = 3
 
 
 def make(section: ConfigDict) -> Backend:
-    """The backend `ink` of the section `config.regions.ink`.
+    """Creates the backend `ink` from the section `config.regions.ink`.
 
     Raises:
-      UserError: a field out of its range.
+      UserError: a field is out of its range.
     """
     if section.side < 200:
         raise UserError(f"regions.ink.side={section.side} must be at least 200 pixels")
@@ -47,17 +48,17 @@ def make(section: ConfigDict) -> Backend:
 
 
 def find_ink(image: np.ndarray, side: int, k: float, gap: float, min_share: float) -> RegionResult:
-    """Finds handwriting on a page.
+    """Detects handwriting on a page.
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      side: longer side in pixels that larger pages are shrunk to.
-      k: of Sauvola's threshold.
+      side: larger pages are shrunk until their longer side has this many pixels.
+      k: parameter of Sauvola's threshold.
       gap: widest gap that is closed, in letter heights.
-      min_share: of the page's ink, that a block needs.
+      min_share: smallest fraction of the page's ink in a block.
 
     Returns:
-      the mask; for each block its share of the ink; the letter height in pixels of the image.
+      the mask; the fraction of the ink in each block; the letter height in pixels of the image.
     """
     h, w = image.shape[:2]
     grey = to_grey(image, "opencv")
@@ -66,18 +67,18 @@ def find_ink(image: np.ndarray, side: int, k: float, gap: float, min_share: floa
         size = max(1, round(w * factor)), max(1, round(h * factor))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     ink = sauvola(grey, k) & sheet(grey)
-    letters, height = keep_letters(without_rules(ink))
+    letters, height = keep_letters(remove_ruled_lines(ink))
     if not height:
         return RegionResult(np.zeros((h, w), bool), (), {"letter_height": 0.0})
-    blocks, shares = join(letters, height, gap, min_share)
+    blocks, fractions = join_blocks(letters, height, gap, min_share)
     mask = cv2.resize(blocks, (w, h), interpolation=cv2.INTER_NEAREST) > 0
-    return RegionResult(mask, shares, {"letter_height": round(height / factor, 1)})
+    return RegionResult(mask, fractions, {"letter_height": round(height / factor, 1)})
 
 
 def sauvola(grey: np.ndarray, k: float) -> np.ndarray:
     """Ink, uint8 [h, w] of 0 and 1, by Sauvola's threshold m (1 + k (s / 128 - 1)).
 
-    By box filters: several times as fast as doxapy, which patches are cut by.
+    Uses box filters, which are several times as fast as doxapy (used to cut patches).
     """
     window = max(15, round(min(grey.shape) * _WINDOW)) | 1
     values = grey.astype(np.float32)
@@ -88,14 +89,14 @@ def sauvola(grey: np.ndarray, k: float) -> np.ndarray:
 
 
 def sheet(grey: np.ndarray) -> np.ndarray:
-    """The sheet, uint8 [h, w] of 0 and 1: all but what is dark and reaches the image's rim.
+    """The sheet, uint8 [h, w] of 0 and 1: all pixels except dark areas that reach the image border.
 
-    All ones where nothing there is much darker than the paper.
+    All ones if no area is much darker than the paper.
     """
     factor = 400 / max(grey.shape)
     size = [max(8, round(n * factor)) for n in grey.shape[::-1]]
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    # A closing leaves the ground without writing, whose strokes are thinner than its square.
+    # The closing removes writing, whose strokes are thinner than the square, and keeps the ground.
     ground = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((13, 13), np.uint8))
     dark = cv2.threshold(ground, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1]
     if not dark.any() or dark.all():
@@ -103,55 +104,56 @@ def sheet(grey: np.ndarray) -> np.ndarray:
     if ground[dark == 1].mean() > 0.6 * ground[dark == 0].mean():
         return np.ones_like(grey)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
-    rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    beds = np.setdiff1d(rim, 0)
-    # What spans less of a side is a part of what is written or drawn.
-    spans = (stats[beds, 2:4] >= 0.5 * np.array(dark.shape[::-1])).any(axis=1)
-    bed = np.isin(labels, beds[spans]).astype(np.uint8)
-    # Its edge is neither bed nor paper.
-    bed = cv2.dilate(bed, np.ones((7, 7), np.uint8))
-    return 1 - cv2.resize(bed, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    areas = np.setdiff1d(border, 0)
+    # Dark areas that span less than half of a side belong to the writing or to a drawing.
+    spans = (stats[areas, 2:4] >= 0.5 * np.array(dark.shape[::-1])).any(axis=1)
+    background = np.isin(labels, areas[spans]).astype(np.uint8)
+    # The edge of the background is neither background nor paper.
+    background = cv2.dilate(background, np.ones((7, 7), np.uint8))
+    return 1 - cv2.resize(background, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def without_rules(ink: np.ndarray) -> np.ndarray:
-    """The ink without straight lines along the page's sides, and without solid areas."""
-    # No less than the longest straight stroke of a letter in a small image.
+def remove_ruled_lines(ink: np.ndarray) -> np.ndarray:
+    """The ink without straight lines parallel to the page's sides, and without solid areas."""
+    # At least the longest straight stroke of a letter in a small image.
     length = max(60, round(min(ink.shape) * _RULE))
     lines = np.zeros_like(ink)
     for turn in (1, -1):
-        # A faint rule is broken in many places; to be safe from small letters it must be longer.
-        whole = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((1, _BREAK)[::turn], np.uint8))
-        for image, least in ((ink, length), (whole, 2 * length)):
+        # A faint line has many gaps. With the gaps closed, small letters in a row look like a line
+        # too, so the line must be longer.
+        closed = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((1, _BREAK)[::turn], np.uint8))
+        for image, least in ((ink, length), (closed, 2 * length)):
             line = np.ones((1, least)[::turn], np.uint8)
             lines |= cv2.morphologyEx(image, cv2.MORPH_OPEN, line)
     return ink & (1 - cv2.dilate(lines, np.ones((3, 3), np.uint8)))
 
 
 def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
-    """The components of the ink that can be writing, and their height in pixels (0: none).
+    """The components of the ink that can be writing, and the letter height in pixels (0: none).
 
-    The height is the median of their shorter sides, weighted by the root of their ink, so that
-    neither many specks nor a large drawing decides.
+    The height is the median of the components' shorter sides, weighted by the square root of their
+    ink, so that neither many specks nor one large drawing dominates.
     """
     _, labels, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     left, top, width, height, area = stats.T
     short, long = np.minimum(width, height), np.maximum(width, height)
     h, w = ink.shape
-    at_rim = (left == 0) | (top == 0) | (left + width == w) | (top + height == h)
+    at_border = (left == 0) | (top == 0) | (left + width == w) | (top + height == h)
     fill = area / (width * height)
-    # Stroke-like, neither speck nor blot.
-    can = (long >= 5) & (area >= 8) & ~((short < 4) & (long > 12 * short))
-    can &= ~(at_rim & (long > 0.25 * max(h, w)))
-    can &= ~((fill > 0.7) & (short > 0.02 * max(h, w)))
-    can[0] = False
-    if not can.any():
+    # Like strokes: neither specks nor blots.
+    keep = (long >= 5) & (area >= 8) & ~((short < 4) & (long > 12 * short))
+    keep &= ~(at_border & (long > 0.25 * max(h, w)))
+    keep &= ~((fill > 0.7) & (short > 0.02 * max(h, w)))
+    keep[0] = False
+    if not keep.any():
         return np.zeros_like(ink), 0.0
-    scale = _weighted_median(short[can], np.sqrt(area[can]))
-    can &= (long > 0.5 * scale) & (short < 8 * scale)
-    # What is left of rules that were not quite straight, or broken.
-    can &= ~((short < 0.35 * scale) & (long > 6 * short))
-    can &= ~((fill > 0.6) & (short > 3 * scale))
-    return can[labels].astype(np.uint8), float(scale)
+    scale = _weighted_median(short[keep], np.sqrt(area[keep]))
+    keep &= (long > 0.5 * scale) & (short < 8 * scale)
+    # Remains of ruled lines that were not quite straight, or broken.
+    keep &= ~((short < 0.35 * scale) & (long > 6 * short))
+    keep &= ~((fill > 0.6) & (short > 3 * scale))
+    return keep[labels].astype(np.uint8), float(scale)
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
@@ -160,15 +162,15 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def join(
+def join_blocks(
     letters: np.ndarray, height: float, gap: float, min_share: float
 ) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Blocks of writing, uint8 [h, w] of 0 and 1, and the share of ink of each."""
-    # Large squares are quick on a small image: a letter is some pixels high there.
+    """Blocks of writing, uint8 [h, w] of 0 and 1, and the fraction of the ink in each block."""
+    # On a small image, where a letter is 6 pixels high, large squares are fast.
     factor = min(1.0, 6 / height)
     size = [max(1, round(n * factor)) for n in letters.shape[::-1]]
     small = cv2.resize(letters * np.uint8(255), size, interpolation=cv2.INTER_AREA)
-    # Each letter counts, but one alone must not bridge gaps.
+    # Every letter counts, but a single letter must not bridge a gap.
     dots = (small > 25).astype(np.uint8)
     unit = height * factor
     margin = round(gap * unit) + 1
@@ -178,13 +180,13 @@ def join(
     closed = closed[margin:-margin, margin:-margin]
     n, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
     ink = np.bincount(labels.ravel(), weights=small.ravel(), minlength=n)
-    shares = ink / max(ink[1:].sum(), 1)
-    keep = (shares >= min_share) & (stats[:, 2:4].max(axis=1) >= 2 * unit)
+    fractions = ink / max(ink[1:].sum(), 1)
+    keep = (fractions >= min_share) & (stats[:, 2:4].max(axis=1) >= 2 * unit)
     keep[0] = False
     blocks = cv2.dilate(keep[labels].astype(np.uint8), _square(2 * 0.6 * unit))
     blocks = _fill_holes(blocks, (8 * unit) ** 2)
     blocks = cv2.resize(blocks, letters.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return blocks, tuple(round(float(s), 4) for s in sorted(shares[keep], reverse=True))
+    return blocks, tuple(round(float(s), 4) for s in sorted(fractions[keep], reverse=True))
 
 
 def _square(side: float) -> np.ndarray:
@@ -193,7 +195,7 @@ def _square(side: float) -> np.ndarray:
 
 
 def _fill_holes(blocks: np.ndarray, largest: float) -> np.ndarray:
-    """Fills the holes of at most `largest` pixels."""
+    """Fills holes of at most `largest` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - blocks, connectivity=4)
     h, w = blocks.shape
     left, top, width, height, area = stats.T

@@ -1,7 +1,7 @@
-"""Pages with too little handwriting: SIFT keypoints counted in the mask of a page.
+"""Counts the SIFT keypoints in the mask of a page, to skip pages with too little handwriting.
 
-As published, keypoints are those of the page's edges (Canny, thresholds 100 and 200, no blur). How
-many there are depends on the resolution, so they are counted at a stated one.
+As in the published code, keypoints are detected on the edges of the page (Canny, thresholds 100 and
+200, no blur). Their number depends on the resolution, so the config states the resolution.
 """
 
 import cv2
@@ -18,7 +18,7 @@ _SIGMA = 1.6
 
 
 def check(regions: ConfigDict) -> None:
-    """Raises UserError where a field of the filter is out of its range."""
+    """Raises UserError if a field of the filter is out of its range."""
     if regions.keypoints_on not in _ON:
         raise UserError(
             f"unknown regions.keypoints_on {regions.keypoints_on!r}, known: {', '.join(_ON)}"
@@ -29,7 +29,7 @@ def check(regions: ConfigDict) -> None:
 
 
 def name(regions: ConfigDict) -> str:
-    """What a count is called in the file about a mask; equal names are equal counts."""
+    """Name of a count in the JSON file of a mask; the same name means the same way of counting."""
     return f"{regions.keypoints_on}@{regions.keypoints_side or 'full'}"
 
 
@@ -39,9 +39,11 @@ def count(image: np.ndarray, mask: np.ndarray, regions: ConfigDict) -> int:
     Args:
       image: uint8 [h, w, 3], RGB.
       mask: bool [h, w].
-      regions: `keypoints_side`, the longer side that larger pages are first shrunk to (0: none
-        is), and `keypoints_on`: `page`, or `masked`, the page made black outside of the mask, whose
-        border then has keypoints too, on both its sides, as in the published code.
+      regions: the fields `keypoints_side` and `keypoints_on`. Larger pages are first shrunk until
+        their longer side has `keypoints_side` pixels (0: pages are not shrunk). With
+        `keypoints_on` = `page` keypoints are detected on the whole page. With `masked` the page is
+        made black outside of the mask; then both sides of the mask's border have keypoints too, as
+        in the published code.
     """
     grey = to_grey(image, "opencv")
     inside = mask.astype(np.uint8)

@@ -1,18 +1,20 @@
-"""Masks of pages on disk: made once, kept, and read by whoever cuts patches.
+"""Masks of pages on disk: computed once, then reused whenever patches are cut.
 
-    FOLDER/                       named after the digest of what decides a mask but the page
-      backend.json                that: backend, version, parameters, SHA-256 of its weights
-      NAME-DIGEST.png             1 bit a pixel, white where handwriting is, the size of the page
-      NAME-DIGEST.json            written last: what the mask is of, scores, keypoints counted
+    FOLDER/                       named after the digest of backend.json
+      backend.json                backend, version, parameters, SHA-256 of its weights
+      NAME-DIGEST.png             1 bit per pixel, white on handwriting, the size of the page
+      NAME-DIGEST.json            written last: page, backend, scores, numbers of keypoints
 
-DIGEST is of the contents of the page's file (and of the file its mask was looked up in) and of its
-box. So masks outlive a killed run, serve any manifest that has the page, and never one that was
-edited. Pages that failed leave nothing and are tried again. The image itself is never written to.
+DIGEST is over the contents of the page's file, its box, and the contents of the file that the mask
+was read from, if there is one. So masks survive a killed run, serve every manifest with the same
+page, and are never used for an edited page. Failed pages leave no files and are tried again. The
+image itself is never changed.
 """
 
 import hashlib
 import itertools
 import json
+import logging
 import os
 import posixpath
 import random
@@ -35,18 +37,20 @@ from saghog_jax.input_pipeline.regions.page_mask import (
     OK,
     MaskJob,
     PageMask,
-    kept,
     load,
     make_loaded,
     make_mask,
     one_line,
+    read_result,
     write_json,
 )
 
-# Raised whenever the layout of the folder changes.
+logger = logging.getLogger(__name__)
+
+# Increased whenever the layout of the folder changes.
 FORMAT_VERSION = 1
-FINGERPRINTS = "page_fingerprints.json"
-# Pages that are decoded while the device works on another.
+
+# Pages that are decoded while the device processes another page.
 _AHEAD = 2
 _LOG_SECONDS = 10.0
 # Failed pages that a summary names.
@@ -54,7 +58,7 @@ _NAMED = 5
 
 
 class RegionMasks:
-    """The masks of the pages of a manifest, made by `ensure` where they are missing."""
+    """The masks of the pages of a manifest; `ensure` computes missing masks."""
 
     def __init__(
         self,
@@ -62,7 +66,6 @@ class RegionMasks:
         max_pixels: int,
         regions: ConfigDict,
         backend: Backend,
-        cache: Path | None,
     ) -> None:
         """Use `open_masks`."""
         keypoint_filter.check(regions)
@@ -81,11 +84,9 @@ class RegionMasks:
         self._sources: dict[str, Path | None] = dict.fromkeys(files)
         if backend.source is not None:
             self._sources = {path: backend.source(manifest.root, path) for path in files}
-        here = Path(os.path.abspath(root))
-        looked_up = {os.path.abspath(s) for s in self._sources.values() if s is not None}
-        cache = cache or here / FINGERPRINTS
-        contents = fingerprints(manifest.root, files, cache)
-        contents_of_source = fingerprints(here, looked_up, cache)
+        sources = {os.path.abspath(s) for s in self._sources.values() if s is not None}
+        contents = manifest.contents()
+        contents_of_source = fingerprints(manifest.root, sources, manifest.contents_cache)
         self.digests = [
             _digest(
                 contents[page.path],
@@ -96,7 +97,7 @@ class RegionMasks:
         ]
 
     def job(self, row: int) -> MaskJob:
-        """What is to be done for the page in this row."""
+        """The job that computes the mask of the page in this row."""
         page = self.manifest.pages[row]
         stem = posixpath.splitext(posixpath.basename(page.path))[0]
         return MaskJob(
@@ -104,37 +105,41 @@ class RegionMasks:
             self._sources[page.path], self.folder, self._regions, self._max_pixels,
         )  # fmt: skip
 
-    def ensure(self, log: Callable[[str], None] = print, beam: str = "") -> list[PageMask]:
-        """Makes the masks that are missing; what became of each page, in the manifest's order.
+    def ensure(self, log: Callable[[str], None] = logger.info, beam: str = "") -> list[PageMask]:
+        """Computes the missing masks.
 
         Args:
           log: called with one line at a time.
-          beam: options of Apache Beam, which then runs the work of backends on the host.
+          beam: options of Apache Beam, which then runs backends on the host; empty: a pool of
+            processes.
+
+        Returns:
+          the result for each page, in the manifest's order.
 
         Raises:
           UserError: a mask cannot be written, or a worker was killed; finished masks are kept.
         """
         self._start_folder()
-        found: dict[int, PageMask] = {}
+        masks: dict[int, PageMask] = {}
         jobs = []
         for row in range(len(self.manifest)):
             job = self.job(row)
-            known = kept(job)
+            known = read_result(job)
             if known is None:
                 jobs.append(job)
             else:
-                found[row] = known
+                masks[row] = known
         if jobs:
             log(
                 f"regions: looking for handwriting on {len(jobs):,} of "
                 f"{len(self.manifest):,} pages by {self._backend.name}, into {self.folder}"
             )
-            # Several processes that share the folder begin at different pages.
+            # In random order, so that several processes that share the folder share the work.
             random.SystemRandom().shuffle(jobs)
-            self._make(jobs, found, log, beam)
-        masks = [found[row] for row in range(len(self.manifest))]
-        _summarise(masks, self.manifest, log)
-        return masks
+            self._make(jobs, masks, log, beam)
+        ordered = [masks[row] for row in range(len(self.manifest))]
+        _summarise(ordered, self.manifest, log)
+        return ordered
 
     def _start_folder(self) -> None:
         try:
@@ -146,13 +151,14 @@ class RegionMasks:
     def _make(
         self,
         jobs: Sequence[MaskJob],
-        found: dict[int, PageMask],
+        masks: dict[int, PageMask],
         log: Callable[[str], None],
         beam: str,
     ) -> None:
+        """Runs the jobs and adds their results to `masks`."""
         start = last = time.monotonic()
         for done, (row, mask) in enumerate(self._run(jobs, beam), start=1):
-            found[row] = mask
+            masks[row] = mask
             now = time.monotonic()
             if now - last > _LOG_SECONDS and done < len(jobs):
                 last = now
@@ -168,23 +174,23 @@ class RegionMasks:
         workers = self._regions.workers or usable_cores()
         known = []
         if beam:
-            # Results stay on Beam's workers; pages without a mask are looked at again, to say why.
-            done = [(job, kept(job)) for job in run_beam_jobs(make_mask, jobs, beam)]
+            # Results stay on Beam's workers. Pages without a mask run again here, for the reason.
+            done = [(job, read_result(job)) for job in run_beam_jobs(make_mask, jobs, beam)]
             known = [(job.row, mask) for job, mask in done if mask is not None]
             jobs = [job for job, mask in done if mask is None]
         return itertools.chain(known, run_jobs(make_mask, jobs, min(workers, len(jobs))))
 
 
-def open_masks(
-    manifest: Manifest, max_pixels: int, regions: ConfigDict, cache: Path | None = None
-) -> RegionMasks | None:
-    """The masks of these pages by `regions` (configs/regions.py: regions_config); None for `none`.
+def open_masks(manifest: Manifest, max_pixels: int, regions: ConfigDict) -> RegionMasks | None:
+    """The masks of these pages; None if the backend is `none`.
 
     Args:
-      cache: file of `fingerprint.fingerprints`, by default in `regions.root`.
+      manifest: the pages.
+      max_pixels: see `images.load_page`.
+      regions: `regions_config` of configs/regions.py.
 
     Raises:
-      UserError: what is wrong with `regions`.
+      UserError: a field of `regions` is wrong.
     """
     backend = make_backend(regions)
     if backend is None:
@@ -194,11 +200,11 @@ def open_masks(
                 "choose a regions.backend other than 'none'"
             )
         return None
-    return RegionMasks(manifest, max_pixels, regions, backend, cache)
+    return RegionMasks(manifest, max_pixels, regions, backend)
 
 
 def segment_pages(jobs: Sequence[MaskJob], backend: Backend) -> Iterator[tuple[int, PageMask]]:
-    """Makes masks in this process, page after page, while threads decode the pages to come."""
+    """Computes masks in this process, page after page, while threads decode the next pages."""
     with ThreadPoolExecutor(_AHEAD) as pool:
         pages = [pool.submit(load, job) for job in jobs[:_AHEAD]]
         for i, job in enumerate(jobs):

@@ -1,4 +1,4 @@
-"""The mask of one page: found, written, judged, and read by whoever cuts patches; see `masks`."""
+"""The mask of one page: computing, writing, filtering and reading it; see `masks`."""
 
 import json
 import os
@@ -21,12 +21,12 @@ OK, EMPTY, FEW, ERROR, UNREADABLE = "ok", "empty", "too few keypoints", "error",
 
 
 class PageMask(NamedTuple):
-    """What became of a page.
+    """The result for a page.
 
-    status: `ok`; `empty` (no handwriting found); `too few keypoints` in what was found; `error`
-      (the backend cannot judge this page); `unreadable` (the image file is damaged).
-    reason: why it is not `ok`.
-    file: the mask, where there is one.
+    status: `ok`; `empty` (no handwriting found); `too few keypoints` (in the mask); `error` (the
+      backend cannot process this page); `unreadable` (the image file is damaged).
+    reason: why the status is not `ok`.
+    file: the mask; None without a mask.
     """
 
     status: str
@@ -34,20 +34,20 @@ class PageMask(NamedTuple):
     file: Path | None
 
     def read(self, shape: tuple[int, int]) -> np.ndarray:
-        """The mask, bool [h, w], scaled to the (scaled) page of this shape.
+        """The mask, bool [h, w], resized to this shape, the shape of the (scaled) page.
 
         Raises:
-          PageError: a damaged file.
+          PageError: the file is damaged.
         """
         return resize_mask(read_mask(self.file), shape)
 
     def info(self) -> dict[str, Any]:
-        """What the file about the mask says, such as `share` and `keypoints`; {} without one."""
+        """Contents of the mask's JSON file, such as `share` and `keypoints`; {} without a mask."""
         return json.loads(self.file.with_suffix(".json").read_text()) if self.file else {}
 
 
 class MaskJob(NamedTuple):
-    """A page whose mask is wanted; sent to the workers."""
+    """A page whose mask is to be computed; sent to the workers."""
 
     name: str
     row: int
@@ -60,7 +60,10 @@ class MaskJob(NamedTuple):
 
 
 def make_mask(job: MaskJob) -> tuple[int, PageMask]:
-    """Finds, writes and judges the mask of a page; its row and what became of it.
+    """Computes and writes the mask of a page.
+
+    Returns:
+      the page's row and result.
 
     Raises:
       UserError: the mask cannot be written.
@@ -69,13 +72,13 @@ def make_mask(job: MaskJob) -> tuple[int, PageMask]:
 
 
 def preview(job: MaskJob) -> np.ndarray | PageMask | None:
-    """The mask of a page, bool [h, w], kept or made now but not written.
+    """The mask of a page, bool [h, w], read from disk or else computed but not written.
 
     Returns:
-      a PageMask where the page is not `ok`; None where only a device could tell. Keypoints count
-      only where they were counted before.
+      a PageMask if the page is not `ok`; None if computing the mask needs a device. The keypoints
+      of a mask that is computed here are not counted.
     """
-    known = kept(job)
+    known = read_result(job)
     if known is not None:
         return read_mask(known.file) if known.status == OK else known
     backend = make_backend(job.regions)
@@ -98,11 +101,11 @@ def find_mask(
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      path: of the image file, needed by backends that look masks up.
-      backend: made of `regions`.
+      path: of the image file; only backends that read masks from files need it.
+      backend: created from `regions`.
 
     Raises:
-      PageError: no handwriting, or too little, was found; or the backend needs a file.
+      PageError: the backend found no handwriting or too little, or it needs the path.
     """
     source = None
     if backend.source is not None:
@@ -121,7 +124,7 @@ def find_mask(
 
 
 def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
-    """The pixels of a page and where they are from, or why they cannot be read."""
+    """The pixels of a page and their origin, or the result for a page that cannot be read."""
     try:
         whole = load_page(job.root / job.page.path, None, job.max_pixels)
         image = whole if job.page.box is None else crop(whole, job.page.box)
@@ -133,11 +136,11 @@ def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
 def make_loaded(
     job: MaskJob, backend: Backend, loaded: tuple[np.ndarray, Place] | PageMask
 ) -> PageMask:
-    """As `make_mask`, of a page that `load` has read."""
+    """Like `make_mask`, for a page that `load` has read."""
     if isinstance(loaded, PageMask):
         return loaded
     image, place = loaded
-    # Made in an earlier run, but its keypoints were not counted this way.
+    # A mask of an earlier run may exist whose keypoints were not counted in this way.
     info = _read_info(job)
     try:
         if info is None:
@@ -158,7 +161,7 @@ def make_loaded(
 
 
 def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> dict[str, Any]:
-    """Writes the mask of a page and the file about it, whose contents are returned."""
+    """Computes and writes the mask of a page and its JSON file; returns the file's contents."""
     result = backend.find(image, place)
     mask = np.ascontiguousarray(result.mask, bool)
     if mask.shape != image.shape[:2]:
@@ -180,8 +183,8 @@ def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> di
     return info
 
 
-def kept(job: MaskJob) -> PageMask | None:
-    """What became of a page in an earlier run; None if something is still to be done."""
+def read_result(job: MaskJob) -> PageMask | None:
+    """The result of an earlier run for a page; None if the mask or its count is missing."""
     info = _read_info(job)
     if info is None:
         return None
@@ -202,15 +205,15 @@ def _judge(job: MaskJob, info: dict[str, Any]) -> PageMask:
 
 
 def _too_few(count: int, regions: ConfigDict) -> str:
-    """Why so few keypoints are too few; empty where they are enough."""
+    """The reason why a number of keypoints is too small; empty if it is large enough."""
     if count >= regions.min_keypoints:
         return ""
     least = regions.min_keypoints
-    return f"{count} keypoints in its regions are fewer than regions.min_keypoints={least}"
+    return f"{count} keypoints in the mask are fewer than regions.min_keypoints={least}"
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A mask, bool [h, w], for its page at another scale, which has this shape."""
+    """Resizes a mask, bool [h, w], to this shape, the shape of its page at another scale."""
     if mask.shape == shape:
         return mask
     size = shape[::-1]
@@ -218,19 +221,19 @@ def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """A mask of this folder, bool [h, w].
+    """Reads a mask, bool [h, w].
 
     Raises:
-      PageError: missing or damaged.
+      PageError: the file is missing or damaged.
     """
     try:
         with Image.open(file, formats=["PNG"]) as image:
             return np.asarray(image.convert("1"), bool)
-    # A damaged file makes Pillow fail in many ways.
+    # Pillow raises many kinds of exceptions for damaged files.
     except Exception as error:
         raise PageError(
-            f"its mask {file} is damaged or missing ({one_line(error)}); delete its .json file, "
-            "the same command then makes it again"
+            f"the mask {file} is damaged or missing ({one_line(error)}); delete its .json file, "
+            "then the same command computes the mask again"
         ) from None
 
 
@@ -242,16 +245,16 @@ def _read_info(job: MaskJob) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a file that is whole or not there."""
+    """Writes a JSON file atomically."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def one_line(error: object) -> str:
-    """A message without line breaks, which file names may hold."""
+    """A message without line breaks, which file names may contain."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _nothing(backend: str) -> str:
-    return f"{backend} found no handwriting on it"
+    return f"{backend} found no handwriting on this page"

@@ -1,10 +1,10 @@
-"""Regions that scholars have drawn: the polygons of PAGE and ALTO files.
+"""Backend for regions that scholars have drawn: the polygons of PAGE and ALTO files.
 
-PAGE as Transkribus, eScriptorium and OCR-D write it (`Coords points="x,y x,y"`, older `Point`
-elements), ALTO 2 to 4 (`Shape/Polygon`, or the rectangle of HPOS, VPOS, WIDTH, HEIGHT). Elements
-are known by their local names, so that every version of a namespace is read. Coordinates refer to
-the size that the file states and are scaled to the image. A file with a document type is refused:
-that is where XML's entities come from, and neither format needs one.
+Supported are PAGE as Transkribus, eScriptorium and OCR-D write it (`Coords points="x,y x,y"`, older
+`Point` elements), and ALTO 2 to 4 (`Shape/Polygon`, or the rectangle of HPOS, VPOS, WIDTH, HEIGHT).
+Elements are identified by their local names, so all versions of a namespace are read. Coordinates
+refer to the page size stated in the file and are scaled to the image. A file with a document type
+is refused: document types declare XML entities, and neither format needs them.
 """
 
 import posixpath
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
-from saghog_jax.input_pipeline.regions.given import (
+from saghog_jax.input_pipeline.regions.mask_images import (
     check_proportions,
     existing_folder,
     first_file,
@@ -35,16 +35,16 @@ _ELEMENTS = {
     ("alto", "region"): "TextBlock",
     ("alto", "line"): "TextLine",
 }
-# Folders beside the pages that exports put their files in.
+# Folders beside the pages in which export programs put these files.
 _BESIDE = ("", "page", "alto")
 _MAX_BYTES = 64_000_000
 
 
 def make(section: ConfigDict) -> Backend:
-    """The backend `xml` of the section `config.regions.xml`.
+    """Creates the backend `xml` from the section `config.regions.xml`.
 
     Raises:
-      UserError: its folder does not exist, or an unknown level.
+      UserError: the folder does not exist, or the level is unknown.
     """
     if section.level not in LEVELS:
         raise UserError(f"unknown regions.xml.level {section.level!r}, known: {', '.join(LEVELS)}")
@@ -71,20 +71,21 @@ def _beside(root: Path, path: str) -> Iterator[Path]:
 
 
 def find_polygons(place: Place, level: str) -> RegionResult:
-    """The mask of a page from its PAGE or ALTO file; one region a polygon.
+    """The mask of a page from its PAGE or ALTO file; every polygon is one region.
 
     Raises:
-      PageError: no file, one that is no PAGE or ALTO, or that of an image of other proportions.
+      PageError: the file does not exist, is neither PAGE nor ALTO, or describes an image of other
+        proportions.
     """
     if place.source is None:
-        raise PageError("there is no PAGE or ALTO file of its name (regions.xml.folder)")
+        raise PageError("no PAGE or ALTO file has the name of this page (regions.xml.folder)")
     name = place.source.name
     root = _parse(place.source)
     kind = _local(root)
     if (kind, level) not in _ELEMENTS:
-        raise PageError(f"{name} is neither PAGE nor ALTO; its root is {kind!r}")
+        raise PageError(f"{name} is neither PAGE nor ALTO; its root element is {kind!r}")
     size = _size(root, name)
-    check_proportions(size, place.shape, f"{name}: its page")
+    check_proportions(size, place.shape, f"{name}: the element Page")
     scale = place.shape[1] / size[1], place.shape[0] / size[0]
     whole = np.zeros(place.shape, np.uint8)
     drawn = missing = 0
@@ -111,13 +112,13 @@ def _parse(path: Path) -> ElementTree.Element:
         parser.feed(data)
         return parser.close()
     except OSError as error:
-        raise PageError(f"{path.name}: cannot read it: {error.strerror}") from None
+        raise PageError(f"{path.name}: cannot read the file: {error.strerror}") from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise PageError(f"{path.name} is not XML: {error}") from None
 
 
 class _Tree(ElementTree.TreeBuilder):
-    """Refuses document types, which come before any entity could be used."""
+    """Refuses document types. They precede the first use of an entity."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"it has a document type ({name}), which PAGE and ALTO never have")
@@ -137,14 +138,14 @@ def _size(root: ElementTree.Element, name: str) -> tuple[float, float]:
     try:
         height, width = (float(page.attrib[key]) for key in keys)
     except (KeyError, ValueError):
-        raise PageError(f"{name}: its Page has no {keys[0]} and {keys[1]}") from None
+        raise PageError(f"{name}: the element Page has no {keys[0]} and {keys[1]}") from None
     if not (height > 0 and width > 0):
-        raise PageError(f"{name}: its Page is of {width:g} x {height:g} pixels")
+        raise PageError(f"{name}: the element Page has {width:g} x {height:g} pixels")
     return height, width
 
 
 def _polygon(element: ElementTree.Element, name: str) -> np.ndarray | None:
-    """The outline of a region or line, float [n, 2] (x, y); None where it has none."""
+    """The outline of a region or line, float [n, 2] (x, y); None if the element has no outline."""
     points = None
     for child in element:
         if _local(child) == "Coords":
@@ -166,7 +167,7 @@ def _polygon(element: ElementTree.Element, name: str) -> np.ndarray | None:
 
 
 def _numbers(text: str, name: str) -> np.ndarray:
-    """Pairs of numbers, whatever separates them: `1,2 3,4` or `1 2 3 4`; float [n, 2]."""
+    """Parses pairs of numbers, separated by commas or spaces: `1,2 3,4` or `1 2 3 4`; [n, 2]."""
     try:
         values = [float(word) for word in re.split(r"[\s,]+", text.strip())]
     except ValueError:

@@ -1,11 +1,12 @@
-"""Which of SAM's masks are handwriting: the rules of the published code, and those of the paper.
+"""Selects the masks of SAM that are handwriting: by the published code's rules, or the paper's.
 
-SAM is shown the edges of the page. The code does not do what the paper says; both are here, each
-with its own section of thresholds (configs/regions.py: sam_config). Where neither says more, the
-reading taken is stated. The code also cuts every black row and column out of the masked page, those
-between two lines too: here the page is never written to, and patches are cut where the mask is.
+SAM gets the edges of the page as its input. The published code differs from the paper; both are
+implemented here, each with its own section of thresholds (configs/regions.py: sam_config). Where
+both are ambiguous, the docstrings state our interpretation. The published code also removes every
+black row and column from the masked page, even between two lines. Here the page is never changed:
+patches are cut inside the mask.
 
-Axis letters: k masks, h w of the frame that masks are in.
+Axis letters: k masks, h w height and width of the masks.
 """
 
 from typing import NamedTuple
@@ -23,19 +24,19 @@ INPUTS = ("edges", "page")
 INVERSIONS = ("area", "none")
 _BLUR = (5, 5)
 _CANNY = (150, 200)
-# A mask that covers more than this of all four sides of the page is taken for the background.
+# A mask that covers more than this fraction of all four sides of the page is the background.
 _COVERED = 0.8
 
 
 class Choice(NamedTuple):
-    """The masks that are taken, by number, and for each mask what became of it and why."""
+    """The selected masks, by number, and the decision on each mask with its reason."""
 
-    taken: tuple[int, ...]
+    selected: tuple[int, ...]
     verdicts: tuple[str, ...]
 
 
 def check(section: ConfigDict) -> None:
-    """Raises UserError for names that are not known."""
+    """Raises UserError for unknown names."""
     for field, known in (("input", INPUTS), ("rules", RULES)):
         if section[field] not in known:
             raise UserError(f"unknown {field} {section[field]!r} of SAM, known: {', '.join(known)}")
@@ -47,7 +48,9 @@ def check(section: ConfigDict) -> None:
 
 
 def edges(image: np.ndarray) -> np.ndarray:
-    """Edges of a page as published (blur of 5 x 5, Canny of 150 and 200): uint8 [h, w], 0 or 255.
+    """Edges of a page as in the published code: uint8 [h, w], 0 or 255.
+
+    A Gaussian blur of 5 x 5 pixels, then Canny with thresholds 150 and 200.
 
     Args:
       image: uint8 [h, w, 3], RGB.
@@ -56,30 +59,31 @@ def edges(image: np.ndarray) -> np.ndarray:
 
 
 def choose(masks: np.ndarray, edge_map: np.ndarray, section: ConfigDict) -> Choice:
-    """Takes the masks that are handwriting.
+    """Selects the masks that are handwriting.
 
     Args:
       masks: bool [k, h, w].
       edge_map: uint8, `edges` of the page, of any size.
-      section: of the backend; `rules` says which.
+      section: of the backend; its field `rules` selects the rules.
     """
     if section.rules == "paper":
-        return by_paper(edge_shares(masks, edge_map), section.paper)
+        return by_paper(edge_fractions(masks, edge_map), section.paper)
     return by_published_code(masks, section.published_code)
 
 
 def by_published_code(masks: np.ndarray, rules: ConfigDict) -> Choice:
-    """The rules of the published code, its mistakes included.
+    """The rules of the published code, including its mistakes.
 
-    Masks are looked at from the largest to the smallest. One whose area is more than `alone_share`
-    of the page is taken alone and ends the search; those of more than `min_share` stay. Of these
-    the first two are merged if the ratio of their areas lies between `merge_low` and `merge_high`;
-    otherwise the first is taken and the second dropped. With `inversion="area"` a mask that covers
-    all four sides of the page counts with the area of its inverse, while the mask itself stays as
-    it is, and its rows are compared with the height of the page and its columns with the width.
+    Masks are examined from the largest to the smallest. A mask with an area of more than
+    `alone_share` of the page is selected alone and ends the search. Masks with more than
+    `min_share` are candidates. The first two candidates are merged if the ratio of their areas lies
+    between `merge_low` and `merge_high`; otherwise the first is selected and the second dropped.
+    With `inversion="area"` a mask that covers all four sides of the page counts with the area of
+    its inverse, while the mask itself is not inverted; its rows are compared with the height of the
+    page, and its columns with the width.
 
-    Readings: masks are ordered by their own areas, before any is inverted; the ratio is that of
-    the first to the second in this order.
+    Our interpretation: masks are ordered by their own areas, before any inversion; the ratio is
+    that of the first to the second candidate in this order.
     """
     _, h, w = masks.shape
     own = masks.sum((1, 2))
@@ -87,55 +91,56 @@ def by_published_code(masks: np.ndarray, rules: ConfigDict) -> Choice:
         h * w - area if rules.inversion == "area" and _covers_sides(mask) else area
         for mask, area in zip(masks, own, strict=True)
     ]
-    shares = np.asarray(areas, np.float64) / (h * w)
-    verdicts = ["not looked at"] * len(masks)
-    stay: list[int] = []
+    fractions = np.asarray(areas, np.float64) / (h * w)
+    verdicts = ["not examined"] * len(masks)
+    candidates: list[int] = []
     for i in np.argsort(-own, kind="stable").tolist():
-        if shares[i] > rules.alone_share:
-            for other in stay:
-                verdicts[other] = "dropped: a larger one is taken alone"
-            verdicts[i] = "taken alone"
+        if fractions[i] > rules.alone_share:
+            for other in candidates:
+                verdicts[other] = "dropped: a larger mask is selected alone"
+            verdicts[i] = "selected alone"
             return Choice((i,), tuple(verdicts))
-        if shares[i] > rules.min_share:
-            stay.append(i)
-            verdicts[i] = "dropped: only the two largest are looked at"
+        if fractions[i] > rules.min_share:
+            candidates.append(i)
+            verdicts[i] = "dropped: only the two largest masks are candidates"
         else:
-            verdicts[i] = f"dropped: area {shares[i]:.3f} of the page"
-    taken = stay[:1]
-    if len(stay) > 1:
-        ratio = shares[stay[0]] / shares[stay[1]]
+            verdicts[i] = f"dropped: area {fractions[i]:.3f} of the page"
+    selected = candidates[:1]
+    if len(candidates) > 1:
+        ratio = fractions[candidates[0]] / fractions[candidates[1]]
         if rules.merge_low < ratio < rules.merge_high:
-            taken = stay[:2]
+            selected = candidates[:2]
         else:
-            verdicts[stay[1]] = f"dropped: the first is {ratio:.2f} times as large"
-    for i in taken:
-        verdicts[i] = "taken"
-    return Choice(tuple(taken), tuple(verdicts))
+            verdicts[candidates[1]] = f"dropped: the first mask is {ratio:.2f} times as large"
+    for i in selected:
+        verdicts[i] = "selected"
+    return Choice(tuple(selected), tuple(verdicts))
 
 
-def by_paper(shares: np.ndarray, rules: ConfigDict) -> Choice:
+def by_paper(fractions: np.ndarray, rules: ConfigDict) -> Choice:
     """The rules of the paper: masks with few edges are dropped, at most `most_masks` are merged.
 
-    The paper's third rule, on confidence, is `min_iou` of the mask generator. Readings: the share
-    is that of the page's edge pixels that lie in a mask; the masks with most of them are merged.
+    The paper's third rule, on confidence, is `min_iou` of the mask generator. Our interpretation:
+    the first rule is about the fraction of the page's edge pixels that lie in a mask; the masks
+    with the largest fractions are merged.
 
     Args:
-      shares: float [k], of `edge_shares`.
+      fractions: float [k], from `edge_fractions`.
     """
-    verdicts = [f"dropped: {share:.3f} of the edges" for share in shares]
-    order = np.argsort(-shares, kind="stable")
-    stay = [i for i in order.tolist() if shares[i] >= rules.min_edges]
-    for place, i in enumerate(stay):
-        taken = place < rules.most_masks
-        verdicts[i] = "taken" if taken else "dropped: others hold more edges"
-    return Choice(tuple(stay[: rules.most_masks]), tuple(verdicts))
+    verdicts = [f"dropped: {fraction:.3f} of the edges" for fraction in fractions]
+    order = np.argsort(-fractions, kind="stable")
+    candidates = [i for i in order.tolist() if fractions[i] >= rules.min_edges]
+    for rank, i in enumerate(candidates):
+        selected = rank < rules.most_masks
+        verdicts[i] = "selected" if selected else "dropped: other masks hold more edges"
+    return Choice(tuple(candidates[: rules.most_masks]), tuple(verdicts))
 
 
-def edge_shares(masks: np.ndarray, edge_map: np.ndarray) -> np.ndarray:
-    """Share of the page's edge pixels that lies in each mask: bool [k, h, w] -> float64 [k].
+def edge_fractions(masks: np.ndarray, edge_map: np.ndarray) -> np.ndarray:
+    """Fraction of the page's edge pixels in each mask: bool [k, h, w] -> float64 [k].
 
     Args:
-      edge_map: uint8 of any size, not 0 on edges; without an edge all shares are 0.
+      edge_map: uint8 of any size, not 0 on edges; without edges all fractions are 0.
     """
     size = masks.shape[:0:-1]
     density = cv2.resize((edge_map > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
@@ -145,7 +150,7 @@ def edge_shares(masks: np.ndarray, edge_map: np.ndarray) -> np.ndarray:
 
 
 def without_border(mask: np.ndarray, border: int) -> np.ndarray:
-    """The mask without its outermost `border` pixels; nothing is left of a small one."""
+    """The mask without its outermost `border` pixels; empty if the mask is too small."""
     inner = np.zeros_like(mask)
     part = slice(border, -border or None)
     inner[part, part] = mask[part, part]
@@ -153,7 +158,10 @@ def without_border(mask: np.ndarray, border: int) -> np.ndarray:
 
 
 def _covers_sides(mask: np.ndarray) -> bool:
-    """Whether a mask covers all sides, rows wrongly compared with the height, columns the width."""
+    """Whether a mask covers all four sides of the page.
+
+    As in the published code, rows are wrongly compared with the height, and columns with the width.
+    """
     h, w = mask.shape
     rows, columns = mask[[0, -1]].sum(1), mask[:, [0, -1]].sum(0)
     return bool((rows > _COVERED * h).all() and (columns > _COVERED * w).all())

@@ -1,1 +1,1 @@
-"""Patch stores: format, building, reading."""
+"""Patch stores: format, building, reading; pages cut on the fly."""

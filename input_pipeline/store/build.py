@@ -1,24 +1,22 @@
-"""Pages to a patch store: on one core or many, resumable, the same bytes however it was run.
+"""Builds a patch store from pages: on one core or many, resumable, always with the same bytes.
 
-A store is named after the digest of what made it: the cutting rule, the shard size, the manifest
-rows and the contents of the page files. The unit of work is a shard, a fixed group of pages; a
-shard is a pure function of its `ShardJob` and gets its name when it is whole. So a build that was
-killed goes on where it stopped, and several builders in one folder (the processes of a training
-job, or machines on a shared file system) share the work: each takes the missing shards in an order
-of its own, and where two finish the same shard the bytes are equal and the first stays.
+A store is named after the digest of its inputs: the cutting rule, the shard size, the rows of the
+manifest and the contents of the page files. The unit of work is a shard, a fixed group of pages. A
+shard is a pure function of its `ShardJob` and gets its name once it is complete. So a killed build
+continues where it stopped, and several builders in one folder (the processes of a training job, or
+machines on a shared file system) share the work: each builder goes through the missing shards in a
+random order. If two builders finish the same shard, the bytes are equal and the first is kept.
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
+import logging
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +25,15 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
-from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_view
 from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.workspace import open_workspace
 from saghog_jax.input_pipeline.store.writer import (
     FORMAT_VERSION,
     PageResult,
@@ -45,14 +44,15 @@ from saghog_jax.input_pipeline.store.writer import (
     shard_name,
 )
 
+logger = logging.getLogger(__name__)
+
 LOG_SECONDS = 10.0
-# Skipped pages that a summary names; all are in the store's manifest.csv.
+# Skipped pages that a summary names; the store's manifest.csv lists all of them.
 NAMED_SKIPPED = 5
-FINGERPRINTS = "page_fingerprints.json"
 
 
 class ShardJob(NamedTuple):
-    """All that decides a shard, and where it goes; sent to the workers."""
+    """All inputs of a shard, and the folder it is written to; sent to the workers."""
 
     folder: Path
     workspace: Path
@@ -68,23 +68,23 @@ class ShardJob(NamedTuple):
 def ensure_store(
     data: ConfigDict,
     store: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     beam: str = "",
     regions: ConfigDict | None = None,
 ) -> Path:
-    """Returns the folder of the store of these pages cut by this rule, building what is missing.
+    """Returns the folder of the store of these pages cut by this rule; builds missing shards.
 
     Args:
       data: `saghog_jax.configs.common.data_config()`.
       store: `saghog_jax.configs.common.store_config()`.
       log: called with one line at a time.
       beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
-      regions: the section of configs/regions.py; None is its backend `none`. Masks that are
-        missing are made first.
+      regions: the section of configs/regions.py; None is its backend `none`. Missing masks are
+        computed first.
 
     Raises:
-      UserError: the pages cannot be listed, none of them gives a patch, the disk is full, or a
-        worker was killed; whole shards are kept.
+      UserError: the pages cannot be listed, no page gives a patch, the disk is full, or a worker
+        was killed. Finished shards are kept.
     """
     manifest = load_manifest(data)
     rule = Rule.from_config(store)
@@ -93,17 +93,17 @@ def ensure_store(
     if masks is not None:
         config["regions"] = masks.identity
     root = Path(store.root)
-    digest = store_digest(manifest, config, root / FINGERPRINTS, masks.digests if masks else ())
+    digest = store_digest(manifest, config, masks.digests if masks else ())
     folder = root / f"{store.rule}-{digest[:12]}"
     if not (folder / "store.json").exists():
         workers = store.workers or usable_cores()
-        found = masks.ensure(log, beam) if masks else None
-        _build(folder, manifest, rule, config, digest, workers, beam, log, found)
+        page_masks = masks.ensure(log, beam) if masks else None
+        _build(folder, manifest, rule, config, digest, workers, beam, log, page_masks)
     return folder
 
 
 def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[str, object]:
-    """The settings that decide a store's bytes."""
+    """The settings that determine the bytes of a store."""
     return {
         **dataclasses.asdict(rule),
         "pages_per_shard": pages_per_shard,
@@ -111,23 +111,21 @@ def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[st
     }
 
 
-def store_digest(
-    manifest: Manifest, config: dict[str, object], cache: Path, masks: Sequence[str] = ()
-) -> str:
-    """SHA-256 over settings, manifest rows and page contents; not over where the pages lie.
+def store_digest(manifest: Manifest, config: dict[str, object], masks: Sequence[str] = ()) -> str:
+    """SHA-256 over settings, manifest rows and page contents, but not over the pages' folder.
 
     Args:
-      masks: what identifies the masks of the pages, if they have any.
+      masks: `RegionMasks.digests`, if the pages have masks.
     """
-    contents = fingerprints(manifest.root, (page.path for page in manifest.pages), cache)
+    contents = manifest.contents()
     rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
-    made_from = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
-    text = json.dumps(made_from, sort_keys=True)
+    inputs = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
+    text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def build_shard(job: ShardJob) -> int:
-    """Cuts and writes one shard, unless it is there already; returns its number.
+    """Cuts and writes one shard, unless the shard exists already; returns its number.
 
     Raises:
       UserError: the shard cannot be written.
@@ -136,7 +134,7 @@ def build_shard(job: ShardJob) -> int:
 
 
 def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.ndarray]]:
-    """One page's patches as the arrays of a shard; empty arrays if it gives none."""
+    """The patches of one page as the arrays of a shard; empty arrays if it gives no patch."""
     page_mask = job.masks[row - job.first_row] if job.masks else None
     if page_mask and page_mask.status != OK:
         return PageResult(0, page_mask.status, page_mask.reason), _no_patches(job.rule)
@@ -186,7 +184,7 @@ def _build(
     masks: Sequence[PageMask] | None,
 ) -> None:
     start = time.monotonic()
-    with _workspace(folder) as workspace:
+    with open_workspace(folder) as workspace:
         jobs = _jobs(folder, workspace, manifest, rule, config, masks)
         missing = [
             job for job in jobs if read_shard(folder / "shards" / shard_name(job.number)) is None
@@ -195,10 +193,10 @@ def _build(
         ready = len(manifest) - sum(len(job.pages) for job in missing)
         log(
             f"cutting {len(manifest):,} pages into {folder}"
-            + (f", {ready:,} of them are there already" if ready else "")
+            + (f", {ready:,} of them are done already" if ready else "")
             + (f"; Apache Beam with {beam}" if beam else f"; {workers} processes")
         )
-        # Beam says nothing until all is done.
+        # Beam reports nothing until all shards are done.
         progress = _Progress(len(manifest), ready, (lambda line: None) if beam else log)
         pages_of = {job.number: len(job.pages) for job in missing}
         try:
@@ -207,7 +205,7 @@ def _build(
         except UserError as error:
             raise UserError(
                 f"{error}; {progress.done:,} of {len(manifest):,} pages are kept, "
-                "the same command goes on from there"
+                "the same command continues from there"
             ) from None
         try:
             finish_store(folder, workspace, manifest, config, digest)
@@ -217,7 +215,7 @@ def _build(
                 "the same command finishes the store"
             ) from error
         except UserError:
-            # A store without a patch: worth nothing, and the next attempt should look again.
+            # A store without a patch is useless; the next attempt should cut the pages again.
             shutil.rmtree(folder, ignore_errors=True)
             raise
     _summarise(folder, time.monotonic() - start, log)
@@ -274,7 +272,7 @@ def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None
 
 
 class _Progress:
-    """Says how far the build is, once every LOG_SECONDS."""
+    """Reports the progress of a build every LOG_SECONDS."""
 
     def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
         self.done = ready
@@ -292,42 +290,3 @@ class _Progress:
             f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
             f"{(self._total - self.done) / rate:,.0f} s left"
         )
-
-
-@contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A folder of this builder's own beside the shards; removes those of builders now dead.
-
-    A builder holds a lock on its workspace as long as it lives, however it ends.
-    """
-    for other in folder.glob("building-*"):
-        with _locked(other / "lock") as dead:
-            if dead:
-                shutil.rmtree(other, ignore_errors=True)
-    try:
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        workspace = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
-    except OSError as error:
-        raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
-    try:
-        with _locked(workspace / "lock"):
-            yield workspace
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether this process could lock the file; where files cannot be locked, it could not."""
-    try:
-        file = path.open("a")
-    except OSError:
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True

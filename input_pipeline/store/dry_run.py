@@ -1,4 +1,4 @@
-"""What a build would make of a manifest: every page read once, a few of them cut."""
+"""Dry run of a build: reads every page once, cuts a sample of the pages, and reports the result."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,18 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
 from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
+from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.writer import record_type
 
-# Rows, writers and pages that a survey shows.
+# Rows, writers and pages that the report shows.
 SHOWN = 5
-# Strokes of this width, in pixels, were best for `small` (docs/quality.md): lowest, highest, and
-# what is aimed at outside of these, in steps.
+# Stroke widths in pixels that were best for `small` (docs/quality.md): lowest and highest. Outside
+# of this range the report suggests the store.scale, a multiple of _STEP, nearest to width _AIM.
 _BEST, _AIM, _STEP = (4.5, 7.0), 6.0, 0.25
 
 
 class SurveyJob(NamedTuple):
-    """A page to look at; cut by every rule in `rules`."""
+    """A page to inspect; it is cut by every rule in `rules`."""
 
     row: int
     root: Path
@@ -37,22 +38,27 @@ class SurveyJob(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Of one page: height and width, or why it cannot be used; patches a rule, if it was cut.
+    """The result for one page.
 
-    share: of the page that is in its mask, if it was cut and the mask is known.
-    stroke: width of its strokes in pixels as the first rule resizes it, if it was cut; 0: no ink.
+    row: of the page in the manifest.
+    shape: height and width in pixels; None if the page cannot be used.
+    reason: why the page cannot be used; empty if it can.
+    n_patches: number of patches by each rule; empty if the page was not cut.
+    mask_fraction: fraction of the page in its mask, if the page was cut and the mask is known.
+    stroke: width of its strokes in pixels after resizing by the first rule, if the page was cut;
+      0 without ink.
     """
 
     row: int
     shape: tuple[int, int] | None
     reason: str
     n_patches: tuple[int, ...]
-    share: float | None = None
+    mask_fraction: float | None = None
     stroke: float | None = None
 
 
-def look(job: SurveyJob) -> Finding:
-    """Reads a page as the build would."""
+def inspect_page(job: SurveyJob) -> Finding:
+    """Reads a page as the build would, and cuts it by the rules of the job."""
     try:
         image = load_page(job.root / job.page.path, job.page.box, job.max_pixels)
         mask = preview(job.mask) if job.mask else None
@@ -63,9 +69,9 @@ def look(job: SurveyJob) -> Finding:
             scaled = resize_page(image, rule.scale * job.page.scale, job.max_pixels)
             inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
             counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
-        share = None if mask is None else float(mask.mean())
+        fraction = None if mask is None else float(mask.mean())
         stroke = _stroke(image, job) if job.rules else None
-        return Finding(job.row, image.shape[:2], "", tuple(counts), share, stroke)
+        return Finding(job.row, image.shape[:2], "", tuple(counts), fraction, stroke)
     except PageError as error:
         return Finding(job.row, None, " ".join(str(error).split()), ())
 
@@ -84,36 +90,39 @@ def survey(
     workers: int,
     masks: RegionMasks | None = None,
 ) -> list[Finding]:
-    """Reads all pages and cuts `samples` of them, evenly picked; in the manifest's order.
+    """Reads all pages and cuts `samples` of them, evenly spaced.
 
     Args:
-      workers: processes; 0 takes one a core.
-      masks: where handwriting is looked for, on the samples; nothing is written.
+      workers: processes; 0: one per core.
+      masks: handwriting is detected on the sample pages with these settings; nothing is written.
+
+    Returns:
+      one result per page, in the manifest's order.
     """
-    chosen = set(np.linspace(0, len(manifest) - 1, min(samples, len(manifest))).astype(int))
+    sample = set(evenly(len(manifest), samples).tolist())
     jobs = [
         SurveyJob(
             row,
             manifest.root,
             page,
             max_pixels,
-            tuple(rules) if row in chosen else (),
-            masks.job(row) if masks and row in chosen else None,
+            tuple(rules) if row in sample else (),
+            masks.job(row) if masks and row in sample else None,
         )
         for row, page in enumerate(manifest.pages)
     ]
-    return sorted(run_jobs(look, jobs, min(workers or usable_cores(), len(jobs))))
+    return sorted(run_jobs(inspect_page, jobs, min(workers or usable_cores(), len(jobs))))
 
 
 def patch_bytes(rule: Rule) -> int:
-    """Bytes a patch takes in a store."""
+    """Bytes of one patch in a store."""
     keys = ("patches", "ink", "page", "x", "y") + ("descriptors",) * rule.descriptors
     types = [record_type(key, rule.patch_size) for key in keys]
     return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in types)
 
 
 def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Finding]) -> list[str]:
-    """The survey in words, a line each."""
+    """The report on a survey, as lines of text."""
     return [
         *_describe_pages(manifest),
         *_describe_files(manifest, findings),
@@ -168,11 +177,11 @@ def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator
 
 
 def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
-    shares = [f.share for f in findings if f.share is not None]
-    if shares:
+    fractions = [f.mask_fraction for f in findings if f.mask_fraction is not None]
+    if fractions:
         yield (
-            f"handwriting on {min(shares):.0%} to {max(shares):.0%} of the sample pages (median "
-            f"{np.median(shares):.0%}); configs/regions.py shows where"
+            f"handwriting covers {min(fractions):.0%} to {max(fractions):.0%} of a sample page "
+            f"(median {np.median(fractions):.0%}); configs/regions.py shows where"
         )
 
 
@@ -186,8 +195,8 @@ def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str
     if not low <= width <= high:
         better = max(1, round(_AIM * scale / width / _STEP)) * _STEP
         text += (
-            f"; the recipe `small` is best at {low} to {high}: give pretrain, finetune and embed "
-            f"--config.store.scale={better:g}"
+            f"; the recipe `small` works best with {low} to {high}: start pretrain, finetune and "
+            f"embed with --config.store.scale={better:g}"
         )
     yield text
 
@@ -200,11 +209,12 @@ def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
         return f"store {rule.rule}: no page could be cut"
     patches = counts.mean() * readable
     text = (
-        f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, by "
-        f"{len(counts)} sample pages with {counts.min():,} to {counts.max():,} patches"
+        f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, "
+        f"estimated from {len(counts)} sample pages with {counts.min():,} to {counts.max():,} "
+        "patches"
     )
     if rule.max_patches_per_page != -1:
         most = rule.max_patches_per_page * readable * each
-        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches a page)"
+        text += f"; at most {most / 1e6:,.0f} MB ({rule.max_patches_per_page:,} patches per page)"
     empty = int((counts == 0).sum())
     return text + (f"; {empty} of the sample pages gave no patch" if empty else "")

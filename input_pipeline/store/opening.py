@@ -1,5 +1,6 @@
-"""The patch store that a training stage reads: cut from pages, or made of ready-cut patches."""
+"""Opens the patch store of a training stage: cut from pages, or made of ready-cut patches."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,22 +10,24 @@ from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.ready_patches import ensure_ready_store
 
+logger = logging.getLogger(__name__)
+
 
 def open_store(
     data: ConfigDict,
     store: ConfigDict,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = logger.info,
     regions: ConfigDict | None = None,
 ) -> Store:
-    """Opens the store of these sections, building what is missing of it.
+    """Opens the store of these sections; builds missing shards first.
 
     Args:
-      data: `data_config()` of configs/common.py. With `cluster_regex` `data.pages` is a folder of
-        ready-cut patches; its clusters are `ready_patches.ready_labels` of the store.
-      store: `store_config()` of configs/common.py; of ready-cut patches only `root`, `patch_size`
-        and `workers` count.
+      data: `data_config()` of configs/common.py. With `cluster_regex`, `data.pages` is a folder of
+        ready-cut patches; `ready_patches.ready_labels` reads their clusters from the store.
+      store: `store_config()` of configs/common.py; for ready-cut patches only `root`, `patch_size`
+        and `workers` have an effect.
       log: called with one line at a time.
-      regions: see `build.ensure_store`; without effect on ready-cut patches.
+      regions: see `build.ensure_store`; ignored for ready-cut patches.
 
     Raises:
       UserError: see `build.ensure_store` and `ready_patches.ensure_ready_store`.

@@ -1,4 +1,4 @@
-"""A page at a scale, with its mask: what patches are cut from."""
+"""Reads a page and its mask, resized for cutting."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ class View(NamedTuple):
     """A page resized by a factor.
 
     image: uint8 [h, w, 3], RGB.
-    mask: bool [h, w], where the handwriting is; None where no region backend was used.
+    mask: bool [h, w], True on handwriting; None if no region backend was used.
     """
 
     image: np.ndarray
@@ -34,7 +34,7 @@ def open_view(
       page_mask: the result of the region backend for this page, if one was used.
 
     Raises:
-      PageError: the page or its mask cannot be read, or the mask holds too little handwriting.
+      PageError: the page or its mask cannot be read, or the page has too little handwriting.
     """
     (view,) = open_views(root, page, max_pixels, (factor,), page_mask)
     if isinstance(view, PageError):

@@ -1,21 +1,21 @@
 """The patch store: its format, and the memory-mapped reader.
 
     FOLDER/
-      store.json              written last: a folder without it is not a store, only a start of one
-      manifest.csv            the pages, with columns n_patches, status (`ok`, `empty`,
-                              `unreadable`, or that of its mask, see `regions.page_mask`) and reason
-                              appended; row i is page i of the index
-      shards/00000/           a fixed group of pages, whole as soon as it has its name
+      store.json              written last: a folder without this file is an unfinished store
+      manifest.csv            the pages; three columns are appended: n_patches, status (`ok`,
+                              `empty`, `unreadable`, or the status of the page's mask, see
+                              `regions.page_mask`) and reason; row i is page i of the index
+      shards/00000/           a fixed group of pages, complete as soon as it has this name
         patches.npy           uint8 [n, s, s, 3], RGB
         ink.npy               uint8 [n, s*s/8], np.packbits of the ink mask, row-major, 1 = ink
-        page.npy x.npy y.npy  int32 [n], row of manifest.csv and key point in pixels
-        descriptors.npy       uint8 [n, 128], SIFT, only if the rule keeps them
-        label.npy             int32 [n], only in a store of ready-cut patches that came with labels
-        shard.json            what became of each page, and the SHA-256 of every array file
+        page.npy x.npy y.npy  int32 [n], row of manifest.csv and keypoint in pixels
+        descriptors.npy       uint8 [n, 128], SIFT, only if the rule keeps descriptors
+        label.npy             int32 [n], only in a store of ready-cut patches with labels
+        shard.json            the result for each page, and the SHA-256 of every array file
       labels/DIGEST/          pseudo labels, see `pseudo_labels`
 
-Nothing in a store depends on when, on how many processes or in which order it was built. Arrays
-open with numpy alone. Patch i of the store is patch i of the shards laid end to end.
+The bytes of a store do not depend on time, number of processes or order of building. The arrays can
+be read with numpy alone. Patch i of the store is patch i of the concatenated shards.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def read_store_json(folder: Path) -> dict[str, Any]:
     """Reads and checks `store.json`.
 
     Raises:
-      UserError: no whole store there, or one of another format or version.
+      UserError: the folder holds no finished store, or a store of another format or version.
     """
     path = folder / "store.json"
     try:
@@ -80,7 +80,7 @@ def read_store_json(folder: Path) -> dict[str, Any]:
 
 
 class Store:
-    """A whole patch store, memory-mapped. All reading is safe from several threads."""
+    """A finished patch store, memory-mapped. Several threads may read it at once."""
 
     def __init__(self, path: Path, info: Mapping[str, Any], manifest: Manifest) -> None:
         """Use `Store.open`."""
@@ -98,8 +98,8 @@ class Store:
         """Opens a store.
 
         Raises:
-          UserError: `path` is not a whole store of this format version, or a file of it has not
-            the size it should have (contents are checked by `configs/verify.py`).
+          UserError: `path` is not a finished store of this format version, or one of its files has
+            the wrong size. The contents are checked by `configs/verify.py`.
         """
         folder = Path(path)
         info = read_store_json(folder)
@@ -112,17 +112,17 @@ class Store:
         return cls(folder, info, manifest)
 
     def __len__(self) -> int:
-        """Patches."""
+        """Number of patches."""
         return int(self._offsets[-1])
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """Where each patch lies: `page` (row of `manifest`), `x`, `y`, int32 [n]; in memory."""
+        """Position of each patch: `page` (row of `manifest`), `x`, `y`, int32 [n]; in memory."""
         return {key: np.concatenate(self._map(key))[:, 0] for key in ("page", "x", "y")}
 
     @cached_property
     def rows_of_pages(self) -> list[np.ndarray]:
-        """For each page of `manifest` its patches, int64, ascending; none for a skipped page."""
+        """Patches of each page of `manifest`: int64 indices, ascending; empty if it was skipped."""
         order = np.argsort(self.index["page"], kind="stable")
         pages = np.arange(len(self.manifest) + 1)
         starts = np.searchsorted(self.index["page"][order], pages)
@@ -130,14 +130,14 @@ class Store:
 
     @cached_property
     def writer_ids(self) -> np.ndarray:
-        """For each patch the writer, int32 [n]: index in `manifest.writers`, -1 if unknown."""
+        """Writer of each patch, int32 [n]: index in `manifest.writers`, -1 if unknown."""
         ids = {writer: i for i, writer in enumerate(self.manifest.writers)}
         of_page = np.array([ids.get(page.writer, -1) for page in self.manifest.pages], np.int32)
         return of_page[self.index["page"]]
 
     @cached_property
     def skipped(self) -> list[tuple[str, str]]:
-        """Pages that gave no patch, as (page_id, reason)."""
+        """Pages without a patch, as (page_id, reason)."""
         return [
             (page.page_id, page.extra["reason"])
             for page in self.manifest.pages
@@ -146,11 +146,11 @@ class Store:
 
     @property
     def has_descriptors(self) -> bool:
-        """Whether the store was cut by a rule that keeps SIFT descriptors."""
+        """Whether the store holds SIFT descriptors, which depends on its rule."""
         return "descriptors.npy" in self.info["shards"][0]["sha256"]
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Patches and ink masks of `indices` [b], in that order.
+        """Patches and ink masks of `indices` [b], in this order.
 
         Returns:
           `patches` uint8 [b, s, s, 3] and `ink` uint8 [b, s*s/8].
@@ -186,7 +186,7 @@ class Store:
                 array = read_npy(path, mmap_mode="r" if shard["n_patches"] else None)
             except UserError as error:
                 raise UserError(
-                    f"{error}; --config=configs/verify.py says how to mend it"
+                    f"{error}; --config=configs/verify.py tells how to repair the store"
                 ) from None
             dtype, record = record_type(key, self.patch_size)
             if (array.shape, array.dtype) != ((shard["n_patches"], *record), dtype):
@@ -194,12 +194,13 @@ class Store:
                     f"{path} holds {array.dtype} {list(array.shape)}, expected "
                     f"{dtype} {[shard['n_patches'], *record]}; delete {self.path} and prepare again"
                 )
-            # Taking rows of a np.memmap costs more than the rows, of a plain array it does not.
+            # Indexing a np.memmap is slow: it costs more than copying the rows. A plain view of it
+            # has no such overhead.
             maps.append(array.view(np.ndarray).reshape(len(array), math.prod(record)))
         return maps
 
     def _take(self, indices: np.ndarray, *arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Rows `indices` of each of `arrays` (lists of shards [n, bytes]), in that order."""
+        """Rows `indices` of each of `arrays` (lists of shards [n, bytes]), in this order."""
         indices = np.asarray(indices)
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"patch indices must lie in [0, {len(self)})")
@@ -216,15 +217,15 @@ class Store:
         return outs
 
 
-def _allow_open_files(extra: int) -> None:
-    """Raises this process's soft limit of open files: every memory map holds one open."""
+def _allow_open_files(shards: int) -> None:
+    """Increases this process's soft limit of open files: every memory map keeps a file open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Three maps a shard (patches, ink, descriptors) and room for everything else.
-    wanted = 3 * extra + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
+    # Three maps per shard (patches, ink, descriptors), and 512 files for everything else.
+    needed = 3 * shards + 512
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
             raise UserError(
-                f"a store of {extra} shards needs {wanted} open files, this machine allows {hard};"
+                f"a store of {shards} shards needs {needed} open files, this machine allows {hard};"
                 " raise `ulimit -Hn`, or prepare with a larger --config.store.pages_per_shard"
             )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

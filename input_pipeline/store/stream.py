@@ -1,4 +1,4 @@
-"""Pages cut on the fly, in order, by several processes: for what needs each patch only once."""
+"""Cuts pages on the fly, in order, in several processes, for stages that use a patch only once."""
 
 import multiprocessing
 from collections import deque
@@ -18,7 +18,7 @@ from saghog_jax.input_pipeline.processes.workers import (
 from saghog_jax.input_pipeline.regions.page_mask import PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_views
 
-# Pages a process may be ahead of the reader.
+# Pages that each process may be ahead of the reader.
 _AHEAD = 2
 
 
@@ -31,11 +31,11 @@ def cut_at_scales(
     page_mask: PageMask | None = None,
     scales: Sequence[float] = (1.0,),
 ) -> list[Cut | str]:
-    """The patches of a page at each scale (perhaps none), or why the page cannot be used.
+    """The patches of a page at each scale (possibly none), or the reason why it cannot be used.
 
     Args:
-      row: of the page in its manifest; seeds the random choice of patches.
-      scales: factors besides those of the rule and the page. The page is decoded once.
+      row: row of the page in its manifest; seeds the random choice of patches.
+      scales: factors, multiplied by those of the rule and the page. The page is decoded once.
     """
     factors = [rule.scale * (page.scale * scale) for scale in scales]
     cuts: list[Cut | str] = []
@@ -63,10 +63,10 @@ def stream_cuts(
     """Yields `cut_at_scales` of each page, in order.
 
     Args:
-      workers: processes; 0 takes one a core, 1 works in this process.
+      workers: processes; 0: one per core, 1: this process.
       masks: the result of the region backend for each page, if one was used.
-      rows: of the pages in their manifest, by default 0, 1...; they seed the random choice of
-        patches.
+      rows: rows of the pages in their manifest, by default 0, 1, ...; they seed the random choice
+        of patches.
     """
     page_masks = masks or [None] * len(pages)
     rows = range(len(pages)) if rows is None else [int(row) for row in rows]

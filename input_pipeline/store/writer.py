@@ -1,4 +1,4 @@
-"""Writing a patch store: a shard at a time, then the files over all of them; see `store`."""
+"""Writes a patch store: shard by shard, then the files about all shards; see `reader`."""
 
 import errno
 import hashlib
@@ -20,16 +20,16 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 
 FORMAT = "saghog_jax patch store"
-# Raised whenever the layout changes, or the same pages and rule would be cut to other bytes.
+# Increased whenever the layout changes, or the same pages and rule would give other bytes.
 FORMAT_VERSION = 1
-# Columns that the store appends to the manifest.
+# Columns that a store appends to the columns of the manifest.
 STATUS_COLUMNS = ("n_patches", "status", "reason")
-# Libraries whose version can change the bytes that are cut.
+# Libraries whose version can change the bytes of patches.
 CUTTING_LIBRARIES = ("doxapy", "numpy", "opencv-python-headless", "pillow")
 
 
 class PageResult(NamedTuple):
-    """What became of a page: `status` as in `store`; `reason` says why it is not `ok`."""
+    """The outcome for a page: `status` as in `reader`; `reason` says why it is not `ok`."""
 
     n_patches: int
     status: str
@@ -42,7 +42,7 @@ def library_versions() -> dict[str, str]:
 
 
 def record_type(key: str, patch_size: int) -> tuple[np.dtype, tuple[int, ...]]:
-    """Type and shape of one record of the array file `key`."""
+    """Dtype and shape of one record of the array file `key`."""
     shapes = {
         "patches": (patch_size, patch_size, 3),
         "ink": (patch_size**2 // 8,),
@@ -57,7 +57,7 @@ def shard_name(number: int) -> str:
 
 
 def read_shard(folder: Path) -> dict[str, Any] | None:
-    """Reads `shard.json` of a shard; None where there is none, or one cut by other libraries."""
+    """Reads `shard.json` of a shard; None if it is missing or other library versions cut it."""
     try:
         info = json.loads((folder / "shard.json").read_text())
     except FileNotFoundError:
@@ -74,21 +74,21 @@ def write_shard(
     arrays: Mapping[str, Sequence[np.ndarray]],
     pages: Sequence[PageResult],
 ) -> None:
-    """Writes a shard beside the store, flushes it to the disk, then gives it its name.
+    """Writes a shard into the workspace, flushes it to the disk, then renames it into the store.
 
-    If another builder finished the same shard in between, its (equal) bytes stay.
+    If another builder has finished the same shard meanwhile, that shard (of equal bytes) is kept.
 
     Args:
       shards: the folder `shards/` of the store.
-      workspace: a folder of this builder on the same file system, for the half-written shard.
+      workspace: a folder of this builder on the same file system, for the unfinished shard.
       name: from `shard_name`.
-      arrays: for every array file its parts, joined along the first axis.
-      pages: one result a page of the shard, in order.
+      arrays: parts of every array file, concatenated along the first axis.
+      pages: one result per page of the shard, in order.
 
     Raises:
-      OSError: the disk is full, or anything else that keeps files from being written.
+      OSError: the files cannot be written, for example because the disk is full.
     """
-    # Its own for every attempt: another one may have been killed, or be under way.
+    # A new folder for every attempt: an earlier attempt may have been killed or still be running.
     temporary = workspace / f"{name}-{secrets.token_hex(8)}"
     try:
         temporary.mkdir(parents=True)
@@ -118,7 +118,7 @@ def _write_arrays(
 
 
 def _give_name(temporary: Path, shard: Path) -> None:
-    """Renames a written shard, unless there is an equal one of that name already."""
+    """Renames a written shard, unless an equal shard of this name exists already."""
     if shard.exists() and read_shard(shard) is None:
         os.rename(shard, temporary.with_name(f"old-{temporary.name}"))
     try:
@@ -133,10 +133,10 @@ def _give_name(temporary: Path, shard: Path) -> None:
 def finish_store(
     folder: Path, workspace: Path, manifest: Manifest, config: Mapping[str, Any], digest: str
 ) -> None:
-    """Writes `manifest.csv` and, last of all, `store.json` over the whole shards of `folder`.
+    """Writes `manifest.csv` and, last of all, `store.json` once all shards are in `folder`.
 
     Raises:
-      UserError: not one page gave a patch.
+      UserError: no page gave a patch.
     """
     results: list[PageResult] = []
     shards = []
@@ -150,9 +150,39 @@ def finish_store(
     if not any(result.n_patches for result in results):
         reasons = [f"{p.page_id}: {r.reason}" for p, r in zip(manifest.pages, results, strict=True)]
         raise UserError(
-            f"none of the {len(results)} pages gave a patch, so there is no store; "
+            f"none of the {len(results)} pages gave a patch, so no store is written; "
             + " ".join("; ".join(reasons[:3]).split())
         )
+    workspace.mkdir(exist_ok=True)
+    _with_results(manifest, results).write(workspace / "manifest.csv")
+    table = (workspace / "manifest.csv").read_bytes()
+    info = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "digest": digest,
+        "config": dict(config),
+        "libraries": library_versions(),
+        # Folder of the pages when they were cut; paths in manifest.csv are relative to it.
+        "pages_root": str(manifest.root.resolve()),
+        "counts": {
+            "pages": len(results),
+            "patches": sum(r.n_patches for r in results),
+            "empty": sum(r.status == "empty" for r in results),
+            "unreadable": sum(r.status == "unreadable" for r in results),
+            # Further statuses occur in stores of pages with masks.
+            **Counter(r.status for r in results if r.status not in ("ok", "empty", "unreadable")),
+        },
+        "shards": shards,
+        "sha256": {"manifest.csv": hashlib.sha256(table).hexdigest()},
+    }
+    for name, data in (("manifest.csv", table), ("store.json", _json_bytes(info))):
+        write_file(workspace / f"new-{name}", data)
+        os.replace(workspace / f"new-{name}", folder / name)
+        _sync_folder(folder)
+
+
+def _with_results(manifest: Manifest, results: Sequence[PageResult]) -> Manifest:
+    """The manifest with the columns `n_patches`, `status` and `reason`."""
     pages = tuple(
         page._replace(
             extra={
@@ -165,32 +195,7 @@ def finish_store(
         for page, result in zip(manifest.pages, results, strict=True)
     )
     columns = tuple(c for c in manifest.columns if c not in STATUS_COLUMNS) + STATUS_COLUMNS
-    workspace.mkdir(exist_ok=True)
-    replace(manifest, pages=pages, columns=columns).write(workspace / "manifest.csv")
-    table = (workspace / "manifest.csv").read_bytes()
-    info = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "digest": digest,
-        "config": dict(config),
-        "libraries": library_versions(),
-        # Where the pages lay when they were cut; paths in manifest.csv are relative to it.
-        "pages_root": str(manifest.root.resolve()),
-        "counts": {
-            "pages": len(results),
-            "patches": sum(r.n_patches for r in results),
-            "empty": sum(r.status == "empty" for r in results),
-            "unreadable": sum(r.status == "unreadable" for r in results),
-            # Statuses that only stores of pages with masks have.
-            **Counter(r.status for r in results if r.status not in ("ok", "empty", "unreadable")),
-        },
-        "shards": shards,
-        "sha256": {"manifest.csv": hashlib.sha256(table).hexdigest()},
-    }
-    for name, data in (("manifest.csv", table), ("store.json", _json_bytes(info))):
-        write_file(workspace / f"new-{name}", data)
-        os.replace(workspace / f"new-{name}", folder / name)
-        _sync_folder(folder)
+    return replace(manifest, pages=pages, columns=columns)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -203,8 +208,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 def _write_npy(path: Path, array: np.ndarray) -> str:
     """Writes an array as .npy and returns the file's SHA-256."""
-    # Not np.save: it reports a full disk without an error number, and the file would have to be
-    # read again for its checksum.
+    # np.save reports a full disk without an error number, and the file would have to be read again
+    # for its checksum.
     array = np.ascontiguousarray(array)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
@@ -233,11 +238,11 @@ def _sync_folder(folder: Path) -> None:
 def assemble_shard(
     job: Any, read_page: Callable[[int, Any], tuple[PageResult, dict[str, np.ndarray]]]
 ) -> int:
-    """Writes the shard of a job, unless it is there already; returns its number.
+    """Writes the shard of a job, unless the shard exists already; returns its number.
 
     Args:
       job: has `folder`, `workspace`, `number`, `first_row` and `pages`.
-      read_page: what became of a page, given its row and the page, and its arrays of the shard.
+      read_page: given the row of a page and the page, returns its result and its arrays.
 
     Raises:
       UserError: the shard cannot be written.
@@ -255,7 +260,7 @@ def assemble_shard(
     try:
         write_shard(shards, job.workspace, name, parts, results)
     except OSError as error:
-        # Another builder may have taken the workspace away, and finished the shard itself.
+        # Another builder may have removed the workspace and finished the shard itself.
         if read_shard(shards / name) is None:
             raise UserError(f"cannot write {shards / name}: {error.strerror}") from error
     return job.number

@@ -10,10 +10,8 @@ from ml_collections import ConfigDict
 
 from saghog_jax.embedding.describers import PatchDescriber
 from saghog_jax.embedding.recipe import PageRecipe
-from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
-from saghog_jax.input_pipeline.store.build import FINGERPRINTS
 
 
 def digest(
@@ -33,11 +31,7 @@ def digest(
       weights: digests of the weights of the describers.
       config: of configs/embed.py.
     """
-    contents = fingerprints(
-        manifest.root,
-        (page.path for page in manifest.pages),
-        Path(config.store.root) / FINGERPRINTS,
-    )
+    contents = manifest.contents()
     recipe = replace(recipe, regions={})
     decides = {
         "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],

@@ -172,7 +172,7 @@ def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> Re
     masks = generator(frame)
     choice = sam_rules.choose(masks.masks, edge_map, section)
     mask = np.zeros(image.shape[:2], bool)
-    for i in choice.taken:
+    for i in choice.selected:
         mask |= to_page(masks.logits[i], masks.masks.shape[1:], mask.shape)
     mask = sam_rules.without_border(mask, section[section.rules].border)
     shares = masks.masks.mean((1, 2), dtype=np.float64)
@@ -186,7 +186,7 @@ def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> Re
             )
         ],
     }  # fmt: skip
-    return RegionResult(mask, tuple(float(masks.iou[i]) for i in choice.taken), meta)
+    return RegionResult(mask, tuple(float(masks.iou[i]) for i in choice.selected), meta)
 
 
 def _sha256(file: str) -> str:

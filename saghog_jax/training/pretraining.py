@@ -14,7 +14,7 @@ from saghog_jax.devices.sharding import check_divisible
 from saghog_jax.input_pipeline.batches import loader, plans
 from saghog_jax.input_pipeline.batches.crop_batches import PageCrops, open_crops
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.reader import Store

@@ -21,7 +21,8 @@ from saghog_jax.devices import distributed, sharding
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
-from saghog_jax.input_pipeline.pages.manifest import Page, load_manifest
+from saghog_jax.input_pipeline.pages.manifest import Page
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store

@@ -84,7 +84,7 @@ def test_prepare_cuts_within_the_masks_and_goes_on(regions, tmp_path, monkeypatc
     assert info["parameters"]["rules"] == "published_code"
     assert info["parameters"]["border"] == 3
     assert len(info["weights"]["weights"]) == 64
-    taken = [mask for mask in info["meta"]["masks"] if mask["verdict"].startswith("taken")]
+    taken = [mask for mask in info["meta"]["masks"] if mask["verdict"].startswith("selected")]
     assert len(taken) == len(info["scores"]) > 0
     # With everything there the weights are not even read.
     capsys.readouterr()
@@ -150,7 +150,7 @@ def test_masks_are_merged_enlarged_and_lose_their_border():
     assert result.mask[80].nonzero()[0].tolist() == [*range(12, 62), *range(125, 187)]
     assert result.mask[:, 40].nonzero()[0].tolist() == [*range(12, 148)]
     assert result.scores == pytest.approx((0.99, 0.945))
-    assert [mask["verdict"] for mask in result.meta["masks"]][:2] == ["taken", "taken"]
+    assert [mask["verdict"] for mask in result.meta["masks"]][:2] == ["selected", "selected"]
     assert result.meta["masks"][2]["verdict"].startswith("dropped: area 0.0")
 
 

@@ -1,4 +1,4 @@
-"""Batches cut on the fly: nothing but config, seed and step decides them; and what cuts them."""
+"""Batches cut on the fly: a function of config, seed and step; and the processes that cut."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from crop_helpers import SIZE, WANTED, mixed_recipe, plain_recipe
+from crop_helpers import PER_SLOT, SIZE, mixed_recipe, plain_recipe
 from ml_collections import ConfigDict
 from places import ROOT
 from store_helpers import write_pages
@@ -50,7 +50,7 @@ def mixed(tmp_path_factory):
     return mixed_recipe(tmp_path_factory.mktemp("mixed"))
 
 
-def source_of(recipe, total_steps=6, global_batch_size=4 * WANTED, log=lambda line: None):
+def source_of(recipe, total_steps=6, global_batch_size=4 * PER_SLOT, log=lambda line: None):
     return PageCrops(recipe, global_batch_size, total_steps, log)
 
 
@@ -114,8 +114,8 @@ class TestBatches:
         ]
         assert source.cut == 24
         assert lines[-1] == (
-            f"24 times a page's crop was cut; {source.short} crops gave fewer than 8 patches and "
-            "were filled up from the pages that follow"
+            f"24 slots were cut; {source.short} crops gave fewer than 8 patches and "
+            "were completed from the next pages"
         )
         expected = [Cutter(mixed, 10**8)(slot).short for slot in range(24)]
         assert source.short == sum(expected) > 0
@@ -145,12 +145,12 @@ class TestBatches:
 
 def worker_ids():
     """Processes that this one started, from /proc."""
-    found = []
+    children = []
     for task in Path("/proc/self/task").iterdir():
-        # A thread that ends meanwhile is gone from there.
+        # A thread may end meanwhile, and its folder with it.
         with contextlib.suppress(FileNotFoundError):
-            found += (task / "children").read_text().split()
-    names = {i: Path(f"/proc/{i}/cmdline").read_bytes() for i in found}
+            children += (task / "children").read_text().split()
+    names = {i: Path(f"/proc/{i}/cmdline").read_bytes() for i in children}
     return [int(i) for i, name in names.items() if b"spawn_main" in name]
 
 
@@ -226,7 +226,7 @@ def folder(tmp_path_factory):
 
 class TestStage:
     def config(self, folder, **changes):
-        small = {"crops.size": SIZE, "crops.patches_per_page": WANTED, "data.split": "",
+        small = {"crops.size": SIZE, "crops.patches_per_page": PER_SLOT, "data.split": "",
                  "loader.workers": 1, "model.depth": 1}  # fmt: skip
         return toy(pretrain_config.get_config("source=crops"), folder, **small | changes)
 

@@ -1,4 +1,4 @@
-"""Random crops of pages, and slots that fill up."""
+"""Random crops of pages, and slots that several crops fill."""
 
 import dataclasses
 
@@ -6,7 +6,15 @@ import cv2
 import doxapy
 import numpy as np
 import pytest
-from crop_helpers import BLANK, SIZE, WANTED, make_recipe, mixed_recipe, plain_recipe, written_page
+from crop_helpers import (
+    BLANK,
+    PER_SLOT,
+    SIZE,
+    make_recipe,
+    mixed_recipe,
+    plain_recipe,
+    written_page,
+)
 from PIL import Image
 from store_helpers import draw_page, write_pages
 
@@ -28,7 +36,7 @@ def mixed(tmp_path_factory):
 
 
 def page_of(h, w):
-    """A page whose pixels tell where they are."""
+    """A page whose pixel values encode their positions."""
     y, x = np.mgrid[:h, :w]
     return np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8)
 
@@ -47,7 +55,7 @@ class TestRandomCrop:
             top, left = crop[0, 0, :2].astype(int)
             np.testing.assert_array_equal(crop, page[top : top + 96, left : left + 96])
             corners.append((top, left))
-        # 5 x 25 places; 400 draws miss a given one with probability 4 %.
+        # 5 x 25 places; 400 draws miss any particular place with probability 4 %.
         assert {top for top, _ in corners} == set(range(5))
         assert {left for _, left in corners} == set(range(25))
 
@@ -173,7 +181,7 @@ class TestCutter:
         for slot in range(5):
             page = written_page(cutter._row(slot))
             rng = np.random.default_rng([0, slot, 0])
-            cut = cut_crop(page, WANTED, recipe, rng)
+            cut = cut_crop(page, PER_SLOT, recipe, rng)
             assert same(cutter(slot), cut)
 
     def test_following_pages_fill_up(self, mixed):
@@ -181,23 +189,25 @@ class TestCutter:
         short = unreadable = 0
         for slot in range(20):
             parts, attempt, bad = [], 0, set()
-            while sum(len(part.x) for part in parts) < WANTED:
+            while sum(len(part.x) for part in parts) < PER_SLOT:
                 row = cutter._row(slot + attempt)
-                wanted = WANTED - sum(len(part.x) for part in parts)
+                remaining = PER_SLOT - sum(len(part.x) for part in parts)
                 if row in (2, 5):
                     bad.add(row)
                 else:
                     page = BLANK if row in (1, 4) else written_page(row)
                     rng = np.random.default_rng([0, slot, attempt])
-                    parts.append(cut_crop(page, wanted, mixed, rng))
+                    parts.append(cut_crop(page, remaining, mixed, rng))
                 attempt += 1
-            found = cutter(slot)
-            np.testing.assert_array_equal(found.patches, np.concatenate([p.patches for p in parts]))
-            np.testing.assert_array_equal(found.ink, np.concatenate([p.ink for p in parts]))
-            assert found.short == len(parts) - 1
-            assert {row for row, _ in found.unreadable} == bad
-            assert all("\n" not in reason for _, reason in found.unreadable)
-            short, unreadable = short + found.short, unreadable + len(bad)
+            actual = cutter(slot)
+            np.testing.assert_array_equal(
+                actual.patches, np.concatenate([p.patches for p in parts])
+            )
+            np.testing.assert_array_equal(actual.ink, np.concatenate([p.ink for p in parts]))
+            assert actual.short == len(parts) - 1
+            assert {row for row, _ in actual.unreadable} == bad
+            assert all("\n" not in reason for _, reason in actual.unreadable)
+            short, unreadable = short + actual.short, unreadable + len(bad)
         assert short
         assert unreadable
 
@@ -232,7 +242,7 @@ class TestCutter:
             if expected is None:
                 assert 5 < len(loads) < 25
             else:
-                # A crop that is filled up may ask for a page twice in a row.
+                # A slot of several crops may request a page twice in a row.
                 assert expected <= len(loads) <= expected + (0 if pages else 3)
 
     @pytest.mark.parametrize(

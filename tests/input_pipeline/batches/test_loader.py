@@ -1,4 +1,4 @@
-"""Batches: what the plan says, shared among processes, from any step, by any number of threads."""
+"""Batches: as planned, divided among processes, from any step, by any number of threads."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from saghog_jax.input_pipeline.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def stored(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("loader") / "store", [30, 0, 25, 40])
 
 
@@ -28,8 +28,8 @@ class TestBatches:
         with batches(store, plan, start, index, count, threads, prefetch, labels) as iterator:
             return list(iterator)
 
-    def test_it_reads_what_the_plan_says(self, made):
-        store, arrays = made
+    def test_it_reads_what_the_plan_says(self, stored):
+        store, arrays = stored
         plan, labels = uniform_plan(len(store), 16, 9, seed=5), np.arange(len(store)) % 7
         read = self.read(store, plan, labels=labels)
         assert len(read) == 9
@@ -41,8 +41,8 @@ class TestBatches:
         assert "label" not in self.read(store, plan)[0]
 
     @pytest.mark.parametrize("count", [1, 2, 4])
-    def test_processes_share_each_batch_without_overlap_or_gap(self, made, count):
-        store, arrays = made
+    def test_processes_share_each_batch_without_overlap_or_gap(self, stored, count):
+        store, arrays = stored
         plan = uniform_plan(len(store), 16, 9, seed=5)
         shares = [self.read(store, plan, index=i, count=count) for i in range(count)]
         for step, parts in enumerate(zip(*shares, strict=True)):
@@ -50,8 +50,8 @@ class TestBatches:
             np.testing.assert_array_equal(together, arrays["patches"][plan[step]])
 
     @pytest.mark.parametrize("start", [0, 1, 5, 8, 9])
-    def test_it_goes_on_at_any_step(self, made, start):
-        store, _ = made
+    def test_it_goes_on_at_any_step(self, stored, start):
+        store, _ = stored
         plan = uniform_plan(len(store), 16, 9, seed=5)
         rest = self.read(store, plan, start=start)
         assert len(rest) == 9 - start
@@ -59,16 +59,16 @@ class TestBatches:
             np.testing.assert_array_equal(batch["patches"], expected["patches"])
 
     @pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 1), (3, 2), (8, 16)])
-    def test_threads_do_not_change_the_batches(self, made, threads, prefetch):
-        store, _ = made
+    def test_threads_do_not_change_the_batches(self, stored, threads, prefetch):
+        store, _ = stored
         # 60 patches a batch of 95: three epochs in five steps, read far ahead.
         plan = uniform_plan(len(store), 60, 20, seed=5)
         read = self.read(store, plan, threads=threads, prefetch=prefetch)
         for step, batch in enumerate(read):
             np.testing.assert_array_equal(batch["ink"], store.gather(plan[step])["ink"])
 
-    def test_closing_early_leaves_no_thread(self, made):
-        store, _ = made
+    def test_closing_early_leaves_no_thread(self, stored):
+        store, _ = stored
         before = set(threading.enumerate())
         iterator = batches(store, uniform_plan(len(store), 16, 500, seed=5), 0, 0, 1, 4, 8)
         next(iterator)
@@ -79,17 +79,17 @@ class TestBatches:
             assert time.monotonic() < deadline, left
             time.sleep(0.01)
 
-    def test_uneven_shares_are_refused(self, made):
-        store, _ = made
+    def test_uneven_shares_are_refused(self, stored):
+        store, _ = stored
         plan = uniform_plan(len(store), 16, 9, seed=5)
         with pytest.raises(UserError, match="=16 does not divide evenly among 3 processes"):
             self.read(store, plan, count=3)
         with pytest.raises(ValueError, match="process_index 2"):
             local_rows(16, 2, 2)
 
-    def test_a_start_beyond_the_end_is_refused(self, made):
+    def test_a_start_beyond_the_end_is_refused(self, stored):
         with pytest.raises(ValueError, match="start_step 10"):
-            self.read(made[0], uniform_plan(len(made[0]), 16, 9, seed=5), start=10)
+            self.read(stored[0], uniform_plan(len(stored[0]), 16, 9, seed=5), start=10)
 
 
 READ = """
@@ -136,5 +136,5 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         patches, peaks[shards] = map(int, done.stdout.split())
         assert patches == shards * 16_000
     assert peaks[63] < 2**30
-    # The order of an epoch is the index: 4 bytes a patch, of one epoch, and as much to make it.
+    # The order of one epoch takes 4 bytes per patch, and as much again while it is computed.
     assert peaks[63] - peaks[3] < 8 * 60 * 16_000 + 2**24

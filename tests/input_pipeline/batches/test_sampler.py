@@ -1,4 +1,4 @@
-"""The plan of classes against what the published sampler drew."""
+"""The plan of classes compared with the published sampler."""
 
 import numpy as np
 from places import TESTS
@@ -10,7 +10,7 @@ LABELS, M, BATCH = GOLDEN["labels"], int(GOLDEN["m"]), int(GOLDEN["batch"])
 
 
 def published_epochs(count):
-    """What `MPerClassSampler` draws, epoch after epoch, from one Mersenne Twister."""
+    """The draws of `MPerClassSampler`, epoch after epoch, from one Mersenne Twister."""
     rng = np.random.RandomState(int(GOLDEN["np_seed"]))
     _, first = np.unique(LABELS, return_index=True)
     # In the order in which the labels first appear, and shuffled on from batch to batch.
@@ -45,7 +45,7 @@ def test_the_oracle_draws_what_the_published_sampler_drew():
 
 
 def test_our_batches_obey_the_same_law_and_draw_as_often():
-    """The random numbers are others (a step's batch needs no batch before it), the law is one."""
+    """The distribution is the same. The random numbers differ: our batches are independent."""
     epochs = list(published_epochs(500))
     batches = np.concatenate(epochs).reshape(-1, BATCH)
     plan = m_per_class_plan(LABELS, M, BATCH, len(batches), seed=0)

@@ -38,7 +38,7 @@ def test_sauvola_is_that_of_scikit_image():
     # scikit-image mirrors the page at its border, doxapy cuts the window there.
     inside = (slice(38, -38), slice(38, -38))
     different = (ink_mask(grey, "sauvola") != (grey <= threshold))[inside]
-    # Where a pixel equals its threshold to rounding either answer is right.
+    # If a pixel equals its threshold up to rounding, either result is right.
     assert different.mean() < 1e-3
 
 
@@ -64,7 +64,7 @@ def test_sauvola_near_the_smallest_size_follows_the_formula(shape):
 @pytest.mark.parametrize("method", BINARIZATIONS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 60), (60, 1), (5, 5), (36, 36), (20, 300)])
 def test_small_pages_are_safe(method, shape):
-    """doxapy corrupts memory on these by itself; repeated calls would end the process."""
+    """Without padding, doxapy corrupts memory on such images; repeated calls would crash."""
     grey = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
     first = ink_mask(grey, method)
     for _ in range(20):

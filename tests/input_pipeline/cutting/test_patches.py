@@ -1,4 +1,4 @@
-"""Cutting against a naive loop, the switches of a rule, and pages that give nothing."""
+"""Cutting compared with a naive loop, the switches of a rule, and pages without patches."""
 
 import dataclasses
 
@@ -9,7 +9,14 @@ import pytest
 from saghog_jax.configs.common import STORE_RULES, store_config
 from saghog_jax.input_pipeline.cutting import keypoints
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
-from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, crops, cut_page, pick, window_share
+from saghog_jax.input_pipeline.cutting.patches import (
+    Cut,
+    Rule,
+    crops,
+    cut_page,
+    pick,
+    window_fraction,
+)
 from saghog_jax.input_pipeline.errors import PageError, UserError
 
 
@@ -38,7 +45,7 @@ def _same(first, second):
 
 
 def _naive(image, name, s, fill):
-    """Keypoint by keypoint, with slices of a page made larger by hand."""
+    """Keypoint by keypoint, with slices of a padded page."""
     low, high = {"pretrain": (0.08, 0.8), "eval": (0.01, 1.0), "offline": (0.01, 1.0)}[name]
     offline = name == "offline"
     grey = to_grey(image, "opencv" if offline else "pillow")
@@ -48,8 +55,8 @@ def _naive(image, name, s, fill):
     big[s:-s, s:-s] = image
     big_ink = np.full((h + 2 * s, w + 2 * s), int(fill == 0), np.uint8)
     big_ink[s:-s, s:-s] = ink
-    found = cv2.SIFT_create().detect((1 - ink) * 255, None)
-    positions = sorted({(int(k.pt[0]), int(k.pt[1])) for k in found})
+    detected = cv2.SIFT_create().detect((1 - ink) * 255, None)
+    positions = sorted({(int(k.pt[0]), int(k.pt[1])) for k in detected})
     result = []
     for x, y in positions:
         window = np.s_[y + s // 2 : y + s + s // 2, x + s // 2 : x + s + s // 2]
@@ -182,13 +189,13 @@ def test_even_picking(m):
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_window_share_is_the_mean_of_the_crop(outside):
+def test_window_fraction_is_the_mean_of_the_crop(outside):
     rng = np.random.default_rng(0)
     mask = (rng.random((30, 45)) < 0.4).astype(np.uint8)
     y, x = (a.ravel() for a in np.indices(mask.shape))
     for s in (4, 20, 64):
         expected = crops(mask, x, y, s, fill=int(outside)).mean(axis=(1, 2))
-        np.testing.assert_array_equal(window_share(mask, x, y, s, outside), expected)
+        np.testing.assert_array_equal(window_fraction(mask, x, y, s, outside), expected)
 
 
 def test_a_descriptor_does_not_depend_on_the_others(page):
@@ -226,7 +233,7 @@ def test_large_pages_are_cut_in_tiles(name, monkeypatch):
 
 
 def test_descriptors_are_whole_numbers_of_a_byte(page):
-    """So that keeping them as uint8 loses nothing."""
+    """Storing descriptors as uint8 is therefore lossless."""
     grey = to_grey(page, "opencv")
     _, raw = cv2.SIFT_create().detectAndCompute(grey, None)
     np.testing.assert_array_equal(raw, raw.astype(np.uint8))
@@ -237,8 +244,8 @@ def test_keypoints_from_elsewhere(page, tmp_path):
     """Detected keypoints, written to a file and read again, give the same cut."""
     rule = _rule("offline")
     grey = to_grey(page, "opencv")
-    found = keypoints.detect((1 - ink_mask(grey, "otsu")) * 255, rule.sift_sigma)
-    table = np.array([[*k.pt, k.size, k.angle] for k in found.objects])
+    detected = keypoints.detect((1 - ink_mask(grey, "otsu")) * 255, rule.sift_sigma)
+    table = np.array([[*k.pt, k.size, k.angle] for k in detected.objects])
     np.save(tmp_path / "a.npy", table)
     np.savetxt(
         tmp_path / "a.csv", table, delimiter=",", header="x,y,size,angle", comments="", fmt="%.9g"

@@ -211,12 +211,12 @@ def test_offline_extraction_without_clusters(prefix, rule, changes):
     """The published scripts for test sets detect on the grey page."""
     if f"{prefix}_args" in OFFLINE:
         words = str(OFFLINE[f"{prefix}_args"]).split()
-        given = dict(zip(words[::2], words[1::2], strict=True))
+        options = dict(zip(words[::2], words[1::2], strict=True))
         white = changes.get("min_ink") and 1 - changes["min_ink"]
         ours = {"--black_pixel_thresh": changes.get("max_ink"), "--white_pixel_thresh": white,
                 "--scale": changes.get("scale"), "--sigma": changes.get("sift_sigma")}  # fmt: skip
         for name, value in ours.items():
-            assert given.get(name) == (value and str(value)), name
+            assert options.get(name) == (value and str(value)), name
     rule = _rule(rule, detect_on="grey", descriptors=False, **changes)
     written = []
     for number, name in enumerate(_offline_files()):

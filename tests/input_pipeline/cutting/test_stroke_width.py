@@ -1,4 +1,4 @@
-"""How wide strokes are, against strokes that were drawn so."""
+"""Measured stroke widths compared with the widths of drawn strokes."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ def test_straight_strokes_of_any_direction(width, degrees):
             for a, b in ((-1, -1), (-1, 1), (1, 1), (1, -1))
         ]
         ink |= _filled(ink.shape, np.array(corners))
-    # Pixels at the edges are in or out.
+    # Pixels at the edges count fully or not at all.
     assert abs(stroke_width(ink) - width) < 0.1 * width
 
 

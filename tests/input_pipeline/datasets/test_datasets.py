@@ -13,7 +13,8 @@ from saghog_jax.configs.common import data_config
 from saghog_jax.input_pipeline.datasets import catalog
 from saghog_jax.input_pipeline.datasets.catalog import COLLECTIONS
 from saghog_jax.input_pipeline.datasets.layout import read_rows
-from saghog_jax.input_pipeline.pages.manifest import load_manifest, read_csv
+from saghog_jax.input_pipeline.pages.manifest import read_csv
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 
 # Rows
 
@@ -104,9 +105,9 @@ def test_icdar2013_never_joins_writers_of_the_two_splits(tmp_path):
 @pytest.mark.parametrize("variant", ["cropped", "pages"])
 def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
     rows = rows_of(fake(tmp_path, f"cvl/{variant}", empty=True), f"cvl/{variant}")
-    found = {}
+    pages = {}
     for row in rows:
-        found.setdefault((row.split, row.writer), []).append(row.page)
+        pages.setdefault((row.split, row.writer), []).append(row.page)
     expected = {
         "cropped": {
             ("train", "0001"): list("1234678"),
@@ -115,7 +116,7 @@ def test_cvl_splits_by_writer_and_leaves_blank_pages_out(tmp_path, variant):
         },
         "pages": {("train", "0050"): ["1", "8"], ("test", "0431"): ["1"]},
     }
-    assert found == expected[variant]
+    assert pages == expected[variant]
 
 
 def test_clamm_names_scripts_and_dates(tmp_path):
@@ -239,7 +240,7 @@ def test_an_image_that_an_archive_lacks_is_excused_others_are_not(tmp_path):
     table = tmp_path / "ICDAR2017_CLaMM_Training/@ICDAR2017_CLaMM_Training.csv"
     table.write_text(table.read_text() + "IRHT_P_000002.tif;1;1\n")
     message = message_of(read_rows, small, "", tmp_path)
-    assert "lists 1 images that are not there, such as 'IRHT_P_000002.tif'" in message
+    assert "lists 1 images that do not exist, such as 'IRHT_P_000002.tif'" in message
     assert len(read_rows(small, "", tmp_path, check_counts=False)) == 3
 
 

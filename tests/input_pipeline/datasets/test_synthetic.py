@@ -1,4 +1,4 @@
-"""The built-in corpus: the same bytes everywhere, writers told apart by their letters alone."""
+"""The built-in corpus: the same bytes everywhere; only their letters distinguish the writers."""
 
 import csv
 import os
@@ -89,7 +89,7 @@ def test_numbers_and_sizes_have_an_effect(name, value):
 def test_lines_and_seed_have_an_effect():
     one, many = replace(TINY, height=600, lines=1), replace(TINY, height=600, lines=8)
     assert one.digest != many.digest
-    # Rows of the page that hold writing: a line of one, five to eight of the other.
+    # Rows of the page with writing: one line on one page, five to eight lines on the other.
     rows = [(np.ptp(render_page(corpus, 0)[..., 1], axis=1) > 60).sum() for corpus in (one, many)]
     assert rows[1] > 3 * rows[0] > 0
     other = replace(TINY, seed=1)
@@ -129,7 +129,7 @@ def test_killed_write_is_done_again(tiny, tmp_path):
     assert len(list((left / "pages").iterdir())) == 3
     manifest = ensure(tmp_path, TINY, workers=1)
     assert files(manifest.parent) == files(tiny.parent)
-    # What the killed write left may belong to a living one: it goes when it is old.
+    # The files of the killed write could belong to a running write, so they are removed when old.
     assert left.is_dir()
     os.utime(left, (0, 0))
     manifest.unlink()
@@ -164,7 +164,7 @@ def letter_images(hand, letters, rng):
 
 
 def nearest_writer_share(hands):
-    """Share of letters whose likeliest writer, by four other instances, is the right one.
+    """Fraction of letters whose most similar writer, by four other instances, is the right writer.
 
     Slant, size, pen and all else but the letters themselves are made the same for all writers.
     """
@@ -176,14 +176,14 @@ def nearest_writer_share(hands):
             for n, hand in enumerate(hands)
         ]
     )
-    asked = np.stack([letter_images(hand, letters, stream(2, n)) for n, hand in enumerate(hands)])
-    similarity = np.einsum("qlp,glp->lqg", asked, known)
+    queries = np.stack([letter_images(hand, letters, stream(2, n)) for n, hand in enumerate(hands)])
+    similarity = np.einsum("qlp,glp->lqg", queries, known)
     return (similarity.argmax(-1) == np.arange(len(hands))).mean()
 
 
 def test_letters_alone_tell_the_writer():
     hands = [draw_hand(stream(0, n)) for n in range(8)]
-    # By chance 1/8 (standard deviation .03), which is what writers get who share all letters.
+    # By chance 1/8 (standard deviation .03), which is the result if writers share all letters.
     assert nearest_writer_share(hands) > 0.35
     same = [replace(hand, letters=hands[0].letters) for hand in hands]
     assert nearest_writer_share(same) < 0.25
@@ -254,7 +254,7 @@ def test_every_trait_is_drawn(trait):
 
     hand = replace(draw_hand(stream(0, 2)), joins=frozenset())
     plain, changed = draw(hand), draw(replace(hand, **{trait: TRAITS[trait]}))
-    # At least a twentieth of the ink lies elsewhere.
+    # At least a twentieth of the ink is at other places.
     assert np.abs(changed - plain).sum() > 0.05 * plain.sum()
 
 

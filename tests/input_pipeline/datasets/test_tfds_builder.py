@@ -40,14 +40,14 @@ def test_builders_serve_the_same_rows_as_the_manifest(tfds, tmp_path, name):
     assert set(builder.info.splits) == {row.split for row in rows}
     for split in builder.info.splits:
         source = builder.as_data_source(split)
-        found = {}
+        examples = {}
         for example in (source[i] for i in range(len(source))):
             image = example.pop("image")
             assert (image.shape, image.dtype) == ((6, 5, 3), np.uint8)
             path = tmp_path / "manual" / example["path"].decode()
             np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
-            found[example["path"].decode()] = {k: v.decode() for k, v in example.items()}
-        assert found == {
+            examples[example["path"].decode()] = {k: v.decode() for k, v in example.items()}
+        assert examples == {
             row.path: {"path": row.path, "writer": row.writer, "page": row.page, **row.extra}
             for row in rows
             if row.split == split

@@ -95,9 +95,9 @@ def test_every_field_counts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"neighbours": 0}, r"config\.links\.neighbours=0: at least 1"),
-        ({"words": 0}, r"config\.links\.words=0: at least 1"),
-        ({"words": 121}, "words=121 are more than the 120 patches"),
+        ({"neighbours": 0}, r"config\.links\.neighbours=0 must be at least 1"),
+        ({"words": 0}, r"config\.links\.words=0 must be at least 1"),
+        ({"words": 121}, "words=121 is larger than the number of patches of the store, 120"),
     ],
 )
 def test_impossible_fields(tmp_path, change, message):

@@ -46,7 +46,7 @@ def test_root_sift_against_loops():
 
 
 def test_the_published_labels():
-    # The first 64 descriptors; none lies so near a limit that rounding could move it.
+    # The first 64 descriptors; none is so near a limit that rounding could change its label.
     points, ratios, nearest_centre = (GOLDEN[k][:64] for k in ("pca_desc", "ratio", "pred"))
     for ratio in (0.9, 0.7):
         expected = np.where(ratios <= ratio, nearest_centre, -1)
@@ -65,13 +65,13 @@ def test_the_published_whitening():
 def test_assignment_against_loops():
     rng = np.random.default_rng(1)
     centres, points = rng.normal(size=(9, 4)), rng.normal(size=(50, 4))
-    found = nearest(centres.astype(np.float32), points.astype(np.float32), 0.8)
-    for point, label in zip(points, found, strict=True):
+    labels_of_points = nearest(centres.astype(np.float32), points.astype(np.float32), 0.8)
+    for point, label in zip(points, labels_of_points, strict=True):
         distances = sorted((float(np.linalg.norm(point - c)), i) for i, c in enumerate(centres))
         expected = distances[0][1] if distances[0][0] <= 0.8 * distances[1][0] else -1
         assert label == expected
-    assert -1 in found
-    assert len(set(found)) > 3
+    assert -1 in labels_of_points
+    assert len(set(labels_of_points)) > 3
 
 
 def test_a_point_on_its_centre_and_a_single_centre():
@@ -124,7 +124,7 @@ def test_clusters_of_one_store_label_another(store, tmp_path, monkeypatch):
     np.testing.assert_array_equal(labels, expected)
     assert (labels != own).any()
     assert (ensure_labels(new, config(model=str(saved), max_ratio=0.7)) != labels).any()
-    # The clusters are what counts: where they lie does not, other ones do.
+    # The folder depends on the clusters, but not on the path of the model.
     moved = saved.rename(tmp_path / "elsewhere")
     assert labels_folder(new, config(model=str(moved))).is_dir()
     model = load_model(moved)
@@ -172,7 +172,7 @@ def test_damaged_files_are_named(store):
     ensure_labels(store, config())
     folder = labels_folder(store, config())
     (folder / "model.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(UserError, match=r"model\.npz is no cluster model"):
+    with pytest.raises(UserError, match=r"model\.npz is not a cluster model"):
         load_model(folder)
     np.save(folder / "labels.npy", np.zeros(3, np.int32))
     with pytest.raises(UserError, match="delete"):

@@ -10,7 +10,7 @@ from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 
 @pytest.fixture
 def pages(tmp_path):
-    """Two files, settled long ago."""
+    """Two files that were modified long ago."""
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
         os.utime(tmp_path / name, (1e9, 1e9))
@@ -18,9 +18,9 @@ def pages(tmp_path):
 
 
 def test_they_are_checksums_and_missing_files_have_none(pages):
-    found = fingerprints(pages, ["a", "b", "c", "a"], pages / "cache")
+    digests = fingerprints(pages, ["a", "b", "c", "a"], pages / "cache")
     expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in "ab"}
-    assert found == {**expected, "c": ""}
+    assert digests == {**expected, "c": ""}
     assert fingerprints(pages, ["a", "b"], pages / "cache") == expected
 
 

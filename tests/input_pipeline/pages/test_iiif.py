@@ -13,7 +13,7 @@ from saghog_jax.configs import common
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import iiif
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 
 
 def image(path, grey=200):
@@ -68,7 +68,7 @@ def load(tmp_path, pages, **fields):
 @pytest.mark.parametrize("where", ["beside", "below", "folder"])
 def test_images_on_disk(tmp_path, version, where):
     names = {
-        # As a static site has them, as relative addresses, and as an image server has them.
+        # Addresses of a static site, relative addresses, and addresses of an image server.
         "beside": ["https://example.org/img/a.png", "https://example.org/img/b%20c.png"],
         "below": ["scans/a.png", "scans/b%20c.png"],
         "folder": [
@@ -97,14 +97,14 @@ def test_images_on_disk(tmp_path, version, where):
 
 @pytest.fixture
 def server(tmp_path):
-    """A folder that this machine serves; redirects where a path begins with /away."""
+    """A folder that this machine serves; paths that begin with /away are redirected."""
     folder = tmp_path / "served"
     folder.mkdir()
-    asked = []
+    requests = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             if self.path.startswith("/away"):
                 self.send_response(302)
                 self.send_header("Location", "http://example.org/a.png")
@@ -119,26 +119,26 @@ def server(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
-        yield folder, f"http://127.0.0.1:{httpd.server_address[1]}", asked
+        yield folder, f"http://127.0.0.1:{httpd.server_address[1]}", requests
         httpd.shutdown()
         thread.join()
 
 
 @pytest.mark.parametrize("version", [version2, version3])
 def test_images_and_manifest_of_a_local_server(tmp_path, server, version):
-    folder, address, asked = server
+    folder, address, requests = server
     image(folder / "a.png", 33)
     (folder / "book.json").write_text(json.dumps(version([f"{address}/a.png"])))
     for _ in range(2):
         manifest = load(tmp_path, f"{address}/book.json")
         (page,) = manifest.pages
         assert load_page(manifest.root / page.path, None, 10_000)[0, 0, 0] == 33
-    # What is there is not asked for again.
-    assert asked == ["/book.json", "/a.png"]
+    # Fetched files are not requested again.
+    assert requests == ["/book.json", "/a.png"]
 
 
 def test_nothing_comes_from_elsewhere(tmp_path, server, monkeypatch):
-    folder, address, asked = server
+    folder, address, requests = server
     (tmp_path / "book.json").write_text(json.dumps(version3(["https://example.org/a.png"])))
     with pytest.raises(UserError, match=r"server is not one of data\.iiif\.hosts: localhost, 127"):
         load(tmp_path, tmp_path / "book.json")
@@ -146,7 +146,7 @@ def test_nothing_comes_from_elsewhere(tmp_path, server, monkeypatch):
         load(tmp_path, "https://example.org/manifest.json")
     with pytest.raises(UserError, match="hosts: none"):
         load(tmp_path, f"{address}/book.json", hosts=())
-    assert asked == []
+    assert requests == []
     (tmp_path / "book.json").write_text(json.dumps(version3([f"{address}/away/a.png"])))
     with pytest.raises(UserError, match="cannot fetch"):
         load(tmp_path, tmp_path / "book.json")
@@ -167,8 +167,8 @@ def test_nothing_comes_from_elsewhere(tmp_path, server, monkeypatch):
         ("[]", "not a IIIF Presentation manifest"),
         ('{"pages": []}', "neither `items`"),
         ('{"items": []}', "no canvas with an image"),
-        ('{"items": [{"items": [{"items": [{}]}]}]}', "not as IIIF has it"),
-        ('{"sequences": [{"canvases": [{"images": [{}]}]}]}', "not as IIIF has it"),
+        ('{"items": [{"items": [{"items": [{}]}]}]}', "does not follow the IIIF format"),
+        ('{"sequences": [{"canvases": [{"images": [{}]}]}]}', "does not follow the IIIF format"),
     ],
 )
 def test_broken_manifests(tmp_path, content, message):

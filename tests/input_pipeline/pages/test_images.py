@@ -1,4 +1,4 @@
-"""Reading pages: every pixel type, upright and on white; bad files answered in one line."""
+"""Reading pages: every pixel type, upright and on white; one-line errors for damaged files."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def _reason(path, **options):
 
 @pytest.fixture(scope="module")
 def rgb():
-    """A smooth image, so that lossy formats stay near it."""
+    """A smooth image, so that the errors of lossy formats are small."""
     y, x = np.mgrid[:40, :60]
     return np.stack([x * 4, y * 6, 255 - x * 2 - y], axis=2).astype(np.uint8)
 
@@ -56,7 +56,7 @@ def test_formats(tmp_path, rgb, suffix):
     Image.fromarray(rgb).save(path, **options)
     page = _load(path)
     assert page.shape == rgb.shape
-    # What the lossy formats (and the 256 colours of a GIF) may do to a smooth image.
+    # Largest error of lossy formats (and of the 256 colours of a GIF) on a smooth image.
     tolerance = {"gif": 40, "jpg": 12, "avif": 25}.get(suffix, 0)
     assert np.abs(page.astype(int) - rgb).max() <= tolerance
 
@@ -153,7 +153,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     page = _load(tmp_path / f"a.{suffix}")
     assert page.shape == upright.shape
     assert np.abs(page.astype(int) - upright).max() <= 2
-    # A box is meant in the upright image.
+    # A box refers to the upright image.
     assert _load(tmp_path / f"a.{suffix}", box=(0, 0, 16, 8)).max() <= 2
 
 
@@ -215,7 +215,7 @@ def test_truncated_jpeg(tmp_path, noise, share, progressive):
 
 
 def test_jpeg_with_a_tail_of_zeros(tmp_path, noise):
-    """As left by a download that reserved its space: Pillow alone shows flat bars."""
+    """As after a broken download with preallocated space: Pillow alone would show flat bars."""
     data = _jpeg(noise)
     half = len(data) // 2
     (tmp_path / "a.jpg").write_bytes(data[:half] + bytes(half))
@@ -326,7 +326,7 @@ def test_bombs_are_stopped_by_their_header(tmp_path, noise):
 
 
 def test_the_limit_is_max_pixels_and_nothing_else(tmp_path):
-    """Larger than Pillow's own limit: accepted where max_pixels allows it, so it fails later."""
+    """Larger than Pillow's limit: max_pixels allows the size, so the error comes later."""
     (tmp_path / "a.png").write_bytes(_png_of_size(14_000, 14_000))
     assert "damaged image" in _reason(tmp_path / "a.png", max_pixels=14_000 * 14_000)
     Image.new("1", (100, 50)).save(tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""The table of pages, from folders and CSVs, and what is said when it cannot be made."""
+"""The table of pages, from folders and CSVs, and its error messages."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,9 @@ from messages import message_of
 from PIL import Image
 
 from saghog_jax.configs.common import data_config
-from saghog_jax.input_pipeline.pages import manifest as manifest_module
-from saghog_jax.input_pipeline.pages.manifest import (
-    Manifest,
-    Page,
-    load_manifest,
-    read_csv,
-    scan_folder,
-)
+from saghog_jax.input_pipeline.pages import sources
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, read_csv
+from saghog_jax.input_pipeline.pages.sources import load_manifest, scan_folder
 
 ODD_NAMES = [
     "a b.png",
@@ -58,48 +53,52 @@ def _load(pages, split="", **changes):
 def test_a_folder_without_expressions(tmp_path):
     _images(tmp_path, "b.png", "a.JPG", "sub/c.tif", "sub/.hidden.png", ".cache/d.png")
     (tmp_path / "notes.txt").write_text("no page")
-    found = scan_folder(tmp_path, "", "")
-    assert found.pages == (
+    manifest = scan_folder(tmp_path, "", "")
+    assert manifest.pages == (
         Page("a.JPG", "", "a", "", None, {}),
         Page("b.png", "", "b", "", None, {}),
         Page("sub/c.tif", "", "c", "", None, {}),
     )
-    assert found.root == tmp_path
-    assert found.columns == ()
-    assert found.writers == []
+    assert manifest.root == tmp_path
+    assert manifest.columns == ()
+    assert manifest.writers == []
 
 
 def test_expressions_find_writer_and_page(tmp_path):
     _images(tmp_path, "w1-p1.png", "w1-p2.png", "w2-p1.png")
-    found = scan_folder(tmp_path, r"^(w\d)", r"-(p\d)")
-    assert [(p.writer, p.page) for p in found.pages] == [("w1", "p1"), ("w1", "p2"), ("w2", "p1")]
-    assert found.writers == ["w1", "w2"]
+    manifest = scan_folder(tmp_path, r"^(w\d)", r"-(p\d)")
+    assert [(p.writer, p.page) for p in manifest.pages] == [
+        ("w1", "p1"),
+        ("w1", "p2"),
+        ("w2", "p1"),
+    ]
+    assert manifest.writers == ["w1", "w2"]
 
 
 def test_named_groups_become_columns(tmp_path):
     _images(tmp_path, "train/7_alice_1.png", "test/9_bob_2.png")
-    found = scan_folder(
+    manifest = scan_folder(
         tmp_path, r"(?P<split>\w+)/(?P<cluster>\d+)_(?P<writer>[a-z]+)", r"_(?P<page>\d)\.png"
     )
-    assert found.columns == ("cluster",)
-    assert found.pages == (
+    assert manifest.columns == ("cluster",)
+    assert manifest.pages == (
         Page("test/9_bob_2.png", "bob", "2", "test", None, {"cluster": "9"}),
         Page("train/7_alice_1.png", "alice", "1", "train", None, {"cluster": "7"}),
     )
-    assert found.select("train").pages == found.pages[1:]
+    assert manifest.select("train").pages == manifest.pages[1:]
 
 
 def test_one_expression_may_give_writer_and_page(tmp_path):
     _images(tmp_path, "alice_1.png")
-    found = scan_folder(tmp_path, r"(?P<writer>[a-z]+)_(?P<page>\d)", "")
-    assert found.pages[0][:3] == ("alice_1.png", "alice", "1")
+    manifest = scan_folder(tmp_path, r"(?P<writer>[a-z]+)_(?P<page>\d)", "")
+    assert manifest.pages[0][:3] == ("alice_1.png", "alice", "1")
 
 
 def test_an_optional_group_leaves_the_writer_empty(tmp_path):
     _images(tmp_path, "w1.png", "unknown.png")
-    found = scan_folder(tmp_path, r"^(w\d)?", "")
-    assert [page.writer for page in found.pages] == ["", "w1"]
-    assert found.writers == ["w1"]
+    manifest = scan_folder(tmp_path, r"^(w\d)?", "")
+    assert [page.writer for page in manifest.pages] == ["", "w1"]
+    assert manifest.writers == ["w1"]
 
 
 def test_an_expression_that_does_not_match_names_the_files(tmp_path):
@@ -121,9 +120,9 @@ def test_an_expression_that_does_not_match_names_the_files(tmp_path):
 def test_bad_expressions(tmp_path, regex, message):
     _images(tmp_path, "a.png")
     for label in ("writer", "page"):
-        given = message_of(_load, tmp_path, **{f"{label}_regex": regex})
-        assert message in given
-        assert f"data.{label}_regex" in given
+        text = message_of(_load, tmp_path, **{f"{label}_regex": regex})
+        assert message in text
+        assert f"data.{label}_regex" in text
 
 
 def test_folders_that_hold_nothing(tmp_path):
@@ -149,10 +148,10 @@ def test_a_folder_below_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_odd_file_names_survive_the_way_through_a_csv(tmp_path):
     _images(tmp_path, *ODD_NAMES)
-    found = scan_folder(tmp_path, r"(.)[^/]*$", "")
-    assert {page.path for page in found.pages} == set(ODD_NAMES)
-    found.write(tmp_path / "out.csv")
-    assert read_csv(tmp_path / "out.csv") == found
+    manifest = scan_folder(tmp_path, r"(.)[^/]*$", "")
+    assert {page.path for page in manifest.pages} == set(ODD_NAMES)
+    manifest.write(tmp_path / "out.csv")
+    assert read_csv(tmp_path / "out.csv") == manifest
 
 
 def test_a_file_name_that_is_not_utf8_is_named(tmp_path):
@@ -179,36 +178,36 @@ def test_a_full_manifest(tmp_path):
         "a.png,alice,2,train,20,1,40,31,s1\n"
         "sub/b.png,,9,test,,,,,\n",
     )
-    found = read_csv(path)
-    assert found.root == tmp_path
-    assert found.columns == ("sheet",)
-    assert found.pages == (
+    manifest = read_csv(path)
+    assert manifest.root == tmp_path
+    assert manifest.columns == ("sheet",)
+    assert manifest.pages == (
         Page("a.png", "alice", "1", "train", (0, 1, 20, 31), {"sheet": "s1"}),
         Page("a.png", "alice", "2", "train", (20, 1, 40, 31), {"sheet": "s1"}),
         Page("sub/b.png", "", "9", "test", None, {"sheet": ""}),
     )
-    assert [page.page_id for page in found.pages] == [
+    assert [page.page_id for page in manifest.pages] == [
         "a.png#0,1,20,31",
         "a.png#20,1,40,31",
         "sub/b.png",
     ]
-    assert found.writers == ["alice"]
-    assert len(found) == 3
-    found.write(tmp_path / "again.csv")
-    assert read_csv(tmp_path / "again.csv") == found
+    assert manifest.writers == ["alice"]
+    assert len(manifest) == 3
+    manifest.write(tmp_path / "again.csv")
+    assert read_csv(tmp_path / "again.csv") == manifest
 
 
 def test_only_the_path_is_needed(tmp_path):
-    found = read_csv(_csv(tmp_path, "path\nb.png\n./sub//a.1.png\n"))
-    assert [page[:5] for page in found.pages] == [
+    manifest = read_csv(_csv(tmp_path, "path\nb.png\n./sub//a.1.png\n"))
+    assert [page[:5] for page in manifest.pages] == [
         ("b.png", "", "b", "", None),
         ("sub/a.1.png", "", "a.1", "", None),
     ]
 
 
 def test_the_published_form(tmp_path):
-    found = read_csv(_csv(tmp_path, "imgs,writer,page,cluster\na.png,3,12,77\n"))
-    assert found.pages == (Page("a.png", "3", "12", "", None, {"cluster": "77"}),)
+    manifest = read_csv(_csv(tmp_path, "imgs,writer,page,cluster\na.png,3,12,77\n"))
+    assert manifest.pages == (Page("a.png", "3", "12", "", None, {"cluster": "77"}),)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -217,8 +216,8 @@ def test_the_published_form(tmp_path):
 def test_dialects(tmp_path, separator, end, encoding):
     lines = ["path; writer ;page", '"a;b.png";Ägidius;1', ";;", "手.png; eve ;2", ""]
     text = end.join(lines).replace(";", separator)
-    found = read_csv(_csv(tmp_path, text, encoding))
-    assert [page[:3] for page in found.pages] == [
+    manifest = read_csv(_csv(tmp_path, text, encoding))
+    assert [page[:3] for page in manifest.pages] == [
         (f"a{separator}b.png", "Ägidius", "1"),
         ("手.png", "eve", "2"),
     ]
@@ -227,14 +226,14 @@ def test_dialects(tmp_path, separator, end, encoding):
 def test_absolute_paths_become_relative(tmp_path):
     folder = tmp_path / "lists"
     folder.mkdir()
-    found = read_csv(_csv(folder, f"path\n{tmp_path}/pages/a.png\n"))
-    assert found.pages[0].path == "../pages/a.png"
+    manifest = read_csv(_csv(folder, f"path\n{tmp_path}/pages/a.png\n"))
+    assert manifest.pages[0].path == "../pages/a.png"
 
 
 def test_paths_relative_to_another_folder(tmp_path):
-    found = read_csv(_csv(tmp_path, "path\na.png\n"), root=Path("/data"))
-    assert found.root == Path("/data")
-    assert found.pages[0].path == "a.png"
+    manifest = read_csv(_csv(tmp_path, "path\na.png\n"), root=Path("/data"))
+    assert manifest.root == Path("/data")
+    assert manifest.pages[0].path == "a.png"
 
 
 def test_a_missing_file_among_others_is_left_to_the_reader(tmp_path):
@@ -261,15 +260,15 @@ def test_a_manifest_of_missing_files_is_a_mistake(tmp_path):
         ("path,writer\n,x\n", "line 2: the cell `path` is empty"),
         ('path,writer\n"a.png,x\n', "line 2: unexpected end of data"),
         ("path,writer\na.png,x\na.png,x\n", "line 3: 'a.png' is listed already in line 2"),
-        ("path,writer\na.png,x\n./a.png,y\n", "once, under one writer"),
+        ("path,writer\na.png,x\n./a.png,y\n", "each page must be listed once, with one writer"),
         ("path,x0,y0,x1,y1\na,1,2,3,4\na,1,2,3,4\n", "line 3: 'a#1,2,3,4' is listed already"),
         ("path,x0,y0,x1,y1\na,1,2,3,x\n", "line 2: the box 1,2,3,x is not four whole numbers"),
         ("path,x0,y0,x1,y1\na,1,2,3.5,9\n", "not four whole numbers"),
         ("path,x0,y0,x1,y1\na,1,2,3,\n", "not four whole numbers"),
         ("path,x0,y0,x1,y1\na,5,2,5,9\n", "must satisfy 0 <= x0 < x1 and 0 <= y0 < y1"),
         ("path,x0,y0,x1,y1\na,-1,2,5,9\n", "must satisfy"),
-        ("path,scale\na,1\nb,1:50\n", "line 3: the scale '1:50' is no positive number"),
-        ("path,scale\na,0\n", "the scale '0' is no positive number"),
+        ("path,scale\na,1\nb,1:50\n", "line 3: the scale '1:50' is not a positive number"),
+        ("path,scale\na,0\n", "the scale '0' is not a positive number"),
         ("path,scale\na,-2\n", "the scale '-2' is no"),
         ("path,scale\na,nan\n", "the scale 'nan' is no"),
         ("path,scale\na,inf\n", "the scale 'inf' is no"),
@@ -340,10 +339,8 @@ def test_load_applies_the_split(tmp_path):
 def test_the_built_in_corpus(tmp_path, monkeypatch):
     _images(tmp_path, "a.png", "b.png")
     path = _csv(tmp_path, "path,writer,page,split\na.png,x,1,train\nb.png,y,1,test\n")
-    asked = []
-    monkeypatch.setattr(
-        manifest_module.synthetic, "ensure", lambda cache: asked.append(cache) or path
-    )
-    found = _load("synthetic", split="train", cache=str(tmp_path / "cache"))
-    assert asked == [tmp_path / "cache"]
-    assert [page.writer for page in found.pages] == ["x"]
+    caches = []
+    monkeypatch.setattr(sources.synthetic, "ensure", lambda cache: caches.append(cache) or path)
+    manifest = _load("synthetic", split="train", cache=str(tmp_path / "cache"))
+    assert caches == [tmp_path / "cache"]
+    assert [page.writer for page in manifest.pages] == ["x"]

@@ -1,4 +1,4 @@
-"""Apache Beam makes the same store as a pool of processes; skipped where it is not installed."""
+"""Apache Beam builds the same store as a pool of processes; skipped if Beam is not installed."""
 
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ RUNNERS = {
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None, reason="the extra [beam] is not installed"
 )
-# Beam's own: it warns of optional packages and of its use of protobuf.
+# Warnings of Beam about optional packages and about its use of protobuf.
 quiet_beam = pytest.mark.filterwarnings("ignore")
 
 

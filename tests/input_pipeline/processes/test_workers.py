@@ -1,4 +1,4 @@
-"""What worker processes are set to."""
+"""Settings of worker processes."""
 
 import subprocess
 import sys

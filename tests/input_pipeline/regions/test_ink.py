@@ -41,7 +41,7 @@ def test_nearly_all_ink_is_found_and_little_else(seed):
     recall, junk = recall_and_junk(image, ink, mask_of(seed))
     assert recall >= 0.95
     assert junk <= 0.4
-    # The measure tells: the whole page keeps all that is outside of the text as well.
+    # The measure is meaningful: the whole page as a mask has all edges outside of the text.
     assert recall_and_junk(image, ink, np.ones_like(ink)) == (1, 1)
 
 
@@ -50,7 +50,8 @@ def test_each_kind_of_clutter_alone(kind):
     image, ink = make_scan(9, (kind,))
     recall, junk = recall_and_junk(image, ink, find(image).mask)
     assert recall >= 0.95
-    # A stamp has letters in it and a miniature parts of their size: alone both may stay.
+    # A stamp contains letters, and a miniature contains parts of their size; without other writing
+    # both may be kept.
     assert junk <= (1 if kind in ("stamp", "decoration") else 0.4)
 
 
@@ -76,9 +77,9 @@ def test_scale_does_not_matter(factor):
         image, ink = scan(seed)
         size = tuple(round(side * factor) for side in ink.shape[::-1])
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        found = find(resized(image, size, how)).mask
-        assert found.shape == size[::-1]
-        back = resized(found.astype(np.uint8), ink.shape[::-1], cv2.INTER_NEAREST) > 0
+        mask = find(resized(image, size, how)).mask
+        assert mask.shape == size[::-1]
+        back = resized(mask.astype(np.uint8), ink.shape[::-1], cv2.INTER_NEAREST) > 0
         recall, junk = recall_and_junk(image, ink, back)
         assert recall >= 0.95
         assert junk <= 0.4
@@ -116,10 +117,10 @@ def blank_pages():
 
 @pytest.mark.parametrize(("name", "image"), blank_pages().items(), ids=blank_pages())
 def test_a_blank_page_is_empty(name, image):
-    found = find(image)
-    assert found.mask.shape == image.shape[:2]
-    assert not found.mask.any()
-    assert found.scores == ()
+    result = find(image)
+    assert result.mask.shape == image.shape[:2]
+    assert not result.mask.any()
+    assert result.scores == ()
 
 
 def test_the_height_of_letters_is_in_pixels_of_the_page():
@@ -138,8 +139,8 @@ def test_every_field_matters(changes):
     regions = regions_config("ink")
     regions.ink.update(changes)
     image, _ = scan(1)
-    found = make_backend(regions).find(image, Place(image.shape[:2], None, None))
-    assert overlap(found.mask, mask_of(1)) < 0.98
+    result = make_backend(regions).find(image, Place(image.shape[:2], None, None))
+    assert overlap(result.mask, mask_of(1)) < 0.98
     assert make_backend(regions).parameters == {**PARAMETERS, **changes}
 
 

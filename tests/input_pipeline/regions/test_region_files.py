@@ -1,4 +1,4 @@
-"""Backends that look masks up: given masks, PAGE and ALTO in the namespaces in use."""
+"""Backends that read masks from files: images, PAGE and ALTO with the namespaces in use."""
 
 import cv2
 import numpy as np
@@ -45,15 +45,15 @@ LINE = drawn([(30, 35), (80, 35), (60, 60)])
 
 
 def xml(folder, text, level="region", box=None, shape=SHAPE):
-    """What the backend finds with this file for the page a/b.jpg."""
+    """The result of the backend with this file for the page a/b.jpg."""
     regions = regions_config("xml")
     regions.xml.folder, regions.xml.level = str(folder), level
     (folder / "a").mkdir(exist_ok=True)
     (folder / "a" / "b.xml").write_text(text, encoding="utf-8")
     backend = make_backend(regions)
-    found = backend.source(folder / "elsewhere", "a/b.jpg")
-    assert found == folder / "a" / "b.xml"
-    return backend.find(IMAGE, Place(shape, box, found))
+    source = backend.source(folder / "elsewhere", "a/b.jpg")
+    assert source == folder / "a" / "b.xml"
+    return backend.find(IMAGE, Place(shape, box, source))
 
 
 class TestXml:
@@ -62,9 +62,9 @@ class TestXml:
                     "2019-07-15"],
     )  # fmt: skip
     def test_page_of_every_version(self, tmp_path, version):
-        found = xml(tmp_path, page_xml(version))
-        np.testing.assert_array_equal(found.mask, REGION)
-        assert found.meta == {"format": "PcGts", "polygons": 1, "without_polygon": 0}
+        result = xml(tmp_path, page_xml(version))
+        np.testing.assert_array_equal(result.mask, REGION)
+        assert result.meta == {"format": "PcGts", "polygons": 1, "without_polygon": 0}
 
     @pytest.mark.parametrize("version", [2, 3, 4])
     def test_alto_of_every_version(self, tmp_path, version):
@@ -84,39 +84,41 @@ class TestXml:
 
     @pytest.mark.parametrize("make", [page_xml, alto_xml])
     def test_another_resolution_is_scaled(self, tmp_path, make):
-        found = xml(tmp_path, make(size=(60, 100)), shape=(120, 200))
+        result = xml(tmp_path, make(size=(60, 100)), shape=(120, 200))
         expected = drawn([(40, 60), (200, 60), (120, 180)])
-        np.testing.assert_array_equal(found.mask, expected)
+        np.testing.assert_array_equal(result.mask, expected)
 
     @pytest.mark.parametrize("make", [page_xml, alto_xml])
     def test_other_proportions_are_refused(self, tmp_path, make):
-        with pytest.raises(PageError, match="of 200 x 200 pixels, which the page of 200 x 120 is"):
+        with pytest.raises(
+            PageError, match="has 200 x 200 pixels; the page has other proportions, 200 x 120"
+        ):
             xml(tmp_path, make(size=(200, 200)))
 
     def test_a_box_is_that_part(self, tmp_path):
-        found = xml(tmp_path, page_xml(), box=(50, 20, 120, 80))
-        np.testing.assert_array_equal(found.mask, REGION[20:80, 50:120])
+        result = xml(tmp_path, page_xml(), box=(50, 20, 120, 80))
+        np.testing.assert_array_equal(result.mask, REGION[20:80, 50:120])
 
     def test_rectangles_of_alto_without_polygons(self, tmp_path):
         block = 'HPOS="10" VPOS="20" WIDTH="30" HEIGHT="40"'
-        found = xml(tmp_path, alto_xml(block=block, shape=""))
-        np.testing.assert_array_equal(found.mask, drawn([(10, 20), (40, 20), (40, 60), (10, 60)]))
+        result = xml(tmp_path, alto_xml(block=block, shape=""))
+        np.testing.assert_array_equal(result.mask, drawn([(10, 20), (40, 20), (40, 60), (10, 60)]))
 
     @pytest.mark.parametrize("text", [page_xml(outline=""), alto_xml(shape=""),
                                       page_xml(outline='<Coords points="3,4"/>')])  # fmt: skip
     def test_a_missing_polygon_is_counted(self, tmp_path, text):
-        found = xml(tmp_path, text)
-        assert not found.mask.any()
-        assert (found.meta["polygons"], found.meta["without_polygon"]) == (0, 1)
+        result = xml(tmp_path, text)
+        assert not result.mask.any()
+        assert (result.meta["polygons"], result.meta["without_polygon"]) == (0, 1)
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("<alto", "b.xml is not XML"),
-            ("<html/>", "neither PAGE nor ALTO; its root is 'html'"),
+            ("<html/>", "neither PAGE nor ALTO; its root element is 'html'"),
             ('<PcGts xmlns="x"/>', "has no element Page"),
             (page_xml(size=("x", 1)), "no imageHeight and imageWidth"),
-            (page_xml(size=(0, 1)), "is of 1 x 0 pixels"),
+            (page_xml(size=(0, 1)), "Page has 1 x 0 pixels"),
             (page_xml(outline='<Coords points="1,2 a,3"/>'), "not coordinates: '1,2 a,3'"),
             (page_xml(outline='<Coords points="1,2 3"/>'), "not coordinates: '1,2 3'"),
             (page_xml(outline='<Coords points="1,2 nan,3"/>'), "not coordinates"),
@@ -138,7 +140,7 @@ class TestXml:
 
     def test_no_file_and_unknown_fields(self, tmp_path):
         regions = regions_config("xml")
-        with pytest.raises(PageError, match="there is no PAGE or ALTO file of its name"):
+        with pytest.raises(PageError, match="no PAGE or ALTO file has the name of this page"):
             make_backend(regions).find(IMAGE, Place(SHAPE, None, None))
         regions.xml.level = "word"
         with pytest.raises(
@@ -157,9 +159,9 @@ class TestMasks:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / name), mask)
         backend = make_backend(regions)
-        found = backend.source(folder, "a/b.jpg")
-        assert found == folder / name
-        return backend.find(IMAGE, Place(SHAPE, box, found)).mask
+        source = backend.source(folder, "a/b.jpg")
+        assert source == folder / name
+        return backend.find(IMAGE, Place(SHAPE, box, source)).mask
 
     @pytest.mark.parametrize("name", ["b.png", "a/b.png", "a/b.jpg.png", "b.tif"])
     def test_it_is_found_by_name_and_taken_as_it_is(self, tmp_path, name):
@@ -179,7 +181,7 @@ class TestMasks:
         box = 50, 10, 90, 50
         np.testing.assert_array_equal(self.find(tmp_path, small, box), expected[10:50, 50:90])
         with pytest.raises(
-            PageError, match="its mask b.png is of 100 x 100 pixels, which the page"
+            PageError, match="the mask b.png has 100 x 100 pixels; the page has other proportions"
         ):
             self.find(tmp_path, np.zeros((100, 100), np.uint8))
 
@@ -190,8 +192,8 @@ class TestMasks:
         regions.masks.folder = str(tmp_path)
         backend = make_backend(regions)
         assert backend.source(tmp_path, "../a/b.jpg") is None
-        with pytest.raises(PageError, match="there is no mask of it"):
+        with pytest.raises(PageError, match="regions.masks.folder has no mask for this page"):
             backend.find(IMAGE, Place(SHAPE, None, None))
         (tmp_path / "b.png").write_text("no image")
-        with pytest.raises(PageError, match="its mask b.png: not an image"):
+        with pytest.raises(PageError, match="the mask b.png: not an image"):
             backend.find(IMAGE, Place(SHAPE, None, tmp_path / "b.png"))

@@ -1,4 +1,4 @@
-"""Masks on disk: kept, reused, resumed; and what they do to stores, crops and embeddings."""
+"""Masks on disk: kept, reused, resumed; and their effect on stores, crops and embeddings."""
 
 import csv
 import dataclasses
@@ -29,8 +29,9 @@ from saghog_jax.input_pipeline.batches.crop_batches import open_crops
 from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, cut_crop, framed
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages import fingerprint
 from saghog_jax.input_pipeline.pages.images import load_page
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE, load_manifest
 from saghog_jax.input_pipeline.regions import backends, keypoint_filter, page_mask
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -38,7 +39,6 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
-from saghog_jax.next_command import next_command
 from saghog_jax.training import finetuning, pretraining
 
 PAGES = 5
@@ -79,15 +79,15 @@ def silent(line):
 def test_every_page_ends_with_a_status_and_a_reason(halves):
     data, regions = halves
     lines = []
-    found = opened(data, regions).ensure(lines.append)
-    assert [mask.status for mask in found] == ["ok", "ok", "empty", "unreadable", "ok"]
-    assert [bool(mask.reason) for mask in found] == [False, False, True, True, False]
+    masks = opened(data, regions).ensure(lines.append)
+    assert [mask.status for mask in masks] == ["ok", "ok", "empty", "unreadable", "ok"]
+    assert [bool(mask.reason) for mask in masks] == [False, False, True, True, False]
     assert "3 pages ok, 1 pages empty, 1 pages unreadable" in "\n".join(lines)
-    mask = read_mask(found[0].file)
+    mask = read_mask(masks[0].file)
     assert mask.shape == (160, 200)
     assert mask[:, :100].all()
     assert not mask[:, 100:].any()
-    info = json.loads(found[0].file.with_suffix(".json").read_text())
+    info = json.loads(masks[0].file.with_suffix(".json").read_text())
     assert info["page_id"] == "p00.png"
     assert (info["backend"], info["version"], info["parameters"]) == ("ink", 7, {"k": 0.15})
     assert info["weights"] == {"encoder": "0" * 64}
@@ -111,34 +111,77 @@ def test_stores_have_patches_in_the_mask_alone(halves, tmp_path):
     )
     statuses = [page.extra["status"] for page in store.manifest.pages]
     assert statuses == ["ok", "ok", "empty", "unreadable", "ok"]
-    # The pages themselves are never written to.
+    # The page files are never changed.
     assert {p.name: p.read_bytes() for p in (tmp_path / "pages").iterdir()} == before
-    # `none` is a store without regions, to the byte of its name.
+    # With `none` the store has the same name as a store without regions.
     none = regions_config()
     assert ensure_store(data, section, silent, regions=none) == whole.path
+
+
+def test_the_content_of_a_page_is_read_once_for_its_store_and_its_mask(
+    halves, tmp_path, monkeypatch
+):
+    data, regions = halves
+    _, section = sections(tmp_path / "pages", tmp_path / "stores")
+    names = []
+    digest = fingerprint.hashlib.file_digest
+
+    def counted(file, algorithm):
+        names.append(os.path.basename(file.name))
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", counted)
+    store = ensure_store(data, section, silent, regions=regions)
+    assert sorted(names) == [f"p{i:02d}.png" for i in range(PAGES)]
+    # One cache serves both. Files that are older than its clock's resolution are not read again.
+    old = time.time() - 100
+    for page in (tmp_path / "pages").glob("*.png"):
+        os.utime(page, (old, old))
+    for _ in range(2):
+        names.clear()
+        assert ensure_store(data, section, silent, regions=regions) == store
+    assert names == []
+    assert len(list(tmp_path.rglob(CONTENTS_CACHE))) == 1
+    # A lost cache costs time alone: store and masks have the same names.
+    masks = [mask.file for mask in opened(data, regions).ensure(silent)]
+    next(tmp_path.rglob(CONTENTS_CACHE)).unlink()
+    assert ensure_store(data, section, silent, regions=regions) == store
+    assert len(names) == PAGES
+    assert [mask.file for mask in opened(data, regions).ensure(silent)] == masks
+
+
+def test_derived_manifests_share_the_contents_of_their_pages(halves, monkeypatch):
+    data, regions = halves
+    manifest = load_manifest(data)
+    contents = manifest.contents()
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    some = dataclasses.replace(manifest, pages=manifest.pages[:2])
+    assert some.contents() == {name: contents[name] for name in ("p00.png", "p01.png")}
+    assert manifest.at_scales([1.0, 2.0]).contents() == contents
+    assert len(open_masks(manifest, 10**6, regions).digests) == PAGES
 
 
 def test_masks_are_made_once(halves, monkeypatch):
     data, regions = halves
     first = opened(data, regions).ensure(silent)
     stamps = [mask.file.stat().st_mtime_ns for mask in first if mask.file]
-    found = []
+    rows = []
     make = page_mask._find
     monkeypatch.setattr(
-        page_mask, "_find", lambda job, *a: (found.append(job.row), make(job, *a))[1]
+        page_mask, "_find", lambda job, *a: (rows.append(job.row), make(job, *a))[1]
     )
     again = opened(data, regions).ensure(silent)
     assert again == first
     assert [mask.file.stat().st_mtime_ns for mask in again if mask.file] == stamps
-    assert found == []
+    assert rows == []
     # A page that was edited is another page; other parameters are other masks.
     page = load_page(load_manifest(data).root / "p01.png", None, 10**6)
     cv2.imwrite(str(load_manifest(data).root / "p01.png"), page[:100])
     opened(data, regions).ensure(silent)
-    assert found == [1]
+    assert rows == [1]
     regions.ink.k = 0.3
     assert opened(data, regions).ensure(silent)[0].file != first[0].file
-    assert sorted(found[1:]) == [0, 1, 2, 4]
+    assert sorted(rows[1:]) == [0, 1, 2, 4]
 
 
 def test_unknown_backend_and_values(halves):
@@ -168,7 +211,7 @@ class TestKeypoints:
         assert whole == left + right
         assert min(left, right) > 20
         regions.keypoints_on = "masked"
-        # Nothing is masked on a page that is all handwriting; the border of a mask has keypoints.
+        # A page that is all handwriting has no border of a mask, which would have keypoints.
         assert keypoint_filter.count(page, everywhere, regions) == whole
         assert keypoint_filter.count(page, half, regions) != left
         frame = np.zeros(page.shape[:2], bool)
@@ -198,19 +241,19 @@ class TestKeypoints:
         first = opened(data, regions).ensure(silent)
         counts = []
         regions.min_keypoints = 1
-        found = opened(data, regions).ensure(silent)
-        assert [mask.status for mask in found] == [mask.status for mask in first]
+        masks = opened(data, regions).ensure(silent)
+        assert [mask.status for mask in masks] == [mask.status for mask in first]
         for row in (0, 1, 4):
-            # Masks of an earlier run stay, and know now how many keypoints they have.
-            assert found[row].file == first[row].file
-            counts.append(found[row].info()["keypoints"]["page@1600"])
+            # Masks of an earlier run are kept; their numbers of keypoints are added.
+            assert masks[row].file == first[row].file
+            counts.append(masks[row].info()["keypoints"]["page@1600"])
         monkeypatch.setattr(keypoint_filter, "count", lambda *_: pytest.fail("counted again"))
         regions.min_keypoints = sorted(counts)[1]
-        found = opened(data, regions).ensure(silent)
-        few = [found[row] for row in (0, 1, 4) if found[row].status == "too few keypoints"]
+        masks = opened(data, regions).ensure(silent)
+        few = [masks[row] for row in (0, 1, 4) if masks[row].status == "too few keypoints"]
         assert len(few) == 1
         assert few[0].reason == (
-            f"{min(counts)} keypoints in its regions are fewer than regions.min_keypoints="
+            f"{min(counts)} keypoints in the mask are fewer than regions.min_keypoints="
             f"{regions.min_keypoints}"
         )
         assert open_masks(load_manifest(data), 10**6, regions).identity["min_keypoints"] > 1
@@ -229,18 +272,18 @@ class TestKeypoints:
 
 
 class TestUsers:
-    """What cuts pages is given their masks."""
+    """Everything that cuts pages uses their masks."""
 
     @pytest.mark.parametrize("scale", [1.0, 0.5])
     def test_embed_streams_cuts_within_masks(self, halves, scale):
         data, regions = halves
         manifest = load_manifest(data)
-        found = opened(data, regions).ensure(silent)
+        masks = opened(data, regions).ensure(silent)
         store = common.store_config("eval")
         store.scale, store.max_patches_per_page = scale, -1
         rule = Rule.from_config(store)
-        cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, found)]
-        assert cuts[2] == "empty: ink found no handwriting on it"
+        cuts = [c for (c,) in stream_cuts(manifest.root, manifest.pages, rule, 10**6, 1, masks)]
+        assert cuts[2] == "empty: ink found no handwriting on this page"
         assert cuts[3].startswith("unreadable: ")
         for row in (0, 1, 4):
             page = load_page(manifest.root / manifest.pages[row].path, None, 10**6, scale)
@@ -290,7 +333,7 @@ class TestUsers:
         slot = Cutter(recipe, 10**7)(0)
         assert len(slot.patches) == 4
         reasons = dict(pair for n in range(5) for pair in Cutter(recipe, 0)(n).unreadable)
-        assert reasons[2] == "empty: ink found no handwriting on it"
+        assert reasons[2] == "empty: ink found no handwriting on this page"
         # All of the page that can be cropped is its left half.
         decoded = Cutter(recipe, 10**7)._page(0)
         assert decoded.image.shape == (160, 100, 3)
@@ -298,10 +341,10 @@ class TestUsers:
 
     def test_a_damaged_mask_is_a_reason(self, halves):
         data, regions = halves
-        found = opened(data, regions).ensure(silent)
-        found[0].file.write_bytes(b"no PNG")
+        masks = opened(data, regions).ensure(silent)
+        masks[0].file.write_bytes(b"no PNG")
         with pytest.raises(PageError, match="is damaged or missing .*delete its .json file"):
-            found[0].read((160, 200))
+            masks[0].read((160, 200))
 
     def test_masks_and_xml_end_in_the_store(self, halves, tmp_path):
         """An edited XML file is another mask and another store."""
@@ -342,20 +385,16 @@ class TestStage:
         config.data, config.regions = data, regions
         config.update(changes)
         result = stage.run(config, tmp_path / "out")
-        # The program prints the command of the next stage.
-        for following in result.following:
-            print("next:", next_command(following, result.workdir))
-        skipped = len(result.skipped)
         with (tmp_path / "out" / "pages.csv").open(newline="") as file:
-            return skipped, list(csv.DictReader(file)), (tmp_path / "out/report.html").read_text()
+            return result, list(csv.DictReader(file)), (tmp_path / "out/report.html").read_text()
 
     def test_table_and_contact_sheet(self, halves, tmp_path, capsys):
         page = tmp_path / "pages" / "p00.png"
         page.rename(page.with_name("<b>&.png"))
         manifest = tmp_path / "pages" / "manifest.csv"
         manifest.write_text(manifest.read_text().replace("p00.png", "<b>&.png"))
-        skipped, table, sheet = self.run(halves, tmp_path)
-        assert skipped == 2
+        result, table, sheet = self.run(halves, tmp_path)
+        assert len(result.skipped) == 2
         assert [row["status"] for row in table] == ["ok", "ok", "empty", "unreadable", "ok"]
         assert [row["share"] for row in table] == ["0.5", "0.5", "0.0", "", "0.5"]
         assert sheet.count("<figure") == 5
@@ -366,11 +405,11 @@ class TestStage:
         assert "<b>&.png" not in sheet
         assert "handwriting on 50% of the median page" in sheet
         assert '<meta name="viewport" content="width=device-width' in sheet
-        out = capsys.readouterr().out
-        assert "contact sheet" in out
-        # So few pages are for the recipe of small collections.
-        command = "python -m saghog_jax.main --config=configs/pretrain.py:small,regions=ink "
-        assert f"next: {command}" in out
+        assert "contact sheet" in capsys.readouterr().out
+        # For so few pages the recipe of small collections is recommended.
+        (following,) = result.following
+        assert (following.stage, following.variant) == ("pretrain", "small")
+        assert following.sections["regions"].backend == "ink"
 
     def test_fields_of_the_sheet(self, halves, tmp_path):
         _, _, sheet = self.run(halves, tmp_path)
@@ -388,10 +427,10 @@ class TestStage:
 
 def test_a_device_is_used_in_this_process_with_one_backend(halves, monkeypatch):
     data, regions = halves
-    made, calls = [], []
+    sections_used, calls = [], []
 
     def on_device(section):
-        made.append(section)
+        sections_used.append(section)
 
         def find(image, place):
             calls.append(os.getpid())
@@ -405,11 +444,11 @@ def test_a_device_is_used_in_this_process_with_one_backend(halves, monkeypatch):
     monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "left_half_on_device"))
     regions.root += "-device"
     regions.workers = 3
-    found = opened(data, regions).ensure(silent)
-    assert [mask.status for mask in found] == [mask.status for mask in expected]
-    assert [mask.file.read_bytes() for mask in found if mask.file] == contents
+    masks = opened(data, regions).ensure(silent)
+    assert [mask.status for mask in masks] == [mask.status for mask in expected]
+    assert [mask.file.read_bytes() for mask in masks if mask.file] == contents
     assert calls == [os.getpid()] * 4
-    assert len(made) == 1
+    assert len(sections_used) == 1
 
 
 def test_a_fault_of_a_backend_is_none_of_the_page(halves, monkeypatch):
@@ -432,7 +471,7 @@ KILLED = """
 import sys
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 data, regions = common.data_config(""), regions_config("ink")
 data.pages, regions.root, regions.workers = sys.argv[1], sys.argv[2], 2
@@ -493,9 +532,9 @@ def test_read_scales_the_mask_to_the_page(tmp_path):
     mask = np.zeros((20, 30), np.uint8)
     mask[5:10, 12:] = 255
     cv2.imwrite(str(tmp_path / "m.png"), mask)
-    found = PageMask("ok", "", tmp_path / "m.png")
-    np.testing.assert_array_equal(found.read((20, 30)), mask > 0)
-    half = found.read((40, 60))
+    page_mask_file = PageMask("ok", "", tmp_path / "m.png")
+    np.testing.assert_array_equal(page_mask_file.read((20, 30)), mask > 0)
+    half = page_mask_file.read((40, 60))
     np.testing.assert_array_equal(half, np.repeat(np.repeat(mask > 0, 2, 0), 2, 1))
 
 
@@ -507,24 +546,21 @@ class TestDryRun:
         config.stores.pretrain = sections(tmp_path / "pages", tmp_path / "stores")[1]
         config.stores.pretrain.max_patches_per_page = -1
         result = prepare.run(config, tmp_path)
-        for following in result.following:
-            print("next:", next_command(following, result.workdir))
-        skipped = len(result.skipped)
         assert not (tmp_path / "stores").exists()
-        return skipped, capsys.readouterr().out
+        return result, capsys.readouterr().out
 
     def test_samples_are_cut_within_masks_that_are_not_written(self, halves, tmp_path, capsys):
-        skipped, out = self.look(halves, tmp_path, capsys)
-        assert skipped == 2
-        assert "p02.png: empty: ink found no handwriting on it" in out
-        assert "handwriting on 50% to 50% of the sample pages" in out
-        assert "next: python -m saghog_jax.main --config=configs/pretrain.py:regions=ink" in out
+        result, out = self.look(halves, tmp_path, capsys)
+        assert len(result.skipped) == 2
+        assert "p02.png: empty: ink found no handwriting on this page" in out
+        assert "handwriting covers 50% to 50% of a sample page (median 50%)" in out
+        assert [following.stage for following in result.following] == ["pretrain"]
         assert not (tmp_path / "regions").exists()
         halves[1].backend = "none"
-        skipped, whole = self.look(halves, tmp_path, capsys)
-        assert skipped == 1
-        assert "handwriting on" not in whole
-        assert "next: python -m saghog_jax.main --config=configs/regions.py" in whole
+        result, whole = self.look(halves, tmp_path, capsys)
+        assert len(result.skipped) == 1
+        assert "handwriting covers" not in whole
+        assert [following.stage for following in result.following] == ["regions"]
 
         def patches(text):
             return int(re.search(r"about ([\d,]+) patches", text).group(1).replace(",", ""))
@@ -539,7 +575,7 @@ class TestDryRun:
         monkeypatch.setitem(backends._MAKERS, "ink", (__name__, "on_device"))
         assert "regions of handwriting are not known yet" in self.look(halves, tmp_path, capsys)[1]
         opened(*halves).ensure(silent)
-        assert "handwriting on 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
+        assert "handwriting covers 50% to 50%" in self.look(halves, tmp_path, capsys)[1]
 
 
 class TestTraining:
@@ -556,13 +592,13 @@ class TestTraining:
         data, regions = halves
         config = finetune_config.get_config("cpu,encoder=scratch")
         config.data, config.regions = data, regions
-        asked = []
+        calls = []
 
         def open_store(*args, regions):
-            asked.append((*args, regions))
+            calls.append((*args, regions))
             raise UserError("far enough")
 
         monkeypatch.setattr(finetuning, "open_store", open_store)
         with pytest.raises(UserError, match="far enough"):
             finetune.run(config, tmp_path / "run")
-        assert asked == [(config.data, config.store, config.regions)]
+        assert calls == [(config.data, config.store, config.regions)]

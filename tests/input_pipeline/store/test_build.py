@@ -18,10 +18,11 @@ from store_helpers import draw_page, fingerprint, sections, write_pages
 
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE
 from saghog_jax.input_pipeline.processes.workers import run_jobs
 from saghog_jax.input_pipeline.store import build, writer
 from saghog_jax.input_pipeline.store.build import ensure_store
-from saghog_jax.input_pipeline.store.dry_run import SurveyJob, look
+from saghog_jax.input_pipeline.store.dry_run import SurveyJob, inspect_page
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import cut_at_scales
 
@@ -30,7 +31,7 @@ PAGES = 7
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Pages, and the store that one process made of them."""
+    """Pages, and the store that one process built from them."""
     folder = tmp_path_factory.mktemp("built")
     pages = write_pages(folder / "pages", PAGES)
     return pages, ensure_store(*sections(pages, folder / "stores"), log=lambda _: None)
@@ -42,23 +43,23 @@ def quiet(*args):
 
 def test_every_page_is_in_the_store(built):
     pages, folder = built
-    made = Store.open(folder)
-    assert [page.path for page in made.manifest.pages] == [f"p{i:02d}.png" for i in range(PAGES)]
-    counts = np.bincount(made.index["page"], minlength=PAGES)
+    store = Store.open(folder)
+    assert [page.path for page in store.manifest.pages] == [f"p{i:02d}.png" for i in range(PAGES)]
+    counts = np.bincount(store.index["page"], minlength=PAGES)
     assert counts.min() > 0
-    assert [page.extra["n_patches"] for page in made.manifest.pages] == [str(n) for n in counts]
-    assert made.manifest.root == pages.parent
-    assert made.skipped == []
-    # The patch is what the page shows around the key point.
+    assert [page.extra["n_patches"] for page in store.manifest.pages] == [str(n) for n in counts]
+    assert store.manifest.root == pages.parent
+    assert store.skipped == []
+    # The patch shows the page around the keypoint.
     page = cv2.imread(str(pages.parent / "p02.png"))[:, :, ::-1]
     inside = [
         (i, x, y)
-        for i, (row, x, y) in enumerate(zip(*made.index.values(), strict=True))
+        for i, (row, x, y) in enumerate(zip(*store.index.values(), strict=True))
         if row == 2 and 16 <= x < page.shape[1] - 16 and 16 <= y < page.shape[0] - 16
     ]
     assert inside
     for i, x, y in inside:
-        cut = made.gather(np.array([i]))["patches"][0]
+        cut = store.gather(np.array([i]))["patches"][0]
         np.testing.assert_array_equal(cut, page[y - 16 : y + 16, x - 16 : x + 16])
 
 
@@ -109,26 +110,26 @@ def test_whatever_changes_the_patches_makes_another_store(built, tmp_path):
 def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_path):
     pages = write_pages(tmp_path / "pages", 2)
     lines = pages.read_text().splitlines()
-    given = pages.with_name("scaled.csv")
-    given.write_text("\n".join([lines[0] + ",scale", lines[1] + ",3", lines[2] + ","]) + "\n")
-    data, section = sections(given, tmp_path / "stores")
+    scaled = pages.with_name("scaled.csv")
+    scaled.write_text("\n".join([lines[0] + ",scale", lines[1] + ",3", lines[2] + ","]) + "\n")
+    data, section = sections(scaled, tmp_path / "stores")
     section.scale = 0.5
     half = Rule.from_config(section)
-    found = Store.open(quiet(data, section))
+    actual = Store.open(quiet(data, section))
     for row, factor in enumerate((1.5, 0.5)):
         data, section = sections(pages, tmp_path / f"{factor}")
         section.scale = factor
         expected = Store.open(quiet(data, section))
-        a, b = (np.flatnonzero(store.index["page"] == row) for store in (found, expected))
+        a, b = (np.flatnonzero(store.index["page"] == row) for store in (actual, expected))
         assert len(a) > 3
         for key in ("patches", "ink"):
-            np.testing.assert_array_equal(found.gather(a)[key], expected.gather(b)[key])
-        # So is a page that embedding or a dry run looks at.
-        page = found.manifest.pages[row]
+            np.testing.assert_array_equal(actual.gather(a)[key], expected.gather(b)[key])
+        # Embedding and the dry run resize the page by the same factor.
+        page = actual.manifest.pages[row]
         (cut,) = cut_at_scales(pages.parent, page, half, 10**8, row)
         np.testing.assert_array_equal(cut.x, expected.index["x"][b])
         job = SurveyJob(row, pages.parent, page, 10**8, (half,), None)
-        assert look(job).n_patches == (len(b),)
+        assert inspect_page(job).n_patches == (len(b),)
 
 
 def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
@@ -137,13 +138,13 @@ def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
     for page in pages.parent.glob("*.png"):
         os.utime(page, (old, old))
     first = quiet(*sections(pages, tmp_path))
-    assert len(json.loads((tmp_path / build.FINGERPRINTS).read_text())) == 3
+    assert len(json.loads((tmp_path / CONTENTS_CACHE).read_text())) == 3
     cv2.imwrite(str(pages.parent / "p01.png"), draw_page(50))
     assert quiet(*sections(pages, tmp_path)) != first
 
 
 def spoil(pages: Path) -> None:
-    """One page cut off, one blank, one no image, one missing."""
+    """Makes one page truncated, one blank, one no image, and one missing."""
     jpeg = cv2.imencode(".jpg", draw_page(3))[1].tobytes()
     names = ["p01.png", "p02.png", "p04.png", "p05.png"]
     (pages.parent / names[0]).write_bytes(jpeg[: len(jpeg) // 2])
@@ -157,9 +158,9 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
     pages = write_pages(tmp_path / "pages", PAGES)
     spoil(pages)
     lines = []
-    made = Store.open(ensure_store(*sections(pages, tmp_path), log=lines.append))
-    assert [page for page, _ in made.skipped] == ["p01.png", "p02.png", "p04.png", "p05.png"]
-    reasons = [reason for _, reason in made.skipped]
+    store = Store.open(ensure_store(*sections(pages, tmp_path), log=lines.append))
+    assert [page for page, _ in store.skipped] == ["p01.png", "p02.png", "p04.png", "p05.png"]
+    reasons = [reason for _, reason in store.skipped]
     assert "damaged" in reasons[0]
     assert "blank" in reasons[1]
     assert "not an image" in reasons[2]
@@ -167,9 +168,9 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
     assert lines[-1].startswith("4 pages skipped: p01.png: damaged")
     kept = np.flatnonzero(np.isin(good.index["page"], [0, 3, 6]))
     np.testing.assert_array_equal(
-        made.gather(np.arange(len(made)))["patches"], good.gather(kept)["patches"]
+        store.gather(np.arange(len(store)))["patches"], good.gather(kept)["patches"]
     )
-    with (made.path / "manifest.csv").open(newline="") as file:
+    with (store.path / "manifest.csv").open(newline="") as file:
         statuses = [row["status"] for row in csv.DictReader(file)]
     assert statuses == ["ok", "unreadable", "empty", "ok", "unreadable", "unreadable", "ok"]
 
@@ -177,8 +178,8 @@ def test_bad_pages_are_listed_and_no_good_page_is_lost(built, tmp_path):
 def test_a_page_with_few_patches_gives_those(tmp_path):
     pages = write_pages(tmp_path / "pages", 2)
     cv2.imwrite(str(pages.parent / "p00.png"), draw_page(0, size=(44, 60)))
-    made = Store.open(quiet(*sections(pages, tmp_path)))
-    few, many = np.bincount(made.index["page"])
+    store = Store.open(quiet(*sections(pages, tmp_path)))
+    few, many = np.bincount(store.index["page"])
     assert 0 < few < many == 20
 
 
@@ -214,7 +215,7 @@ def test_a_full_disk_says_so_and_the_build_goes_on_later(built, tmp_path, monkey
     monkeypatch.setattr(writer, "_write_npy", write_npy)
     lines = []
     again = ensure_store(*sections(pages, tmp_path), log=lines.append)
-    assert " of them are there already" in lines[0]
+    assert " of them are done already" in lines[0]
     assert fingerprint(again) == fingerprint(folder)
 
 
@@ -247,7 +248,7 @@ def test_shards_cut_by_other_libraries_are_cut_again(built, tmp_path, monkeypatc
     assert fingerprint(again) == fingerprint(folder)
 
 
-# Started in the background of a shell, tests have Ctrl+C ignored, and so would what they start.
+# Tests that a shell starts in the background ignore Ctrl+C, and so would their child processes.
 BUILDER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -307,7 +308,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
     section.root = str(root)
     lines = []
     resumed = ensure_store(data, section, log=lines.append)
-    assert "are there already" in lines[0]
+    assert "of them are done already" in lines[0]
     assert fingerprint(resumed) == fingerprint(straight)
 
 
@@ -354,7 +355,7 @@ def test_a_killed_worker_is_a_readable_error(tmp_path):
             break
     output, _ = builder.communicate(timeout=60)
     assert "UserError: a worker process was killed" in output
-    assert "of 40 pages are kept, the same command goes on" in output
+    assert "of 40 pages are kept, the same command continues from there" in output
 
 
 def modules_after(imports: str) -> set[str]:
@@ -392,7 +393,7 @@ def test_input_pipeline_loads_neither_jax_nor_tensorflow():
 
 
 def test_workers_do_not_load_the_main_program_or_jax():
-    """The main program is pytest here, with jax; it is what spawned processes load by default."""
+    """Spawned processes load the main program by default, which is pytest with jax here."""
     importlib.import_module("jax")
     jobs = ["list(__import__('sys').modules)"] * 2
     for loaded in run_jobs(eval, jobs, workers=2):
@@ -430,9 +431,9 @@ def test_odd_names_survive(tmp_path):
         (tmp_path / "pages" / "plain.png").rename(tmp_path / "pages" / name)
     (tmp_path / "pages" / "em\npty.png").write_bytes(b"")
     lines = []
-    made = Store.open(
+    store = Store.open(
         ensure_store(*sections(tmp_path / "pages", tmp_path / "stores"), log=lines.append)
     )
-    assert [page.path for page in made.manifest.pages] == sorted([*names, "em\npty.png"])
-    assert [page for page, _ in made.skipped] == ["em\npty.png"]
+    assert [page.path for page in store.manifest.pages] == sorted([*names, "em\npty.png"])
+    assert [page for page, _ in store.skipped] == ["em\npty.png"]
     assert all("\n" not in line for line in lines)

@@ -1,4 +1,4 @@
-"""Folders of ready-cut patches as stores: arrays, labels, what is left out, repeatability."""
+"""Stores of ready-cut patches: arrays, labels, patches that are left out, repeatability."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from store_helpers import fingerprint
 
 from saghog_jax.input_pipeline.batches.loader import batches
 from saghog_jax.input_pipeline.batches.plans import m_per_class_plan
+from saghog_jax.input_pipeline.pages import fingerprint as fingerprints
 from saghog_jax.input_pipeline.store import ready_patches
 from saghog_jax.input_pipeline.store import writer as store_writer
 from saghog_jax.input_pipeline.store.reader import Store
@@ -96,7 +97,7 @@ def test_labels_serve_the_loader(tmp_path):
 
 @pytest.mark.parametrize(("ink", "expected"), [("otsu", 0.3), ("binary", 0.0)])
 def test_ink(tmp_path, ink, expected):
-    # Otsu tells ink from paper at any contrast; the values as they are do not.
+    # Otsu's threshold separates ink from paper at any contrast; a fixed threshold does not.
     _write(tmp_path / "in", levels=(170, 210))
     store = _store(tmp_path / "in", tmp_path / "out", ink=ink)
     share = np.unpackbits(store.gather(np.arange(len(store)))["ink"]).mean()
@@ -117,7 +118,7 @@ def test_without_clusters_and_writers(tmp_path):
     _write(tmp_path / "in")
     store = _store(tmp_path / "in", tmp_path / "out", "", "", r"MAX_(\d+)")
     assert [(p.writer, p.page) for p in store.manifest.pages] == [("", "44"), ("", "1005")]
-    assert "has no labels of its own" in message_of(ready_labels, store)
+    assert "has no labels; only a store of ready-cut patches" in message_of(ready_labels, store)
     assert list(verify_store(store.path)) == []
 
 
@@ -212,10 +213,10 @@ def test_a_store_is_found_again_until_a_patch_changes(tmp_path):
 
 def test_contents_are_read_once(tmp_path, monkeypatch):
     _write(tmp_path / "in")
-    monkeypatch.setattr(ready_patches, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(fingerprints, "SETTLED_NS", -(10**12))
     first = _store(tmp_path / "in", tmp_path / "out")
     assert len(json.loads((tmp_path / "out/ready_digests.json").read_text())) == 1
-    monkeypatch.setattr(ready_patches, "_file_digest", lambda path: 1 / 0)
+    monkeypatch.setattr(fingerprints, "_file_digest", lambda path: 1 / 0)
     assert _store(tmp_path / "in", tmp_path / "out").path == first.path
 
 

@@ -13,12 +13,12 @@ COUNTS = [5, 0, 7, 1, 0, 0, 9]
 
 
 @pytest.fixture
-def made(tmp_path):
+def stored(tmp_path):
     return make_store(tmp_path / "store", COUNTS)
 
 
-def test_gather_returns_the_asked_rows_in_the_asked_order(made):
-    store, arrays = made
+def test_gather_returns_the_asked_rows_in_the_asked_order(stored):
+    store, arrays = stored
     indices = np.random.default_rng(1).integers(0, len(store), 100)
     batch = store.gather(indices)
     np.testing.assert_array_equal(batch["patches"], arrays["patches"][indices])
@@ -27,20 +27,20 @@ def test_gather_returns_the_asked_rows_in_the_asked_order(made):
     assert batch["patches"].dtype == batch["ink"].dtype == np.uint8
 
 
-def test_gather_of_nothing(made):
-    batch = made[0].gather(np.empty(0, np.int64))
+def test_gather_of_nothing(stored):
+    batch = stored[0].gather(np.empty(0, np.int64))
     assert batch["patches"].shape == (0, 32, 32, 3)
     assert batch["ink"].shape == (0, 128)
 
 
 @pytest.mark.parametrize("index", [-1, 22])
-def test_indices_outside_are_refused(made, index):
+def test_indices_outside_are_refused(stored, index):
     with pytest.raises(IndexError, match=r"\[0, 22\)"):
-        made[0].gather(np.array([0, index]))
+        stored[0].gather(np.array([0, index]))
 
 
-def test_index_writers_and_skipped(made):
-    store, arrays = made
+def test_index_writers_and_skipped(stored):
+    store, arrays = stored
     assert len(store) == sum(COUNTS)
     for key in ("page", "x", "y"):
         np.testing.assert_array_equal(store.index[key], arrays[key])
@@ -54,16 +54,16 @@ def test_index_writers_and_skipped(made):
     assert store.skipped == [(f"p{i}.png", "a blank page") for i in (1, 4, 5)]
 
 
-def test_arrays_open_with_numpy_alone(made, tmp_path):
-    _, arrays = made
-    found = [
+def test_arrays_open_with_numpy_alone(stored, tmp_path):
+    _, arrays = stored
+    parts = [
         np.load(path, allow_pickle=False) for path in sorted(tmp_path.glob("**/shards/*/ink.npy"))
     ]
-    np.testing.assert_array_equal(np.concatenate(found), arrays["ink"])
+    np.testing.assert_array_equal(np.concatenate(parts), arrays["ink"])
 
 
-def test_threads_read_the_same(made):
-    store, arrays = made
+def test_threads_read_the_same(stored):
+    store, arrays = stored
     wrong = []
 
     def read(seed):
@@ -88,8 +88,8 @@ def test_a_folder_without_a_store(tmp_path):
         Store.open(tmp_path)
 
 
-def test_a_half_written_store_is_refused(made):
-    store, _ = made
+def test_a_half_written_store_is_refused(stored):
+    store, _ = stored
     (store.path / "store.json").unlink()
     with pytest.raises(UserError, match="unfinished"):
         Store.open(store.path)
@@ -100,55 +100,55 @@ def edit_info(store, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_another_format_version_is_refused(made):
-    edit_info(made[0], version=99)
+def test_another_format_version_is_refused(stored):
+    edit_info(stored[0], version=99)
     with pytest.raises(UserError, match="format version 99, this program reads version 1"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_a_foreign_store_json_is_refused(made):
-    edit_info(made[0], format="something else")
+def test_a_foreign_store_json_is_refused(stored):
+    edit_info(stored[0], format="something else")
     with pytest.raises(UserError, match="does not describe a patch store"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_a_damaged_store_json_is_refused(made):
-    (made[0].path / "store.json").write_text('{"format":')
+def test_a_damaged_store_json_is_refused(stored):
+    (stored[0].path / "store.json").write_text('{"format":')
     with pytest.raises(UserError, match="damaged"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_a_cut_off_array_is_refused(made):
-    path = made[0].path / "shards" / "00000" / "patches.npy"
+def test_a_cut_off_array_is_refused(stored):
+    path = stored[0].path / "shards" / "00000" / "patches.npy"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"patches\.npy is damaged"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_an_array_of_another_shape_is_refused(made):
-    np.save(made[0].path / "shards" / "00000" / "ink.npy", np.zeros((5, 127), np.uint8))
+def test_an_array_of_another_shape_is_refused(stored):
+    np.save(stored[0].path / "shards" / "00000" / "ink.npy", np.zeros((5, 127), np.uint8))
     with pytest.raises(UserError, match=r"expected uint8 \[5, 128\]"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_a_rule_without_descriptors_says_so(made, monkeypatch):
-    store, _ = made
+def test_a_rule_without_descriptors_says_so(stored, monkeypatch):
+    store, _ = stored
     for shard in store.info["shards"]:
         shard["sha256"].pop("descriptors.npy")
     with pytest.raises(UserError, match="keeps no descriptors; the rule 'offline' does"):
         store.descriptors(np.array([0]))
 
 
-def test_too_many_shards_for_this_machine(made, monkeypatch):
+def test_too_many_shards_for_this_machine(stored, monkeypatch):
     monkeypatch.setattr(store_module.resource, "getrlimit", lambda _: (64, 64))
     with pytest.raises(UserError, match="pages_per_shard"):
-        Store.open(made[0].path)
+        Store.open(stored[0].path)
 
 
-def test_the_limit_of_open_files_is_raised_as_needed(made, monkeypatch):
+def test_the_limit_of_open_files_is_raised_as_needed(stored, monkeypatch):
     limits = []
     monkeypatch.setattr(store_module.resource, "getrlimit", lambda _: (64, 4096))
     monkeypatch.setattr(store_module.resource, "setrlimit", lambda _, pair: limits.append(pair))
-    Store.open(made[0].path)
+    Store.open(stored[0].path)
     assert limits
     assert all(soft > 3 * 4 and hard == 4096 for soft, hard in limits)

@@ -9,7 +9,7 @@ from toy import toy
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages.manifest import load_manifest
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.opening import open_store
 from saghog_jax.input_pipeline.store.ready_patches import ready_labels
@@ -103,7 +103,7 @@ def test_finetuning_learns_the_clusters_of_ready_cut_patches(tmp_path):
     config.labels = "writer"
     np.testing.assert_array_equal(labels.make_labels(config, store), store.writer_ids)
     config.labels, config.data.cluster_regex = "cluster", "()"
-    with pytest.raises(UserError, match="has no labels of its own"):
+    with pytest.raises(UserError, match="has no labels; only a store of ready-cut patches"):
         labels.make_labels(config, open_store(config.data, config.store, silent))
 
 

@@ -1,0 +1,95 @@
+"""Backend for masks that the user provides: a folder of images, white on handwriting."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.pages.images import crop, load_page
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
+
+VERSION = 1
+# Relative tolerance between width / height of a mask and of its image, for rounding.
+_SKEW = 0.01
+
+
+def make(section: ConfigDict) -> Backend:
+    """Creates the backend `masks` from the section `config.regions.masks`.
+
+    Raises:
+      UserError: the folder of masks does not exist.
+    """
+    folder = existing_folder(section.folder, "regions.masks.folder")
+
+    def source(root: Path, path: str) -> Path | None:
+        del root
+        return first_file(names_below(folder, path, IMAGE_SUFFIXES))
+
+    return Backend("masks", VERSION, {}, read_user_mask, source=source)
+
+
+def read_user_mask(image: np.ndarray, place: Place) -> RegionResult:
+    """The mask of a page from its file, resized to the page if necessary.
+
+    A pixel is handwriting if its value is at least half of the brightest value, and not black.
+
+    Raises:
+      PageError: the file does not exist, is not an image, or has other proportions than the page.
+    """
+    if place.source is None:
+        raise PageError("regions.masks.folder has no mask for this page")
+    h, w = place.shape
+    try:
+        grey = load_page(place.source, None, max_pixels=4 * h * w).max(axis=2)
+    except PageError as error:
+        raise PageError(f"the mask {place.source.name}: {error}") from None
+    check_proportions(grey.shape, place.shape, f"the mask {place.source.name}")
+    whole = (grey >= max(1, (int(grey.max()) + 1) // 2)).astype(np.uint8)
+    if whole.shape != (h, w):
+        whole = cv2.resize(whole, (w, h), interpolation=cv2.INTER_NEAREST)
+    mask = whole if place.box is None else crop(whole, place.box)
+    return RegionResult(mask > 0, (), {"given_size": [grey.shape[1], grey.shape[0]]})
+
+
+def check_proportions(size: Sequence[float], page: Sequence[int], what: str) -> None:
+    """Raises PageError if a size (h, w) is not the page's size at any resolution."""
+    skew = (size[0] * page[1]) / (size[1] * page[0])
+    if not 1 - _SKEW <= skew <= 1 + _SKEW:
+        raise PageError(
+            f"{what} has {size[1]:g} x {size[0]:g} pixels; the page has other proportions, "
+            f"{page[1]} x {page[0]}"
+        )
+
+
+def existing_folder(folder: str, field: str) -> Path:
+    """The folder named by a field of the config.
+
+    Raises:
+      UserError: the field is empty, or the folder does not exist.
+    """
+    path = Path(folder).expanduser()
+    if not folder or not path.is_dir():
+        raise UserError(f"{field}={folder!r} is not a folder")
+    return path
+
+
+def names_below(folder: Path, path: str, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Possible files of the page `a/b.jpg` in a folder: `a/b.png`, `a/b.jpg.png`, `b.png`.
+
+    For a page outside of the manifest's folder only the file name is used.
+    """
+    stem, _ = posixpath.splitext(path)
+    inside = not path.startswith(("../", "/"))
+    for name in (*((stem, path) if inside else ()), posixpath.basename(stem)):
+        for suffix in suffixes:
+            yield folder / f"{name}{suffix}"
+
+
+def first_file(paths: Iterator[Path]) -> Path | None:
+    """The first of these files that exists."""
+    return next((path for path in paths if path.is_file()), None)
