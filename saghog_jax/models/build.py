@@ -3,9 +3,9 @@
 `dtype` is that of the operands of matrix products, see precision.py.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from saghog_jax.devices.precision import operand_dtype
@@ -103,7 +103,7 @@ def model_of(config: ConfigDict) -> MaskedAutoencoder:
     return make_mae(config.model, channels, operand_dtype(config.precision), remat)
 
 
-def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
+def init_variables(config: ConfigDict, rng: PRNGKeyArray) -> dict:
     """The model before the first update: {"params": {"encoder": ..., "decoder": ...}}."""
     model, size = model_of(config), config.model.patch_size
     tokens = (size // config.model.token_size) ** 2

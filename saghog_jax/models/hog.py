@@ -6,6 +6,7 @@ Axis letters: b patches, l tokens, t target size, h w c image axes.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 ZERO_GRADIENT = 1e-6  # Smaller |gx| is rounding noise of a gradient that is zero.
 
@@ -25,12 +26,12 @@ def hog_dim(num_bins: int, cell_size: int, token_size: int) -> int:
 
 
 def hog(
-    images: jax.Array,
+    images: Float[Array, "b h w c"],
     num_bins: int = 9,
     cell_size: int = 4,
     token_size: int = 4,
     half_precision: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b l t"]:
     """Histograms of unsigned gradient orientation, L2-normalised cell by cell.
 
     Sobel gradients of the reflected image, hard assignment to `num_bins` bins of 180 degrees,

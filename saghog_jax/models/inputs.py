@@ -4,14 +4,17 @@ Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary
 0 on ink, float32 [b, h, w, 1].
 """
 
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 # What an encoder reads: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
 
 
-def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def decode(
+    batch: dict[str, UInt8[Array | np.ndarray, "b ..."]],
+) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 1"]]:
     """Images and binary of a batch as the loader ships it.
 
     Args:
@@ -26,11 +29,13 @@ def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     return images, 1.0 - bits.astype(jnp.float32)
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """[0, 1] to [-1, 1], what the encoder reads."""
     return images * 2.0 - 1.0
 
 
-def model_input(images: jax.Array, binary: jax.Array, source: str) -> jax.Array:
+def model_input(
+    images: Float[Array, "b h w c"], binary: Float[Array, "b h w 1"], source: str
+) -> Float[Array, "b h w c"]:
     """Images [b, h, w, c] of what an encoder reads, not normalised: `source` is one of `INPUTS`."""
     return jnp.broadcast_to(binary, images.shape) if source == "binary" else images

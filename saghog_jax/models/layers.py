@@ -15,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 LAYER_NORM_EPSILON = 1e-5
 
 
-def product(equation: str, x: jax.Array, y: jax.Array, dtype: DTypeLike) -> jax.Array:
+def product(
+    equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: DTypeLike
+) -> Float[Array, "..."]:
     """`einsum` of two float32 arrays with operands in `dtype` and a float32 result.
 
     With `bfloat16` the operands, and in the backward pass the cotangent, are rounded to it, while
@@ -59,7 +62,12 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def affine(dtype: DTypeLike, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def affine(
+    dtype: DTypeLike,
+    x: Float[Array, "*rows i"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"],
+) -> Float[Array, "*rows o"]:
     """x kernel + bias: [..., i] -> [..., o], operands in `dtype` as in `product`."""
     return _affine_fwd(dtype, x, kernel, bias)[0]
 
@@ -92,7 +100,7 @@ affine.defvjp(_affine_fwd, _affine_bwd)
 
 
 @jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x times the normal distribution function of x (by erf, as in PyTorch), any shape.
 
     Forward and backward are one pass over memory each: what the derivative needs is computed again
@@ -136,7 +144,7 @@ class Dense(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b *l i"]) -> Float[Array, "b *l o"]:
         """[b, i] or [b, l, i] -> [b, features] or [b, l, features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         if self.use_bias:
@@ -146,7 +154,9 @@ class Dense(nn.Module):
 
 
 @jax.custom_vjp
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def normalize(
+    x: Float[Array, "*rows d"], scale: Float[Array, " d"], bias: Float[Array, " d"]
+) -> Float[Array, "*rows d"]:
     """LayerNorm of the last axis of x [..., d], with the two-pass variance; float32.
 
     The gradient is written out, which takes fewer passes over memory than what automatic
@@ -179,15 +189,15 @@ class LayerNorm(nn.Module):
     """LayerNorm of the published code (epsilon 1e-5)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """[..., d] -> [..., d]."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         return normalize(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
 def dropped(
-    drop: nn.Dropout, x: jax.Array, train: bool, keys: jax.Array | None = None
-) -> jax.Array:
+    drop: nn.Dropout, x: Float[Array, " b *row"], train: bool, keys: Key[Array, " b"] | None = None
+) -> Float[Array, " b *row"]:
     """Dropout of rows [b, ...], while training.
 
     By the random keys [b], one a row, so that a row loses the same in any batch; without keys by
@@ -215,15 +225,17 @@ class Attention(nn.Module):
         self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, shape[1:])
         self.proj = Dense(self.width, self.dtype)
 
-    def queries(self, x: jax.Array) -> jax.Array:
+    def queries(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         """[b, q, d] -> [b, q, d]."""
         return self._project(x, slice(0, self.width))
 
-    def keys_values(self, x: jax.Array) -> jax.Array:
+    def keys_values(self, x: Float[Array, "b k d"]) -> Float[Array, "b k 2*d"]:
         """[b, k, d] -> [b, k, 2 d]."""
         return self._project(x, slice(self.width, None))
 
-    def queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def queries_keys_values(
+        self, x: Float[Array, "b l d"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b l 2*d"]]:
         """[b, l, d] -> [b, l, d] and [b, l, 2 d]."""
         y = self._project(x, slice(None))
         return y[..., : self.width], y[..., self.width :]
@@ -231,7 +243,9 @@ class Attention(nn.Module):
     def _project(self, x: jax.Array, columns: slice) -> jax.Array:
         return affine(self.dtype, x, self.qkv_kernel[:, columns], self.qkv_bias[columns])
 
-    def __call__(self, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
+    def __call__(
+        self, queries: Float[Array, "b q d"], keys_values: Float[Array, "b k 2*d"]
+    ) -> Float[Array, "b q d"]:
         """[b, q, d] and [b, k, 2 d] -> [b, q, d]."""
         keys, values = jnp.split(keys_values, 2, axis=-1)
         # Heads before tokens: on CPUs both gradients are then products XLA has kernels for, also
@@ -260,7 +274,9 @@ class Block(nn.Module):
         self.fc1 = Dense(self.mlp_ratio * self.width, self.dtype)
         self.fc2 = Dense(self.width, self.dtype)
 
-    def __call__(self, x: jax.Array, queries: slice = slice(None)) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b l d"], queries: slice = slice(None)
+    ) -> Float[Array, "b q d"]:
         """[b, l, d] -> [b, q, d]: the block's result for the tokens `queries` alone.
 
         With fewer queries than tokens the result is exactly the slice of the full one: queries,
@@ -270,21 +286,28 @@ class Block(nn.Module):
             return self.attend(x, *self.attention.queries_keys_values(self.norm1(x)))
         return self.attend(x[:, queries], self.queries(x[:, queries]), self.keys_values(x))
 
-    def queries(self, x: jax.Array) -> jax.Array:
+    def queries(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         """Queries [b, q, d] of the tokens `x` [b, q, d]."""
         return self.attention.queries(self.norm1(x))
 
-    def keys_values(self, x: jax.Array) -> jax.Array:
+    def keys_values(self, x: Float[Array, "b k d"]) -> Float[Array, "b k 2*d"]:
         """Keys and values [b, k, 2 d] of the tokens `x` [b, k, d]."""
         return self.attention.keys_values(self.norm1(x))
 
-    def attend(self, x: jax.Array, queries: jax.Array, keys_values: jax.Array) -> jax.Array:
+    def attend(
+        self,
+        x: Float[Array, "b q d"],
+        queries: Float[Array, "b q d"],
+        keys_values: Float[Array, "b k 2*d"],
+    ) -> Float[Array, "b q d"]:
         """The rest of the block for tokens `x` [b, q, d]: attention, MLP, residuals."""
         x = x + self.attention(queries, keys_values)
         return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
 
-def recomputed(module: nn.Module, method: str, x: jax.Array, *fixed: object) -> jax.Array:
+def recomputed(
+    module: nn.Module, method: str, x: Float[Array, "b ..."], *fixed: object
+) -> Float[Array, "b i j"]:
     """A method of a module of parameters alone, computed again for the gradient.
 
     What `nn.remat` is for; but on CPUs XLA takes its barriers away and merges both computations,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saghog_jax.models.layers import Block, Dense, LayerNorm, product, recomputed
 from saghog_jax.models.pos_embed import sincos_2d
@@ -31,16 +32,16 @@ class Masking(NamedTuple):
       ids_removed: int32 [b, l - k].
     """
 
-    ids_keep: jax.Array
-    ids_removed: jax.Array
+    ids_keep: Int[Array, "b k"]
+    ids_removed: Int[Array, "b r"]
 
     @property
-    def ids_restore(self) -> jax.Array:
+    def ids_restore(self) -> Int[Array, "b l"]:
         """int32 [b, l]: where token l lies in the sequence kept tokens, then removed ones."""
         return jnp.argsort(jnp.concatenate(self, axis=1), axis=1)
 
     @property
-    def mask(self) -> jax.Array:
+    def mask(self) -> Float[Array, "b l"]:
         """float32 [b, l]: 1 = removed, 0 = kept."""
         return (self.ids_restore >= self.ids_keep.shape[1]).astype(jnp.float32)
 
@@ -64,19 +65,23 @@ def num_keep(num_tokens: int, mask_ratio: float) -> int:
     return k
 
 
-def mask_noise(key: jax.Array, batch: int, num_tokens: int) -> jax.Array:
+def mask_noise(
+    key: PRNGKeyArray, batch: int, num_tokens: int
+) -> Float[Array, "{batch} {num_tokens}"]:
     """The uniform noise [batch, num_tokens] that `random_masking` orders tokens by."""
     return jax.random.uniform(key, (batch, num_tokens))
 
 
-def random_masking(noise: jax.Array, mask_ratio: float) -> Masking:
+def random_masking(noise: Float[Array, "b l"], mask_ratio: float) -> Masking:
     """Keeps the tokens with the smallest noise [b, l]; ties keep the earlier token."""
     k = num_keep(noise.shape[1], mask_ratio)
     ids_shuffle = jnp.argsort(noise, axis=1).astype(jnp.int32)
     return Masking(ids_shuffle[:, :k], ids_shuffle[:, k:])
 
 
-def masked_loss(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_loss(
+    pred: Float[Array, "b l t"], target: Float[Array, "b l t"], mask: Float[Array, "b l"]
+) -> Float[Array, ""]:
     """Mean over removed tokens of the mean squared error of a token.
 
     Args:
@@ -87,7 +92,9 @@ def masked_loss(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Arra
     return jnp.sum(error * mask) / jnp.sum(mask)
 
 
-def removed_errors(pred: jax.Array, target: jax.Array, ids_removed: jax.Array) -> jax.Array:
+def removed_errors(
+    pred: Float[Array, "b r t"], target: Float[Array, "b l t"], ids_removed: Int[Array, "b r"]
+) -> Float[Array, " b"]:
     """Mean squared error of the removed tokens of each patch, [b]; their mean is `masked_loss`.
 
     Args:
@@ -128,7 +135,7 @@ class Decoder(nn.Module):
         self.norm = LayerNorm()
         self.pred = Dense(self.target_dim, self.dtype)
 
-    def __call__(self, latent: jax.Array, masking: Masking) -> jax.Array:
+    def __call__(self, latent: Float[Array, "b s d"], masking: Masking) -> Float[Array, "b l t"]:
         """Predicts every token in its place: [b, 1 + k, d] -> [b, l, t]."""
         x = self.embed(latent)
         b, r = masking.ids_removed.shape
@@ -140,7 +147,7 @@ class Decoder(nn.Module):
             x = block(x)
         return self.pred(self.norm(x))[:, 1:]
 
-    def removed(self, latent: jax.Array, masking: Masking) -> jax.Array:
+    def removed(self, latent: Float[Array, "b s d"], masking: Masking) -> Float[Array, "b r t"]:
         """Predicts the removed tokens alone, in the order of `ids_removed`: -> [b, r, t].
 
         The same numbers as `__call__` at those tokens. Attention does not depend on the order of
@@ -226,8 +233,8 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def __call__(
-        self, images: jax.Array, noise: jax.Array, mask_ratio: float
-    ) -> dict[str, jax.Array]:
+        self, images: Float[Array, "b h w c"], noise: Float[Array, "b l"], mask_ratio: float
+    ) -> dict[str, Array]:
         """Predicts every token of every patch.
 
         Args:
@@ -249,8 +256,8 @@ class MaskedAutoencoder(nn.Module):
         }
 
     def removed(
-        self, images: jax.Array, noise: jax.Array, mask_ratio: float
-    ) -> tuple[jax.Array, jax.Array]:
+        self, images: Float[Array, "b h w c"], noise: Float[Array, "b l"], mask_ratio: float
+    ) -> tuple[Float[Array, "b r t"], Int[Array, "b r"]]:
         """Predicts removed tokens alone: `pred` [b, r, t] and their `ids_removed` int32 [b, r]."""
         masking = random_masking(noise, mask_ratio)
         latent = self.encoder(images, masking.ids_keep)

@@ -15,7 +15,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from saghog_jax.models.layers import product
 from saghog_jax.models.vit import symmetric_uniform
@@ -42,7 +44,9 @@ class NetRVLAD(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b *l d"], weights: Float[Array, " b *l"] | None = None
+    ) -> Float[Array, "b *l v"]:
         """Assigns descriptors to clusters; the centroids are the parameter `centroids` [v, d].
 
         Args:
@@ -82,8 +86,11 @@ def _from_centroids(
 
 
 def with_centroids(
-    params: dict[str, jax.Array], centres: jax.Array, normalized: bool = False, alpha: float = 100.0
-) -> dict[str, jax.Array]:
+    params: dict[str, Float[Array, "..."]],
+    centres: Float[Array | np.ndarray, "v d"],
+    normalized: bool = False,
+    alpha: float = 100.0,
+) -> dict[str, Float[Array, "..."]]:
     """Parameters whose centroids are `centres` (of k-means, not normalised).
 
     NetRVLAD's assignment stays as initialised, as in the published code; NetVLAD's follows the
@@ -110,7 +117,9 @@ def with_centroids(
     return params
 
 
-def l2_normalize(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
+def l2_normalize(
+    x: Float[Array, "*shape"], axis: int | tuple[int, ...] = -1
+) -> Float[Array, "*shape"]:
     """x / max(|x|, 1e-12); zero stays zero, with zero gradient."""
     square = jnp.sum(x * x, axis=axis, keepdims=True)
     return x * _inverse_norm(square)
@@ -121,8 +130,11 @@ def _inverse_norm(square: jax.Array) -> jax.Array:
 
 
 def vlad(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool = False
-) -> jax.Array:
+    assignment: Float[Array, "b *l v"],
+    x: Float[Array, "b *l d"],
+    centroids: Float[Array, "v d"],
+    intra_normalize: bool = False,
+) -> Float[Array, "b v d"]:
     """The plain form: vectors [b, v, d], not L2-normalised as a whole.
 
     Args:
@@ -137,8 +149,11 @@ def vlad(
 
 
 def cosine_gram(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool = False
-) -> jax.Array:
+    assignment: Float[Array, "b *l v"],
+    x: Float[Array, "b *l d"],
+    centroids: Float[Array, "v d"],
+    intra_normalize: bool = False,
+) -> Float[Array, "b b"]:
     """Cosine similarities [b, b] of the vectors of a batch.
 
     With one descriptor a patch the cost is O(b^2 (d + v) + b v d) and no [b, v, d] array exists.
@@ -160,12 +175,12 @@ def cosine_gram(
 
 
 def page_sum(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
-    segments: jax.Array,
+    assignment: Float[Array, "b *l v"],
+    x: Float[Array, "b *l d"],
+    centroids: Float[Array, "v d"],
+    segments: Float[Array, "s b"],
     intra_normalize: bool = False,
-) -> jax.Array:
+) -> Float[Array, "s v d"]:
     """Sums of L2-normalised vectors over the patches of each page, [s, v, d].
 
     With one descriptor a patch it is one matrix product a page: no vector of a patch is formed.
@@ -186,12 +201,12 @@ def page_sum(
 
 
 def inner_products(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
-    directions: jax.Array,
+    assignment: Float[Array, "b *l v"],
+    x: Float[Array, "b *l d"],
+    centroids: Float[Array, "v d"],
+    directions: Float[Array, "k v d"],
     intra_normalize: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b k"]:
     """Inner products [b, k] of the L2-normalised vectors with k given ones.
 
     With one descriptor a patch the cost is O(k b v d) and no vector of a patch is formed.
@@ -220,12 +235,12 @@ def _unit_weights(
 
 
 def bag_gram(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
+    assignment: Float[Array, "b *l v"],
+    x: Float[Array, "b *l d"],
+    centroids: Float[Array, "v d"],
     bag: int,
     intra_normalize: bool = False,
-) -> jax.Array:
+) -> Float[Array, "g g"]:
     """Cosine similarities [b / bag, b / bag] of the sums over every `bag` patches in a row.
 
     A sum is of L2-normalised vectors, as `page_sum` makes the descriptor of a page; with a bag of
@@ -274,7 +289,9 @@ def _square_norms(
     return jnp.sum(weights * weights * distances, axis=1)
 
 
-def generalized_max_pool(x: jax.Array, ridge: jax.Array) -> jax.Array:
+def generalized_max_pool(
+    x: Float[Array, "b l d"], ridge: Float[Array, "..."]
+) -> Float[Array, "b d"]:
     """Generalised max pooling: the vector that is equally similar to every descriptor.
 
     X^T (X X^T + ridge I)^-1 1, not normalised.

@@ -3,12 +3,13 @@
 import functools
 
 import numpy as np
+from jaxtyping import Float32
 
 BASE_GRID = 16  # Coordinates are stretched so that every grid spans 16 units.
 
 
 @functools.cache
-def sincos_2d(width: int, grid: tuple[int, int]) -> np.ndarray:
+def sincos_2d(width: int, grid: tuple[int, int]) -> Float32[np.ndarray, "l {width}"]:
     """Position embedding of a token grid, as the published code computes it.
 
     The first half of the channels encodes the column, the second half the row; each half is

@@ -12,9 +12,9 @@ ones are read. Under jit with a batch that is sharded the statistics are those o
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 WIDTHS = (16, 32, 64)
 DEPTHS = {"resnet20": 3, "resnet56": 9}  # Blocks a stage: 6 n + 2 layers.
@@ -28,7 +28,7 @@ class _ConvNorm(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         x = nn.Conv(
             self.features,
             (3, 3),
@@ -53,7 +53,7 @@ class _Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         y = nn.relu(_ConvNorm(self.features, self.stride, self.dtype, name="first")(x, train))
         y = _ConvNorm(self.features, 1, self.dtype, name="second")(y, train)
         x = x[:, :: self.stride, :: self.stride]
@@ -85,8 +85,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def tokens(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
         """[b, h, w, c] -> [b, 1 + l, d]: the pooled features, then the last map, row-major.
 
         Nothing is dropped out.
@@ -106,11 +109,14 @@ class ResNet(nn.Module):
         return jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
 
     def features(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b d"]:
         """Pooled features: [b, h, w, c] -> [b, d]."""
         return self.tokens(images, train, dropout_keys)[:, 0]
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b s d"]:
         """`tokens` without training."""
         return self.tokens(images)

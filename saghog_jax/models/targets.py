@@ -3,8 +3,8 @@
 Axis letters: b patches, l tokens, t target size, h w c image axes.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from saghog_jax.models.hog import hog, hog_dim
 from saghog_jax.models.vit import patchify
@@ -27,13 +27,13 @@ def target_dim(kind: str, token_size: int, cell_size: int, num_bins: int) -> int
 
 def make_targets(
     kind: str,
-    patches: jax.Array,
-    binary: jax.Array,
+    patches: Float[Array, "b h w 3"],
+    binary: Float[Array, "b h w 1"],
     token_size: int,
     cell_size: int,
     num_bins: int,
     half_precision: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b l t"]:
     """Targets of all tokens.
 
     Args:
@@ -62,7 +62,7 @@ def make_targets(
     return hog(images, num_bins, cell_size, token_size, half_precision)
 
 
-def normalized_pixels(images: jax.Array, token_size: int) -> jax.Array:
+def normalized_pixels(images: Float[Array, "b h w c"], token_size: int) -> Float[Array, "b l t"]:
     """Pixels [b, l, token_size^2 * c], each token with mean 0 and (unbiased) variance 1."""
     tokens = patchify(images, token_size)
     mean = jnp.mean(tokens, axis=-1, keepdims=True)

@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
 from saghog_jax.models.layers import Block, Dense, LayerNorm, dropped, recomputed
 from saghog_jax.models.pos_embed import sincos_2d
 
 
-def patchify(images: jax.Array, token_size: int) -> jax.Array:
+def patchify(images: Float[Array, "b h w c"], token_size: int) -> Float[Array, "b l i"]:
     """Cuts images [b, h, w, c] into tokens [b, l, token_size^2 * c], row-major in (row, col, c).
 
     Raises:
@@ -33,7 +34,7 @@ class PatchEmbed(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b l i"]) -> Float[Array, "b l d"]:
         """[b, l, i] raw tokens of `patchify` -> [b, l, d]."""
         # The published convolution keeps PyTorch's default bias, U(+-1/sqrt(fan in)).
         bound = tokens.shape[-1] ** -0.5
@@ -82,7 +83,9 @@ class Encoder(nn.Module):
         self.norm = LayerNorm()
         self.drop = nn.Dropout(self.dropout)
 
-    def embed(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self, images: Float[Array, "b h w c"], ids_keep: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b s d"]:
         """Tokens before the first block: CLS, then the embedded tokens with their positions.
 
         Args:
@@ -103,7 +106,9 @@ class Encoder(nn.Module):
         cls = jnp.broadcast_to(self.cls_token, (b, 1, self.width))
         return jnp.concatenate([cls, self.patch_embed(tokens) + positions], axis=1)
 
-    def __call__(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: Float[Array, "b h w c"], ids_keep: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b s d"]:
         """Encodes the kept tokens: [b, h, w, c] -> [b, 1 + k, d], CLS first, normalised."""
         x = self.embed(images, ids_keep)
         for i in range(self.depth):
@@ -111,8 +116,11 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def tokens(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
         """All tokens for finetuning and evaluation: [b, h, w, c] -> [b, 1 + l, d], CLS first.
 
         With `train=True` tokens are dropped out, by the random keys `dropout_keys` [b], so that a
@@ -124,8 +132,11 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def features(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b d"]:
         """CLS alone: [b, h, w, c] -> [b, d], equal to `tokens(...)[:, 0]`.
 
         The last block is computed for CLS alone (keys and values of all tokens): exact, a tenth

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from saghog_jax.models.layers import Dense, dropped
 from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
@@ -16,7 +17,7 @@ DESCRIPTORS = ("cls", "gmp", "foreground")
 GMP_RIDGE = 1000.0  # Initial value of the learned ridge, as published.
 
 
-def token_ink(binary: jax.Array, token_size: int) -> jax.Array:
+def token_ink(binary: Float[Array, "b h w 1"], token_size: int) -> Float[Array, "b l"]:
     """Share of ink pixels in each token: binary [b, h, w, 1] (1 = paper) -> [b, l]."""
     return 1 - jnp.mean(patchify(binary, token_size), axis=-1)
 
@@ -59,8 +60,11 @@ class WriterModel(nn.Module):
             self.embed = Dense(self.embed_dim, self.dtype, use_bias=False)
 
     def encode(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b *l d"]:
         """Descriptors of patches, before NetRVLAD.
 
         Args:
@@ -87,11 +91,11 @@ class WriterModel(nn.Module):
 
     def __call__(
         self,
-        images: jax.Array,
+        images: Float[Array, "b h w c"],
         train: bool = False,
-        binary: jax.Array | None = None,
-        dropout_keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+        binary: Float[Array, "b h w 1"] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b *l d"], Float[Array, "b *l v"]]:
         """What `cosine_gram` and `page_sum` need, beside the centroids in the parameters.
 
         Args:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 Array = np.ndarray | jax.Array
 
@@ -18,7 +19,7 @@ _JOIN = {"sum": np.add, "mean": np.add, "max": np.maximum, "lse": np.logaddexp}
 GMP_MAX_WIDTH = 4096
 
 
-def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
+def l2_normalize(x: Float[Array, "*rows d"], eps: float = 1e-12) -> Float[Array, "*rows d"]:
     """Scales each vector of the last axis to length 1; a zero vector stays zero.
 
     Works on numpy and on jax arrays (also traced) and returns the kind and dtype it was given.
@@ -28,7 +29,9 @@ def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
     return x / xp.maximum(norm, xp.asarray(eps, norm.dtype))
 
 
-def side_by_side(parts: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+def side_by_side(
+    parts: Sequence[Float[np.ndarray, "p _"]], shares: Sequence[float]
+) -> Float[np.ndarray, "p d"]:
     """Unit descriptors of the same pages, [p, d] each, in one: unit rows [p, sum of d].
 
     The similarity of two pages is the mean of those by each part, weighted by `shares`. A part of
@@ -40,7 +43,7 @@ def side_by_side(parts: Sequence[np.ndarray], shares: Sequence[float]) -> np.nda
     return l2_normalize(np.concatenate(weighted, axis=1))
 
 
-def power_norm(x: Array, alpha: float) -> Array:
+def power_norm(x: Float[Array, "*shape"], alpha: float) -> Float[Array, "*shape"]:
     """sign(x) |x|^alpha, element by element; alpha 0.4 in the paper, 1 leaves `x` as it is.
 
     Works on numpy and on jax arrays (also traced) and returns the kind and dtype it was given.
@@ -54,7 +57,9 @@ def power_norm(x: Array, alpha: float) -> Array:
     return xp.sign(x) * xp.abs(x) ** xp.asarray(alpha, x.dtype)
 
 
-def pool(descriptors: np.ndarray, mode: str, gmp_lambda: float = 1.0) -> np.ndarray:
+def pool(
+    descriptors: Float[np.ndarray, "b d"], mode: str, gmp_lambda: float = 1.0
+) -> Float32[np.ndarray, " d"]:
     """Pools the patch descriptors [b, d] of one page into [d], float32; a page of none gives zeros.
 
     `sum` is the paper's. `mean` differs from it by a factor that the L2 normalisation removes.
@@ -103,7 +108,7 @@ class PagePool:
         self._joined = np.zeros(0)
         self._gram = np.zeros(0)
 
-    def add(self, part: np.ndarray, count: int) -> None:
+    def add(self, part: Float[np.ndarray, "*count d"], count: int) -> None:
         """Takes in `count` more patches.
 
         Args:
@@ -120,7 +125,7 @@ class PagePool:
         self._joined = part if not self._count else join(self._joined, part)
         self._count += count
 
-    def result(self) -> np.ndarray:
+    def result(self) -> Float32[np.ndarray, " d"]:
         """The pooled descriptor, float32 [d]; zeros without any patch."""
         if not self._count:
             return np.zeros(self._width, np.float32)
@@ -134,8 +139,11 @@ class PagePool:
 
 
 def page_descriptors(
-    descriptors: np.ndarray, lengths: Sequence[int], mode: str = "sum", alpha: float = 0.4
-) -> np.ndarray:
+    descriptors: Float[np.ndarray, "b d"],
+    lengths: Sequence[int | np.integer] | Int[np.ndarray, " p"],
+    mode: str = "sum",
+    alpha: float = 0.4,
+) -> Float32[np.ndarray, "p d"]:
     """Pools, power-normalises and L2-normalises (the paper; reference: section 7).
 
     Args:

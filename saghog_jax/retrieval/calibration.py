@@ -7,6 +7,7 @@ has. Axis letters: p pages of the labelled set.
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from sklearn.isotonic import IsotonicRegression
 
 from saghog_jax.retrieval.ranking import chunks, score_rows
@@ -20,14 +21,14 @@ _FEWEST_SAME = 10
 class Calibration(NamedTuple):
     """Share of same-writer pairs by distance, in steps: never rising with the distance."""
 
-    edges: np.ndarray  # float64 [n + 1], cosine distances from 0 to 2
-    shares: np.ndarray  # float64 [n]
-    counts: np.ndarray  # int64 [n], the pairs a share is taken from
+    edges: Float[np.ndarray, " n+1"]  # cosine distances from 0 to 2
+    shares: Float[np.ndarray, " n"]
+    counts: Int[np.ndarray, " n"]  # the pairs a share is taken from
     same: int
     pages: int
     writers: int
 
-    def __call__(self, distances: np.ndarray) -> np.ndarray:
+    def __call__(self, distances: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Shares at cosine distances of any shape; NaN where a distance is not finite."""
         place = np.searchsorted(self.edges, distances, side="right") - 1
         shares = self.shares[np.clip(place, 0, len(self.shares) - 1)]
@@ -35,7 +36,9 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    descriptors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    descriptors: Float[np.ndarray, "p d"],
+    labels: Int[np.ndarray, " p"],
+    groups: Int[np.ndarray, " p"] | None = None,
 ) -> Calibration | None:
     """Counts all pairs of labelled pages by distance and fits a share that falls with distance.
 

@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
@@ -31,11 +31,11 @@ class Embeddings:
     """What an embeddings folder holds; every array has one row a page, in the same order."""
 
     folder: Path
-    descriptors: np.ndarray  # float32 [p, d], memory-mapped
-    writers: np.ndarray  # str [p], '' = unknown
-    pages: np.ndarray  # str [p]
-    page_ids: np.ndarray  # str [p], unique
-    table: dict[str, np.ndarray]  # manifest.csv: str [p] a column
+    descriptors: Float[np.ndarray, "p d"]  # float32, memory-mapped
+    writers: Shaped[np.ndarray, " p"]  # str, '' = unknown
+    pages: Shaped[np.ndarray, " p"]  # str
+    page_ids: Shaped[np.ndarray, " p"]  # str, unique
+    table: dict[str, Shaped[np.ndarray, " p"]]  # the columns of manifest.csv, str
     meta: dict
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class Embeddings:
         recipe = self.meta.get("recipe")
         return {} if recipe is None else comparable(recipe) | {"digests": self.meta["digests"]}
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> Shaped[np.ndarray, " p"]:
         """One column of the manifest, str [p].
 
         Raises:
@@ -75,7 +75,7 @@ class Embeddings:
 
 def save_embeddings(
     folder: str | os.PathLike,
-    descriptors: np.ndarray | Iterable[np.ndarray],
+    descriptors: Float[np.ndarray, "p d"] | Iterable[Float[np.ndarray, "_ d"]],
     pages: Sequence,
     pages_root: str | os.PathLike,
     meta: Mapping,
@@ -337,7 +337,7 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array(cells, np.str_) for name, cells in zip(header, columns, strict=True)}
 
 
-def _write_rows(file: IO, pages: Sequence) -> None:
+def _write_rows(file: io.TextIOBase, pages: Sequence) -> None:
     extra = sorted({name for page in pages for name in page.extra} - set(_FIXED))
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*_FIXED, *extra])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
@@ -21,17 +22,17 @@ _TRAIN_A_LIST = 64
 
 
 def search(
-    queries: np.ndarray,
-    gallery: np.ndarray,
+    queries: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "p d"],
     k: int,
     lists: int,
     probes: int,
     index_file: Path,
     input_digest: str,
-    own: np.ndarray,
-    query_groups: np.ndarray | None = None,
-    gallery_groups: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    own: Int[np.ndarray, " q"],
+    query_groups: Int[np.ndarray, " q"] | None = None,
+    gallery_groups: Int[np.ndarray, " p"] | None = None,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Approximately the k pages of largest cosine similarity; arguments as `search.search`.
 
     Args:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, in_tiles, without_own
 
@@ -32,19 +33,21 @@ _SORT_FROM = 24
 class Evaluation:
     """Figures of each query, in the order of `rows`; means are taken by `summarize`."""
 
-    rows: np.ndarray  # int64 [n], the page that asks; only queries that have a partner
-    lonely: np.ndarray  # int64, labelled pages without a partner: reported, not averaged
-    distractors: np.ndarray  # int64, pages without a label
-    relevant: np.ndarray  # int64 [n], number of partners
-    ap: np.ndarray  # float64 [n]
-    ndcg: np.ndarray  # float64 [n]
-    first: np.ndarray  # int64 [n], rank of the nearest partner, from 1
+    rows: Int[np.ndarray, " n"]  # pages that are queries: those with a relevant page
+    lonely: Int[np.ndarray, " _"]  # labelled pages without a relevant page: reported, not averaged
+    distractors: Int[np.ndarray, " _"]  # pages without a label
+    relevant: Int[np.ndarray, " n"]  # number of relevant pages
+    ap: Float[np.ndarray, " n"]
+    ndcg: Float[np.ndarray, " n"]
+    first: Int[np.ndarray, " n"]  # rank of the first relevant page, from 1
     ks: tuple[int, ...]
-    hits: np.ndarray  # int64 [n, len(ks)], partners among the first k
-    gallery: np.ndarray  # int64 [n], pages the query was compared with
+    hits: Int[np.ndarray, "n ks"]  # relevant pages among the first k
+    gallery: Int[np.ndarray, " n"]  # size of each query's gallery
 
 
-def encode_labels(values: np.ndarray, *more: np.ndarray) -> np.ndarray:
+def encode_labels(
+    values: Shaped[np.ndarray, " p"], *more: Shaped[np.ndarray, " p"]
+) -> Int[np.ndarray, " p"]:
     """Strings [p] to integers [p], equal where all given columns agree; '' anywhere gives -1."""
     columns = [np.unique(column, return_inverse=True) for column in (values, *more)]
     known = np.all([column != "" for column in (values, *more)], axis=0)
@@ -57,8 +60,8 @@ def encode_labels(values: np.ndarray, *more: np.ndarray) -> np.ndarray:
 
 def evaluate(
     scores: ScoreRows,
-    labels: np.ndarray,
-    groups: np.ndarray | None = None,
+    labels: Int[np.ndarray, " p"],
+    groups: Int[np.ndarray, "..."] | None = None,
     ks: Sequence[int] = (1, 5, 10),
 ) -> Evaluation:
     """Ranks the partners of every labelled page among all other pages.
@@ -148,7 +151,11 @@ def _of_queries(e: Evaluation) -> dict[str, tuple[np.ndarray, int]]:
 
 
 def confidence(
-    evaluation: Evaluation, labels: np.ndarray, samples: int, level: float = 0.95, seed: int = 0
+    evaluation: Evaluation,
+    labels: Int[np.ndarray, " p"],
+    samples: int,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap percentile intervals of mAP and Top-1 over the queries that have a partner.
 
@@ -173,7 +180,7 @@ def confidence(
 def difference(
     a: Evaluation,
     b: Evaluation,
-    labels: np.ndarray,
+    labels: Int[np.ndarray, " p"],
     samples: int,
     level: float = 0.95,
     seed: int = 0,
@@ -202,7 +209,9 @@ def difference(
     return float(gain.sum() / count.sum()), float(low), float(high)
 
 
-def per_label(evaluation: Evaluation, labels: np.ndarray) -> dict[int, dict[str, float | int]]:
+def per_label(
+    evaluation: Evaluation, labels: Int[np.ndarray, " p"]
+) -> dict[int, dict[str, float | int]]:
     """Figures of each label that has a query, over its queries: those of `summarize`, and Top-1."""
     e = evaluation
     columns = {"map": (e.ap, 1), "ndcg": (e.ndcg, 1), "top1": (e.first == 1, 1), **_of_queries(e)}

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int, Int64
 
 from saghog_jax.input_pipeline.processes.workers import usable_cores
 
-# Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
-ScoreRows = Callable[[np.ndarray], np.ndarray]
+# Scores of the rows against all pages; larger is nearer.
+ScoreRows = Callable[[Int[np.ndarray, " q"]], Float32[np.ndarray, "q p"]]
 
 # Float32 values of a chunk of scores; 16 MiB, and a few times that for what is made of them. Larger
 # ones are taken from the system anew each time, whose empty pages cost a fifth of all time.
@@ -29,10 +30,12 @@ _MAXIMA_UP_TO = 12
 class Ranking:
     """The nearest pages of every query, and what the labels say of them."""
 
-    query_labels: np.ndarray  # int64 [q], -1 = unknown
-    labels: np.ndarray  # int64 [p], the same numbers for the gallery
-    found: np.ndarray  # int64 [q, k], nearest first, -1 where the gallery is shorter
-    distances: np.ndarray  # float32 [q, k]
+    query_labels: Int[np.ndarray, " q"]  # -1 = unknown
+    labels: Int[np.ndarray, " p"]  # of the gallery, the same numbers
+    found: Int[
+        np.ndarray, "q k"
+    ]  # rows of the gallery, nearest first, -1 where the gallery is shorter
+    distances: Float32[np.ndarray, "q k"]
 
     def hits(self, row: int) -> list[tuple[int, float]]:
         """The pages that a query lists and their distances."""
@@ -47,7 +50,7 @@ class Ranking:
         return "right" if a == b else "wrong"
 
 
-def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
+def score_rows(descriptors: Float[np.ndarray, "p d"], metric: str = "cosine") -> ScoreRows:
     """Scores between rows of `descriptors` [p, d], computed for the rows that are asked for.
 
     The device holds them and multiplies, on CPUs too: jax takes half the time that numpy does.
@@ -76,7 +79,9 @@ def _products(x: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.matmul(x[rows], x.T, precision="highest")
 
 
-def gram(x: np.ndarray, each: Callable[[np.ndarray], None]) -> np.ndarray:
+def gram(
+    x: Float[np.ndarray, "p d"], each: Callable[[np.ndarray], None]
+) -> Float[np.ndarray, "p p"]:
     """x x^T of x [p, d], symmetric to the bit: the upper half is multiplied, the lower copied.
 
     Args:
@@ -132,8 +137,12 @@ def in_tiles(work: Callable[[slice], None], rows: int, step: int) -> None:
 
 
 def nearest(
-    scores: ScoreRows, rows: np.ndarray, groups: np.ndarray | None, num_pages: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: ScoreRows,
+    rows: Int[np.ndarray, " q"],
+    groups: Int[np.ndarray, " p"] | None,
+    num_pages: int,
+    k: int,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """The `k` nearest pages of each row, nearest first, itself and its group left out.
 
     Returns:
@@ -159,7 +168,9 @@ def nearest(
     return np.concatenate(found), np.concatenate(values)
 
 
-def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_columns(
+    block: Float[np.ndarray, "q p"], k: int
+) -> tuple[Int[np.ndarray, "q {k}"], Float[np.ndarray, "q {k}"]]:
     """Each row's k largest values, largest first, equals by column. Overwrites `block`.
 
     Returns:
@@ -180,13 +191,15 @@ def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return columns, values
 
 
-def chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:
+def chunks(rows: Int[np.ndarray, " q"], p: int) -> list[Int[np.ndarray, " _"]]:
     """Splits `rows` so that the scores of a part against p pages stay within CHUNK_VALUES."""
     step = max(1, CHUNK_VALUES // max(1, p))
     return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
-def without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def without_own(
+    block: Float[np.ndarray, "q p"], rows: Int[np.ndarray, " q"], groups: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "q p"]:
     """Scores [q, p] with -inf, in place, where a page is the query or of the query's group."""
     block[np.arange(len(rows)), rows] = -np.inf
     grouped = np.flatnonzero(groups[rows] >= 0)
@@ -196,7 +209,7 @@ def without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.n
     return block
 
 
-def sort_keys(block: np.ndarray) -> np.ndarray:
+def sort_keys(block: Float32[np.ndarray, "q p"]) -> Int64[np.ndarray, "q p"]:
     """int64 [q, p] that sort as (score descending, column ascending); the low 32 bits: the column.
 
     The bits of a float32 order as integers once those of negative numbers are flipped; no two keys

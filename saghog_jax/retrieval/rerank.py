@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 from scipy import sparse
 
 from saghog_jax.retrieval.aggregate import l2_normalize
@@ -37,9 +38,9 @@ GRID = {
 
 def rerank(
     method: str,
-    x: np.ndarray,
+    x: Float[np.ndarray, "p d"],
     params: Mapping[str, float],
-    groups: np.ndarray | None = None,
+    groups: Int[np.ndarray, " p"] | None = None,
     sequential: bool = False,
 ) -> ScoreRows:
     """Scores after re-ranking unit vectors x [p, d]; `params` as in GRID.
@@ -77,7 +78,10 @@ def rerank(
 
 
 def choose(
-    method: str, x: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    method: str,
+    x: Float[np.ndarray, "p d"],
+    labels: Int[np.ndarray, " p"],
+    groups: Int[np.ndarray, " p"] | None = None,
 ) -> dict[str, float]:
     """The parameters of GRID with the best mAP on these pages: give training pages, not test ones.
 
@@ -97,13 +101,13 @@ def choose(
 
 
 def sgr(
-    x: np.ndarray,
+    x: Float32[np.ndarray, "p d"],
     k: int,
     layers: int,
     gamma: float,
-    groups: np.ndarray | None = None,
+    groups: Int[np.ndarray, " p"] | None = None,
     sequential: bool = False,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "p p"]:
     """Similarity graph re-ranking (reference: section 8): features [p, p], unit rows.
 
     A = exp(-(1 - S)^2 / gamma); each layer makes A symmetric and adds to every row the rows of its
@@ -164,13 +168,13 @@ def _similarity(x: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarra
 
 
 def gnn(
-    x: np.ndarray,
+    x: Float32[np.ndarray, "p d"],
     k: int,
     k1: int,
     layers: int,
-    groups: np.ndarray | None = None,
+    groups: Int[np.ndarray, " p"] | None = None,
     sequential: bool = False,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "p p"]:
     """Graph re-ranking on k1 neighbours (reference: section 8): features [p, p], unit rows.
 
     A is 1 between a page, itself and its k1 nearest; each layer makes A symmetric and adds to every
@@ -211,7 +215,9 @@ def gnn(
     return a
 
 
-def krnn(x: np.ndarray, k: int, groups: np.ndarray | None = None) -> np.ndarray:
+def krnn(
+    x: Float32[np.ndarray, "p d"], k: int, groups: Int[np.ndarray, " p"] | None = None
+) -> Float32[np.ndarray, "p d"]:
     """k reciprocal neighbours (reference: section 8): features [p, d], unit rows.
 
     Every page becomes the mean of itself and those of its k nearest that have it among theirs.
@@ -224,8 +230,8 @@ def krnn(x: np.ndarray, k: int, groups: np.ndarray | None = None) -> np.ndarray:
 
 
 def query_expansion(
-    x: np.ndarray, k: int, alpha: float, groups: np.ndarray | None = None
-) -> np.ndarray:
+    x: Float32[np.ndarray, "p d"], k: int, alpha: float, groups: Int[np.ndarray, " p"] | None = None
+) -> Float32[np.ndarray, "p d"]:
     """Query expansion: x + sum over the k nearest of similarity^alpha x_j, [p, d], unit rows.
 
     The result asks, the plain x answers. alpha 0 is average query expansion, larger values trust

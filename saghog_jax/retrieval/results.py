@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
@@ -24,7 +25,7 @@ class Result:
     name: str
     whitening: str
     reranking: str
-    descriptors: np.ndarray  # float32 [p, k] after whitening
+    descriptors: Float[np.ndarray, "p k"]  # float32, after whitening
     scores: ScoreRows  # after re-ranking
     evaluation: metrics.Evaluation
     figures: dict[str, float | int]
@@ -67,14 +68,14 @@ def check_choices(config: ConfigDict) -> None:
         )
 
 
-def labels_of(embeddings: Embeddings, relevance: str) -> np.ndarray:
+def labels_of(embeddings: Embeddings, relevance: str) -> Int[np.ndarray, " p"]:
     """int64 [p], equal for pages that are relevant to each other, -1 = unknown."""
     if relevance == "page":
         return metrics.encode_labels(embeddings.writers, embeddings.pages)
     return metrics.encode_labels(embeddings.writers)
 
 
-def groups_of(embeddings: Embeddings, column: str) -> np.ndarray | None:
+def groups_of(embeddings: Embeddings, column: str) -> Int[np.ndarray, " p"] | None:
     """int64 [p], equal for pages that never answer each other, -1 = of no group; None without."""
     return metrics.encode_labels(embeddings.column(column)) if column else None
 
@@ -118,7 +119,7 @@ def all_results(
     return results, fitted
 
 
-def score_input(x: np.ndarray) -> np.ndarray:
+def score_input(x: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p d"]:
     """Unit rows, as re-ranking expects them."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12))
 

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 # Bytes of the gallery that are on the device at a time: what a cache holds is read fastest.
 _CHUNK_BYTES = 16 << 20
@@ -16,13 +17,13 @@ _QUERIES = 1024
 
 
 def search(
-    queries: np.ndarray,
-    gallery: np.ndarray,
+    queries: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "p width"],
     k: int,
-    own: np.ndarray | None = None,
-    query_groups: np.ndarray | None = None,
-    gallery_groups: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    own: Int[np.ndarray, " q"] | None = None,
+    query_groups: Int[np.ndarray, " q"] | None = None,
+    gallery_groups: Int[np.ndarray, " p"] | None = None,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """The k pages of largest cosine similarity, equals by row.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float32
 from scipy import linalg
 
 from saghog_jax.input_pipeline.errors import UserError
@@ -28,9 +29,9 @@ _BLOCK_VALUES = 1 << 26
 class Whitening(NamedTuple):
     """y = (x - mean) components^T / sqrt(variances + eps)."""
 
-    mean: np.ndarray  # float32 [d]
-    components: np.ndarray  # float32 [k, d], orthonormal rows
-    variances: np.ndarray  # float32 [k], descending
+    mean: Float32[np.ndarray, " d"]
+    components: Float32[np.ndarray, "k d"]  # orthonormal rows
+    variances: Float32[np.ndarray, " k"]  # descending
     eps: float
     pages: int  # p it was fitted on
 
@@ -67,7 +68,7 @@ def choose_dim(dim: int, pages: int, width: int, only_beyond: int = 0) -> tuple[
 
 
 def fit(
-    x: np.ndarray,
+    x: Float[np.ndarray, "p d"],
     dim: int,
     eps: float = 0.0,
     ddof: int = 1,
@@ -104,7 +105,7 @@ def fit(
     return Whitening(mean, components[real].astype(np.float32), variances[real], eps, p)
 
 
-def apply(whitening: Whitening, x: np.ndarray) -> np.ndarray:
+def apply(whitening: Whitening, x: Float[np.ndarray, "p d"]) -> Float32[np.ndarray, "p k"]:
     """Whitens and L2-normalises x [p, d] to float32 [p, k].
 
     Raises:

@@ -10,15 +10,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Real
+
+# A number, or a scalar array.
+Number = float | Real[Array, ""]
 
 
-def pair_masks(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pair_masks(
+    labels: Int[Array, " b"],
+) -> tuple[Bool[Array, "b b"], Bool[Array, "b b"]]:
     """Boolean [b, b] of positive (same label, not itself) and of negative pairs."""
     same = labels[:, None] == labels[None, :]
     return same & ~jnp.eye(labels.shape[0], dtype=bool), ~same
 
 
-def mine(gram: jax.Array, labels: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def mine(
+    gram: Float[Array, "b b"], labels: Int[Array, " b"], epsilon: Number
+) -> tuple[Bool[Array, "b b"], Bool[Array, "b b"]]:
     """The multi-similarity miner: pairs that are hard for their anchor (row).
 
     A positive is kept if less similar than the nearest negative plus `epsilon`, a negative if more
@@ -44,13 +52,13 @@ def mine(gram: jax.Array, labels: jax.Array, epsilon: float) -> tuple[jax.Array,
 
 
 def multi_similarity(
-    gram: jax.Array,
-    labels: jax.Array,
-    alpha: float = 2.0,
-    beta: float = 40.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
-) -> jax.Array:
+    gram: Float[Array, "b b"],
+    labels: Int[Array, " b"],
+    alpha: Number = 2.0,
+    beta: Number = 40.0,
+    base: Number = 0.5,
+    epsilon: Number | None = 0.1,
+) -> Float[Array, ""]:
     """Multi-similarity loss, the mean over all anchors (those without a kept pair count as 0).
 
     As in pytorch-metric-learning the loss of a batch with at most one kept positive and at most one
@@ -85,7 +93,9 @@ def _log_one_plus_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(top > 0, top + jnp.log(jnp.exp(-top) + total), jnp.log1p(total))
 
 
-def contrastive(gram: jax.Array, labels: jax.Array, temperature: float = 0.1) -> jax.Array:
+def contrastive(
+    gram: Float[Array, "b b"], labels: Int[Array, " b"], temperature: Number = 0.1
+) -> Float[Array, ""]:
     """Supervised contrastive loss (Khosla et al. 2020, the sum outside of the logarithm).
 
     For each anchor the cross-entropy between its positives, equally likely, and the softmax of its
@@ -108,7 +118,9 @@ def contrastive(gram: jax.Array, labels: jax.Array, temperature: float = 0.1) ->
     return jnp.sum(loss) / jnp.maximum(jnp.sum(count > 0), 1).astype(gram.dtype)
 
 
-def triplet_semihard(gram: jax.Array, labels: jax.Array, margin: float = 0.1) -> jax.Array:
+def triplet_semihard(
+    gram: Float[Array, "b b"], labels: Int[Array, " b"], margin: Number = 0.1
+) -> Float[Array, ""]:
     """Triplet margin loss over all semi-hard triplets, the mean over those with a loss.
 
     Distances are Euclidean between unit vectors, sqrt(2 - 2 s). A triplet counts if its negative is
@@ -148,8 +160,11 @@ _count_up_to = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
 
 
 def triplet(
-    gram: jax.Array, labels: jax.Array, margin: float = 0.1, include_self: bool = False
-) -> jax.Array:
+    gram: Float[Array, "b b"],
+    labels: Int[Array, " b"],
+    margin: Number = 0.1,
+    include_self: bool = False,
+) -> Float[Array, ""]:
     """The published code's own triplet loss, on similarities.
 
     A positive counts with 1 - s if it is less similar than the nearest negative plus `margin`; a

@@ -232,8 +232,8 @@ def test_nothing_to_ask(labels):
     figures = metrics.summarize(e)
     assert figures["queries"] == 0
     assert "map" not in figures
-    assert metrics.per_label(e, np.array(labels)) == {}
-    assert metrics.confidence(e, np.array(labels), 10) == {}
+    assert metrics.per_label(e, np.array(labels, np.int64)) == {}
+    assert metrics.confidence(e, np.array(labels, np.int64), 10) == {}
 
 
 def test_one_writer_only():
@@ -254,17 +254,22 @@ def test_labels_by_several_columns():
     assert by_page[3:].tolist() == [-1, -1]
 
 
+def queries_of(evaluation, queries):
+    """An evaluation with some of its queries."""
+    names = ("rows", "relevant", "ap", "ndcg", "first", "hits", "gallery")
+    columns = {name: getattr(evaluation, name)[queries] for name in names}
+    return metrics.Evaluation(**{**vars(evaluation), **columns})
+
+
 def test_per_label_means():
     x, labels, _ = gallery(6)
     e = metrics.evaluate(ranking.score_rows(x), labels, ks=(2, 5))
     found = metrics.per_label(e, labels)
     assert set(found) == set(labels[e.rows].tolist())
     for code, figures in found.items():
-        mine = labels[e.rows] == code
-        alone = {name: getattr(e, name)[mine] for name in ("rows", "ap", "ndcg", "first", "hits")}
-        alone = metrics.Evaluation(**{**vars(e), **alone})
-        expected = metrics.summarize(alone)
-        assert figures.pop("top1") == pytest.approx((e.first[mine] == 1).mean())
+        own = labels[e.rows] == code
+        expected = metrics.summarize(queries_of(e, own))
+        assert figures.pop("top1") == pytest.approx((e.first[own] == 1).mean())
         assert figures == pytest.approx({name: expected[name] for name in figures})
         assert figures.keys() == expected.keys() - {"queries_without_partner", "distractors"}
 
@@ -297,7 +302,7 @@ def test_difference_pairs_the_queries_and_draws_writers():
     assert gain == pytest.approx(0.1)
     assert (low, high) == pytest.approx((0.04, 0.16), abs=0.021)
     assert metrics.difference(b, a, labels, 100)[0] == -gain
-    other = metrics.Evaluation(**{**vars(e), "rows": e.rows[:-1]})
+    other = queries_of(e, slice(-1))
     with pytest.raises(ValueError, match="different queries"):
         metrics.difference(a, other, labels, 100)
     with pytest.raises(ValueError, match="1 label asks"):
@@ -307,7 +312,7 @@ def test_difference_pairs_the_queries_and_draws_writers():
 def test_bad_arguments():
     score = ranking.score_rows(np.eye(3, dtype=np.float32))
     with pytest.raises(ValueError, match="labels"):
-        metrics.evaluate(score, np.zeros(3), np.zeros(2))
+        metrics.evaluate(score, np.zeros(3, int), np.zeros(2, int))
     with pytest.raises(ValueError, match="at least 1"):
         metrics.evaluate(score, np.zeros(3, np.int64), ks=(0,))
     with pytest.raises(ValueError, match="known: cosine, euclidean"):
