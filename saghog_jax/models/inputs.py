@@ -1,4 +1,4 @@
-"""From a shipped batch of patches to what a model reads, on the device.
+"""From a batch of the loader to the input of a model, on the device.
 
 Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary` is 1 on paper and
 0 on ink, float32 [b, h, w, 1].
@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-# What an encoder reads: the colours of the page, or its binarised ink.
+# Inputs of an encoder: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
 
 
 def decode(
     batch: dict[str, UInt8[Array | np.ndarray, "b ..."]],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 1"]]:
-    """Images and binary of a batch as the loader ships it.
+    """Unpacks a batch of the loader.
 
     Args:
-      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], bits, 1 = ink.
+      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], packed bits, 1 = ink.
 
     Returns:
       images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
@@ -30,12 +30,16 @@ def decode(
 
 
 def normalize(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """[0, 1] to [-1, 1], what the encoder reads."""
+    """Scales [0, 1] to [-1, 1], the range that encoders expect."""
     return images * 2.0 - 1.0
 
 
 def model_input(
     images: Float[Array, "b h w c"], binary: Float[Array, "b h w 1"], source: str
 ) -> Float[Array, "b h w c"]:
-    """Images [b, h, w, c] of what an encoder reads, not normalised: `source` is one of `INPUTS`."""
+    """The images [b, h, w, c] that an encoder reads, not normalised.
+
+    Args:
+      source: one of `INPUTS`.
+    """
     return jnp.broadcast_to(binary, images.shape) if source == "binary" else images

@@ -1,9 +1,9 @@
-"""Building blocks of the encoder and the decoder: the one product, dense layer, attention, block.
+"""Building blocks of the encoder and the decoder: product, dense layer, attention, block.
 
 Axis letters: b patches, l tokens, d width, n heads, h channels of a head, q query tokens,
 k key tokens.
-Every matrix product of the models goes through `product`, so that its precision is set in one
-place; everything between products (residual stream, LayerNorm, softmax, GELU) is float32.
+Every matrix product of the models goes through `product` or `affine`, which set its precision;
+everything between products (residual stream, LayerNorm, softmax, GELU) is float32.
 """
 
 import functools
@@ -25,8 +25,8 @@ def product(
 ) -> Float[Array, "..."]:
     """`einsum` of two float32 arrays with operands in `dtype` and a float32 result.
 
-    With `bfloat16` the operands, and in the backward pass the cotangent, are rounded to it, while
-    sums are float32: on accelerators and on CPUs with bfloat16 instructions that is the fast form.
+    With `bfloat16` the operands, and the cotangent in the backward pass, are rounded to bfloat16;
+    sums are float32. This is fast on accelerators and on CPUs with bfloat16 instructions.
     Each index of an operand must occur in the other operand or in the result.
     """
     return _product(equation, jnp.dtype(dtype), x, y)
@@ -87,7 +87,7 @@ def _affine_bwd(
     cotangent = cotangent.astype(dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_x = einsum("...o,io->...i", cotangent, kernel)
-    # One operand has to be transposed in memory: the narrower one.
+    # One operand must be transposed in memory: choose the narrower one.
     if kernel.shape[0] <= kernel.shape[1]:
         to_kernel = einsum("...i,...o->io", x, cotangent)
     else:
@@ -101,10 +101,10 @@ affine.defvjp(_affine_fwd, _affine_bwd)
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x times the normal distribution function of x (by erf, as in PyTorch), any shape.
+    """GELU: x times the normal distribution function of x (with erf, as in PyTorch).
 
-    Forward and backward are one pass over memory each: what the derivative needs is computed again
-    from x, where automatic differentiation would keep it.
+    The forward and the backward pass each read memory once: the derivative is computed from x
+    alone, while automatic differentiation would store intermediate values.
     """
     return x * _normal_cdf(x)
 
@@ -114,7 +114,7 @@ def _gelu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_bwd(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    # Else the compiler finds the same erf in both passes and keeps it.
+    # Without the barrier the compiler shares erf between both passes and stores its result.
     x, cotangent = jax.lax.optimization_barrier((x, cotangent))
     density = jnp.exp(-0.5 * x * x) * np.float32(1 / math.sqrt(2 * math.pi))
     return (cotangent * (_normal_cdf(x) + x * density),)
@@ -132,7 +132,8 @@ class Dense(nn.Module):
 
     Attributes:
       features: channels of the result.
-      dtype: of the operands of the product; parameters and result are float32.
+      dtype: type of the operands of the product; parameters and result are float32.
+      kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias.
       use_bias: False for a linear map.
     """
@@ -159,8 +160,8 @@ def normalize(
 ) -> Float[Array, "*rows d"]:
     """LayerNorm of the last axis of x [..., d], with the two-pass variance; float32.
 
-    The gradient is written out, which takes fewer passes over memory than what automatic
-    differentiation makes of the two passes.
+    The explicit gradient takes fewer passes over memory than automatic differentiation of the
+    two passes.
     """
     return _normalize_fwd(x, scale, bias)[0]
 
@@ -195,13 +196,14 @@ class LayerNorm(nn.Module):
         return normalize(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
-def dropped(
+def apply_dropout(
     drop: nn.Dropout, x: Float[Array, " b *row"], train: bool, keys: Key[Array, " b"] | None = None
 ) -> Float[Array, " b *row"]:
-    """Dropout of rows [b, ...], while training.
+    """Dropout of rows [b, ...], with `train=True` only.
 
-    By the random keys [b], one a row, so that a row loses the same in any batch; without keys by
-    the rng stream `dropout`.
+    Args:
+      keys: random keys [b], one per row: a row loses the same values in every batch. Without keys
+        the rng stream `dropout` is used.
     """
     if keys is None or not train:
         return drop(x, deterministic=not train)
@@ -211,8 +213,8 @@ def dropped(
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    The kernels of queries, keys and values are one parameter, as in the published code, and one
-    product where all are wanted; tokens that are only attended to need no queries.
+    The kernels of queries, keys and values are one parameter, as in the published code. They are
+    one product where all three are needed; tokens that serve only as keys need no queries.
     """
 
     heads: int
@@ -248,8 +250,8 @@ class Attention(nn.Module):
     ) -> Float[Array, "b q d"]:
         """[b, q, d] and [b, k, 2 d] -> [b, q, d]."""
         keys, values = jnp.split(keys_values, 2, axis=-1)
-        # Heads before tokens: on CPUs both gradients are then products XLA has kernels for, also
-        # of bfloat16 operands.
+        # Heads before tokens: XLA then has CPU kernels for the products of both gradients, also
+        # with bfloat16 operands.
         q, k, v = (
             t.reshape(*t.shape[:2], self.heads, -1).swapaxes(1, 2) for t in (queries, keys, values)
         )
@@ -277,10 +279,10 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b l d"], queries: slice = slice(None)
     ) -> Float[Array, "b q d"]:
-        """[b, l, d] -> [b, q, d]: the block's result for the tokens `queries` alone.
+        """Applies the block to the tokens `queries` of [b, l, d] -> [b, q, d].
 
-        With fewer queries than tokens the result is exactly the slice of the full one: queries,
-        projection and MLP of the other tokens are not computed.
+        The result is exactly a slice of the full result; queries, projection and MLP of the other
+        tokens are not computed.
         """
         if queries == slice(None):
             return self.attend(x, *self.attention.queries_keys_values(self.norm1(x)))
@@ -300,7 +302,7 @@ class Block(nn.Module):
         queries: Float[Array, "b q d"],
         keys_values: Float[Array, "b k 2*d"],
     ) -> Float[Array, "b q d"]:
-        """The rest of the block for tokens `x` [b, q, d]: attention, MLP, residuals."""
+        """Attention, MLP and residuals of the block for the tokens `x` [b, q, d]."""
         x = x + self.attention(queries, keys_values)
         return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
@@ -308,19 +310,20 @@ class Block(nn.Module):
 def recomputed(
     module: nn.Module, method: str, x: Float[Array, "b ..."], *fixed: object
 ) -> Float[Array, "b i j"]:
-    """A method of a module of parameters alone, computed again for the gradient.
+    """Applies a method of a module and recomputes it in the backward pass.
 
-    What `nn.remat` is for; but on CPUs XLA takes its barriers away and merges both computations,
-    which then save nothing. Here the second one depends on the cotangent, so that it cannot come
-    sooner.
+    `nn.remat` has the same purpose, but on CPUs XLA removes its barriers and merges both
+    computations, which saves no memory. Here the second computation depends on the cotangent, so
+    that it cannot run earlier.
 
     Args:
-      module: bound, with no other collections and no random streams.
+      module: bound; it has parameters only, no other collections and no random streams.
+      method: name of the method.
       x: float32 [b, ...], differentiated with the parameters.
       fixed: further arguments, without gradient.
 
     Returns:
-      [b, ...], of rank 3.
+      the method's result, an array of three axes.
     """
     if module.is_initializing():
         return getattr(module, method)(x, *fixed)
@@ -334,8 +337,9 @@ def recomputed(
 
     def backward(saved: tuple[dict, jax.Array], cotangent: jax.Array) -> tuple[dict, jax.Array]:
         variables, x = saved
-        # To XLA 0 times a number might be NaN, so that it waits for it. Biases too: it makes arrays
-        # of the size of the result of them, which would be kept from the first computation.
+        # 0 times a number may be NaN, so XLA cannot replace it by 0 and waits for the cotangent.
+        # Biases depend on it too: XLA broadcasts them to the size of the result and would store
+        # these arrays in the first computation.
         zero = 0 * cotangent[0, 0, 0]
         x = x + zero
         variables = jax.tree.map(lambda leaf: leaf + zero if leaf.ndim < 2 else leaf, variables)
