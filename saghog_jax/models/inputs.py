@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+# As those of jax.numpy, the functions accept numpy arrays too.
+AnyArray = Array | np.ndarray
 # Inputs of an encoder: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
 
 
 def decode(
-    batch: dict[str, UInt8[Array | np.ndarray, "b ..."]],
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 1"]]:
+    batch: dict[str, UInt8[AnyArray, "b ..."]],
+) -> tuple[Float[AnyArray, "b h w 3"], Float[AnyArray, "b h w 1"]]:
     """Unpacks a batch of the loader.
 
     Args:
@@ -29,14 +31,14 @@ def decode(
     return images, 1.0 - bits.astype(jnp.float32)
 
 
-def normalize(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def normalize(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
     """Scales [0, 1] to [-1, 1], the range that encoders expect."""
     return images * 2.0 - 1.0
 
 
 def model_input(
-    images: Float[Array, "b h w c"], binary: Float[Array, "b h w 1"], source: str
-) -> Float[Array, "b h w c"]:
+    images: Float[AnyArray, "b h w c"], binary: Float[AnyArray, "b h w 1"], source: str
+) -> Float[AnyArray, "b h w c"]:
     """The images [b, h, w, c] that an encoder reads, not normalised.
 
     Args:

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 from saghog_jax.models.layers import product
 from saghog_jax.models.vit import symmetric_uniform
 
+# As those of jax.numpy, the functions accept numpy arrays too.
+AnyArray = Array | np.ndarray
 EPSILON = 1e-12  # Lower bound of norms: the zero vector stays zero.
 HIGHEST = jax.lax.Precision.HIGHEST  # No TF32 or bfloat16: differences of large numbers.
 
@@ -45,7 +47,7 @@ class NetRVLAD(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *l d"], weights: Float[Array, " b *l"] | None = None
+        self, x: Float[AnyArray, "b *l d"], weights: Float[AnyArray, " b *l"] | None = None
     ) -> Float[Array, "b *l v"]:
         """Assigns descriptors to clusters; the parameter `centroids` is [v, d].
 
@@ -87,7 +89,7 @@ def _from_centroids(
 
 def with_centroids(
     params: dict[str, Float[Array, "..."]],
-    centres: Float[Array | np.ndarray, "v d"],
+    centres: Float[AnyArray, "v d"],
     normalized: bool = False,
     alpha: float = 100.0,
 ) -> dict[str, Float[Array, "..."]]:
@@ -118,7 +120,7 @@ def with_centroids(
 
 
 def l2_normalize(
-    x: Float[Array, "*shape"], axis: int | tuple[int, ...] = -1
+    x: Float[AnyArray, "*shape"], axis: int | tuple[int, ...] = -1
 ) -> Float[Array, "*shape"]:
     """x / max(|x|, 1e-12); a zero vector stays zero, with zero gradient."""
     square = jnp.sum(x * x, axis=axis, keepdims=True)
@@ -130,9 +132,9 @@ def _inverse_norm(square: jax.Array) -> jax.Array:
 
 
 def vlad(
-    assignment: Float[Array, "b *l v"],
-    x: Float[Array, "b *l d"],
-    centroids: Float[Array, "v d"],
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
     intra_normalize: bool = False,
 ) -> Float[Array, "b v d"]:
     """The VLAD vectors [b, v, d], not L2-normalised as a whole.
@@ -149,9 +151,9 @@ def vlad(
 
 
 def cosine_gram(
-    assignment: Float[Array, "b *l v"],
-    x: Float[Array, "b *l d"],
-    centroids: Float[Array, "v d"],
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
     intra_normalize: bool = False,
 ) -> Float[Array, "b b"]:
     """Cosine similarities [b, b] of the VLAD vectors of a batch.
@@ -176,10 +178,10 @@ def cosine_gram(
 
 
 def page_sum(
-    assignment: Float[Array, "b *l v"],
-    x: Float[Array, "b *l d"],
-    centroids: Float[Array, "v d"],
-    segments: Float[Array, "s b"],
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    segments: Float[AnyArray, "s b"],
     intra_normalize: bool = False,
 ) -> Float[Array, "s v d"]:
     """Sums of the L2-normalised VLAD vectors of the patches of each page, [s, v, d].
@@ -203,10 +205,10 @@ def page_sum(
 
 
 def inner_products(
-    assignment: Float[Array, "b *l v"],
-    x: Float[Array, "b *l d"],
-    centroids: Float[Array, "v d"],
-    directions: Float[Array, "k v d"],
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    directions: Float[AnyArray, "k v d"],
     intra_normalize: bool = False,
 ) -> Float[Array, "b k"]:
     """Inner products [b, k] of the L2-normalised VLAD vectors with k vectors.
@@ -237,9 +239,9 @@ def _unit_weights(
 
 
 def bag_gram(
-    assignment: Float[Array, "b *l v"],
-    x: Float[Array, "b *l d"],
-    centroids: Float[Array, "v d"],
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
     patches_per_bag: int,
     intra_normalize: bool = False,
 ) -> Float[Array, "g g"]:
@@ -294,7 +296,7 @@ def _square_norms(
 
 
 def generalized_max_pool(
-    x: Float[Array, "b l d"], ridge: Float[Array, "..."]
+    x: Float[AnyArray, "b l d"], ridge: Float[Array, "..."]
 ) -> Float[Array, "b d"]:
     """Generalised max pooling: the vector with equal similarity to every descriptor.
 

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.devices.sharding import laid_like
+from saghog_jax.devices.sharding import shard_like
 from saghog_jax.input_pipeline.errors import RunError, UserError
 from saghog_jax.runs.checksums import damage, write_checksums
 from saghog_jax.runs.train_state import TrainState
@@ -341,7 +341,7 @@ def taken(given: dict, wanted: dict, source: Path) -> dict:
                 f"the {name} in {source} does not fit this config's; the model sizes must be those "
                 f"of {source / 'config.json'}"
             )
-    return laid_like({name: given[name] for name in wanted}, wanted)
+    return shard_like({name: given[name] for name in wanted}, wanted)
 
 
 def params_digest(params: dict) -> str:

@@ -81,8 +81,8 @@ def make(section: ConfigDict) -> Backend:
             params, sizes, report = from_published(arrays)
         except ValueError as error:
             raise UserError(f"regions.sam.weights={path}: {error}") from None
-        print(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
-        for line in report.lines()[len(report.taken) :]:
+        print(f"regions: {len(report.used)} arrays of {path} make a SAM of width {sizes.width}")
+        for line in report.lines()[len(report.used) :]:
             print("  " + line)
         return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
 

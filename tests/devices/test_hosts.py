@@ -56,7 +56,7 @@ def test_stopped_with_four_it_goes_on_with_two_and_with_one(tmp_path, alone):
     first = newest_step(tmp_path)
     assert 5 <= first < 15
     processes = together(tmp_path, 2, {**CHANGES, "mesh.fsdp": 1}, pause, devices=4)
-    assert str(first) in wait_for(processes[0], "going on from step")
+    assert str(first) in wait_for(processes[0], "continuing from step")
     wait_for(processes[0], "step 20/30")
     processes[0].send_signal(signal.SIGTERM)
     for status, out in ended(*processes):

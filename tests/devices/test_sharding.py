@@ -69,7 +69,7 @@ def test_rules_decide_by_name_and_what_cannot_be_split_is_named():
     specs = jax.tree.map(lambda s: s.spec, sharding.state_shardings(state, four, rules))
     assert specs["block"]["kernel"] == jax.P()
     assert specs["cls_token"] == jax.P(None, None, "fsdp")
-    with pytest.raises(ValueError, match="no rule covers 'odd/kernel'"):
+    with pytest.raises(ValueError, match="no rule matches 'odd/kernel'"):
         sharding.state_shardings(state, four, ((r"^(b|c)", "split"),))
 
 
@@ -93,7 +93,7 @@ def test_host_arrays_are_laid_out_like_placed_ones():
     place = sharding.NamedSharding(four, jax.P(None, "fsdp"))
     old = {"kernel": jax.device_put(np.zeros((6, 8), np.float32), place)}
     host = np.arange(48.0).reshape(6, 8)
-    new = sharding.laid_like({"kernel": host}, old)["kernel"]
+    new = sharding.shard_like({"kernel": host}, old)["kernel"]
     assert new.sharding == place
     assert new.dtype == np.float32
     np.testing.assert_array_equal(new, host)

@@ -206,7 +206,7 @@ def test_weights_of_something_else(regions, tmp_path):
     with pytest.raises(UserError, match=r"other.safetensors: no weights of SAM: .*fc.weight"):
         make_backend(regions).find(PAGE, None)
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"^[^:]*other.safetensors is no readable safetensors file"):
+    with pytest.raises(UserError, match=r"^[^:]*other.safetensors is not a readable safetensors file"):
         make_backend(regions).find(PAGE, None)
 
 

@@ -141,13 +141,13 @@ def test_names_of_hugging_face():
     assert sizes == SIZES
     assert jax.tree.all(jax.tree.map(np.array_equal, params, PARAMS))
     assert report.unused == ((frequencies, "copy of the prompt encoder's frequencies"),)
-    assert len(report.taken) == len(WEIGHTS)
+    assert len(report.used) == len(WEIGHTS)
 
 
 def test_every_key_is_reported_and_mistakes_are_named():
     _, _, report = from_published({**WEIGHTS, "extra.weight": np.zeros(1)})
     assert report.unused == (("extra.weight", "no parameter of SAM has this name"),)
-    assert {name for name, _ in report.taken} == set(WEIGHTS)
+    assert {name for name, _ in report.used} == set(WEIGHTS)
     name = "mask_decoder.iou_prediction_head.layers.1.bias"
     with pytest.raises(
         ValueError, match=f"1 of {len(WEIGHTS)} .* are missing, the first is {name}"

@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, undisturbed, cap
     out = capsys.readouterr().out
     assert out.count("checkpoint 12") == 1
     assert "has changed): taking the one before" in out
-    assert "going on from step 10" in out
+    assert "continuing from step 10" in out
     assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["12-0"]
     # A file that is gone is damage too; with both gone there is none to go on from.
     for step in (10, 12):
@@ -171,6 +171,6 @@ def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path):
     assert "never retrieved" not in out
     ((status, out),) = ended(regression(tmp_path, changes))
     assert status == 0, out
-    assert "going on from step 5" in out
+    assert "continuing from step 5" in out
     ((status, out),) = ended(regression(tmp_path / "whole", changes))
     assert_same_bits(parameters(tmp_path), parameters(tmp_path / "whole"))

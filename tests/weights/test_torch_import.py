@@ -35,7 +35,7 @@ def assert_same(a, b):
 
 def test_published_to_ours_and_back_is_exact():
     params, report = from_torch_names(PUBLISHED, mae_template())
-    assert (len(report.taken), report.missing, report.unused) == (50 - 2, (), ())
+    assert (len(report.used), report.missing, report.unused) == (50 - 2, (), ())
     back, _ = to_torch_names(params, 32)
     fixed = {"pos_embed", "decoder_pos_embed"}
     assert set(back) - fixed == set(PUBLISHED)
