@@ -79,7 +79,7 @@ def _unit_rows(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.fl
 
 
 def _from_centroids(
-    centroids: jax.Array, alpha: float
+    centroids: AnyArray, alpha: float
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
     return (
         lambda key, shape: 2 * alpha * centroids.T,
@@ -230,8 +230,8 @@ def inner_products(
 
 
 def _unit_weights(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
     """As `_centred`, with the inverse norms [b] of the VLAD vectors in place of the products."""
     weights, x, centroids, products = _centred(assignment, x, centroids, intra_normalize)
     inverse = _inverse_norm(_square_norms(weights, x, centroids, products))
@@ -258,7 +258,7 @@ def bag_gram(
         return cosine_gram(assignment, x, centroids, intra_normalize)
     whole = jnp.ones((1, patches_per_bag), x.dtype)
 
-    def bag_sum(assignment: jax.Array, x: jax.Array) -> jax.Array:
+    def bag_sum(assignment: AnyArray, x: AnyArray) -> jax.Array:
         return page_sum(assignment, x, centroids, whole, intra_normalize).reshape(-1)
 
     bags = (y.reshape(-1, patches_per_bag, *y.shape[1:]) for y in (assignment, x))
@@ -267,8 +267,8 @@ def bag_gram(
 
 
 def _centred(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
     """Weights [b, v] of the residuals, x and centroids minus the mean centroid, x C^T [b, v].
 
     The shift cancels in every residual and keeps the products small.
@@ -283,13 +283,13 @@ def _centred(
     return assignment, x, centroids, products
 
 
-def _square_distances(x: jax.Array, centroids: jax.Array, products: jax.Array) -> jax.Array:
+def _square_distances(x: AnyArray, centroids: AnyArray, products: AnyArray) -> jax.Array:
     squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(centroids * centroids, axis=1)
     return squares - 2 * products
 
 
 def _square_norms(
-    weights: jax.Array, x: jax.Array, centroids: jax.Array, products: jax.Array
+    weights: AnyArray, x: AnyArray, centroids: AnyArray, products: AnyArray
 ) -> jax.Array:
     distances = _square_distances(x, centroids, products)
     return jnp.sum(weights * weights * distances, axis=1)

@@ -15,7 +15,7 @@ from saghog_jax.models import build
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_auto_is_what_suits_the_machine(monkeypatch, pays):
-    monkeypatch.setattr(precision, "_mixed_pays", lambda: pays)
+    monkeypatch.setattr(precision, "_mixed_is_faster", lambda: pays)
     config = ConfigDict({"precision": "auto"}).lock()
     assert precision.resolve(config).precision == ("mixed" if pays else "float32")
     assert config.precision == "auto"
