@@ -19,7 +19,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, product, recomputed
+from saghog_jax.models.blocks import Block, recomputed
+from saghog_jax.models.layers import Dense, LayerNorm, product
 from saghog_jax.models.pos_embed import sincos_2d
 from saghog_jax.models.vit import Encoder
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, apply_dropout, recomputed
+from saghog_jax.models.blocks import Block, recomputed
+from saghog_jax.models.layers import Dense, LayerNorm, apply_dropout
 from saghog_jax.models.pos_embed import sincos_2d
 
 

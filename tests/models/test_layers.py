@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saghog_jax.models.layers import Block, Dense, affine, gelu, normalize, product
+from saghog_jax.models.blocks import Block
+from saghog_jax.models.layers import Dense, affine, gelu, normalize, product
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6)])
