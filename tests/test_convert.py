@@ -127,7 +127,7 @@ def test_any_width_and_depth(tmp_path, sizes):
             assert run[field] == size, field
     report = (tmp_path / "run" / "report.txt").read_text().splitlines()
     assert len(report) == len(weights)
-    assert sum(line.startswith("taken") for line in report) == len(jax.tree.leaves(params))
+    assert sum(line.startswith("used ") for line in report) == len(jax.tree.leaves(params))
 
 
 def test_an_encoder_alone_has_its_own_kind(tmp_path):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saghog_jax.models.arrays import AnyArray
+
 ZERO_GRADIENT = 1e-6  # A smaller |gx| is the rounding noise of a zero gradient.
 
 
@@ -26,7 +28,7 @@ def hog_dim(num_bins: int, cell_size: int, token_size: int) -> int:
 
 
 def hog(
-    images: Float[Array, "b h w c"],
+    images: Float[AnyArray, "b h w c"],
     num_bins: int = 9,
     cell_size: int = 4,
     token_size: int = 4,
@@ -77,7 +79,7 @@ def hog(
     return cells.transpose(0, 2, 4, 1, 3, 5).reshape(b, -1, dim)
 
 
-def _sobel(gray: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sobel(gray: AnyArray) -> tuple[jax.Array, jax.Array]:
     """[b, h, w] -> gx (left minus right) and gy (upper minus lower), [b, h, w]."""
     padded = jnp.pad(gray, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     smooth_rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]

@@ -5,11 +5,10 @@ Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary
 """
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
-# As those of jax.numpy, the functions accept numpy arrays too.
-AnyArray = Array | np.ndarray
+from saghog_jax.models.arrays import AnyArray
+
 # Inputs of an encoder: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
 

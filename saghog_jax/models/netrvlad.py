@@ -15,15 +15,13 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.layers import product
 from saghog_jax.models.vit import symmetric_uniform
 
-# As those of jax.numpy, the functions accept numpy arrays too.
-AnyArray = Array | np.ndarray
 EPSILON = 1e-12  # Lower bound of norms: the zero vector stays zero.
 HIGHEST = jax.lax.Precision.HIGHEST  # No TF32 or bfloat16: differences of large numbers.
 

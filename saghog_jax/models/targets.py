@@ -6,6 +6,7 @@ Axis letters: b patches, l tokens, t target size, h w c image axes.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.hog import hog, hog_dim
 from saghog_jax.models.vit import patchify
 
@@ -27,8 +28,8 @@ def target_dim(kind: str, token_size: int, cell_size: int, num_bins: int) -> int
 
 def make_targets(
     kind: str,
-    patches: Float[Array, "b h w 3"],
-    binary: Float[Array, "b h w 1"],
+    patches: Float[AnyArray, "b h w 3"],
+    binary: Float[AnyArray, "b h w 1"],
     token_size: int,
     cell_size: int,
     num_bins: int,
@@ -63,7 +64,7 @@ def make_targets(
     return hog(images, num_bins, cell_size, token_size, half_precision)
 
 
-def normalized_pixels(images: Float[Array, "b h w c"], token_size: int) -> Float[Array, "b l t"]:
+def normalized_pixels(images: Float[AnyArray, "b h w c"], token_size: int) -> Float[Array, "b l t"]:
     """Pixels [b, l, token_size^2 * c], each token with mean 0 and (unbiased) variance 1."""
     tokens = patchify(images, token_size)
     mean = jnp.mean(tokens, axis=-1, keepdims=True)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.blocks import Block, recomputed
 from saghog_jax.models.layers import Dense, LayerNorm, apply_dropout
 from saghog_jax.models.pos_embed import sincos_2d
 
 
-def patchify(images: Float[Array, "b h w c"], token_size: int) -> Float[Array, "b l i"]:
+def patchify(images: Float[AnyArray, "b h w c"], token_size: int) -> Float[AnyArray, "b l i"]:
     """Cuts images [b, h, w, c] into tokens [b, l, token_size^2 * c], row-major in (row, col, c).
 
     Raises:

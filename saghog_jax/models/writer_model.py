@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.layers import Dense, apply_dropout
 from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
 from saghog_jax.models.vit import patchify
@@ -17,7 +18,7 @@ DESCRIPTORS = ("cls", "gmp", "foreground")
 GMP_RIDGE = 1000.0  # Initial value of the learned ridge, as in the published code.
 
 
-def token_ink(binary: Float[Array, "b h w 1"], token_size: int) -> Float[Array, "b l"]:
+def token_ink(binary: Float[AnyArray, "b h w 1"], token_size: int) -> Float[Array, "b l"]:
     """Fraction of ink pixels in each token: binary [b, h, w, 1] (1 = paper) -> [b, l]."""
     return 1 - jnp.mean(patchify(binary, token_size), axis=-1)
 

@@ -1,6 +1,6 @@
-"""The embeddings folder: page descriptors with what they describe, readable with numpy alone.
+"""The embeddings folder: page descriptors and the pages they describe, readable with numpy.
 
-A folder holds `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
+A folder contains `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
 strings, same order), `manifest.csv` (row i describes embedding i) and `meta.json`, written last: a
 folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
 """
@@ -23,12 +23,12 @@ from saghog_jax.retrieval.descriptors import check_alike, comparable
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
 _FIXED = ("path", "writer", "page", "split", *BOX)
-_ROWS_A_CHECK = 1 << 24  # values looked at in one go when searching for NaN
+_CHECKED_VALUES = 1 << 24  # values per block in the search for NaN
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What an embeddings folder holds; every array has one row a page, in the same order."""
+    """The content of an embeddings folder; every array has one row per page, in one order."""
 
     folder: Path
     descriptors: Float[np.ndarray, "p d"]  # float32, memory-mapped
@@ -43,12 +43,12 @@ class Embeddings:
 
     @property
     def name(self) -> str:
-        """Which weights made them (`meta.json: model`), else the folder's name."""
+        """The model of the descriptors (`meta.json: model`), else the name of the folder."""
         return str(self.meta.get("model") or self.folder.resolve().name)
 
     @property
     def made_by(self) -> dict:
-        """What embeddings must share to be compared, as far as meta.json tells."""
+        """The properties that comparable embeddings share, as far as meta.json contains them."""
         recipe = self.meta.get("recipe")
         return {} if recipe is None else comparable(recipe) | {"digests": self.meta["digests"]}
 
@@ -56,7 +56,7 @@ class Embeddings:
         """One column of the manifest, str [p].
 
         Raises:
-          UserError: there is no such column.
+          UserError: the manifest has no such column.
         """
         if name not in self.table:
             known = ", ".join(self.table)
@@ -64,11 +64,11 @@ class Embeddings:
         return self.table[name]
 
     def image(self, row: int) -> Path:
-        """Where the image of a row should lie (it may have moved since)."""
+        """Path of the image of a row; the file may have moved since the embedding."""
         return self.folder / self.meta.get("pages_root", "") / str(self.table["path"][row])
 
     def box(self, row: int) -> tuple[int, int, int, int] | None:
-        """The part of the image that the row describes, x0, y0, x1, y1 in pixels; None for all."""
+        """Box of the row in its image, x0, y0, x1, y1 in pixels; None for the whole image."""
         corners = [str(self.table[name][row]) for name in BOX if name in self.table]
         return tuple(map(int, corners)) if len(corners) == 4 and all(corners) else None
 
@@ -80,19 +80,20 @@ def save_embeddings(
     pages_root: str | os.PathLike,
     meta: Mapping,
 ) -> Path:
-    """Writes an embeddings folder; `meta.json` last, so that a killed run never looks whole.
+    """Writes an embeddings folder; `meta.json` last, so that an interrupted folder is incomplete.
 
     Args:
-      folder: made if missing; other files in it (other models' subfolders) are left alone.
-      descriptors: [p, d], one row a page; or blocks of rows, which are held one at a time.
+      folder: created if missing; other files in it (subfolders of other models) are kept.
+      descriptors: [p, d], one row per page; or blocks of rows, of which one is in memory at a time.
       pages: p rows of a manifest (`saghog_jax.input_pipeline.pages.manifest.Page`).
-      pages_root: the folder that the pages' paths start from.
-      meta: kept in `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the embeddings
-        in tables, `checkpoint` (a digest of the weights) tells which embeddings may be compared.
+      pages_root: the folder that the paths of the pages are relative to.
+      meta: written to `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the
+        embeddings in tables; only embeddings of equal `checkpoint` (a digest of the weights) are
+        comparable.
 
     Raises:
-      UserError: rows and pages differ in number, no page, a value that is not finite, a page listed
-        twice.
+      UserError: the numbers of rows and pages differ, there is no page, a value is not finite, or a
+        page is listed twice.
     """
     folder = Path(folder)
     page_ids = np.array([page.page_id for page in pages], dtype=np.str_)
@@ -104,32 +105,33 @@ def save_embeddings(
     (folder / "meta.json").unlink(missing_ok=True)
     dim = _write_blocks(folder, descriptors, page_ids)
     _write_pages(folder, pages)
-    whole = {
+    whole_meta = {
         "format": FORMAT_VERSION,
         "rows": len(page_ids),
         "dim": dim,
         "pages_root": _relative(pages_root, folder),
         **meta,
     }
-    _write_meta(folder, whole)
+    _write_meta(folder, whole_meta)
     return folder
 
 
 def relabel(folder: str | os.PathLike, pages: Sequence, pages_root: str | os.PathLike) -> bool:
-    """Replaces what a folder says of its pages; the descriptors stay as they are.
+    """Replaces labels and paths of the pages of a folder; the descriptors stay.
 
     Args:
+      folder: an embeddings folder.
       pages, pages_root: as for `save_embeddings`, the same pages in the same order.
 
     Returns:
-      whether that was another thing than before.
+      whether anything changed.
 
     Raises:
-      UserError: other pages; a folder that is none.
+      UserError: the folder has other pages, or is not a complete embeddings folder.
     """
     old = load_embeddings(folder)
     if old.page_ids.tolist() != [page.page_id for page in pages]:
-        raise UserError(f"{folder} holds other pages: give another --workdir")
+        raise UserError(f"{folder} contains other pages: give another --workdir")
     text = io.StringIO()
     _write_rows(text, pages)
     root = _relative(pages_root, old.folder)
@@ -143,7 +145,7 @@ def relabel(folder: str | os.PathLike, pages: Sequence, pages_root: str | os.Pat
 
 
 def _write_pages(folder: Path, pages: Sequence) -> None:
-    """The arrays of labels and the manifest."""
+    """Writes the arrays of labels and the manifest."""
     arrays = {
         "writers": np.array([page.writer for page in pages], dtype=np.str_),
         "pages": np.array([page.page for page in pages], dtype=np.str_),
@@ -163,18 +165,18 @@ def _write_meta(folder: Path, meta: Mapping) -> None:
 
 
 def load_embeddings(folder: str | os.PathLike) -> Embeddings:
-    """Opens an embeddings folder; the descriptors stay on disk until they are used.
+    """Opens an embeddings folder; the descriptors are memory-mapped.
 
     Raises:
-      UserError: the folder is missing or incomplete (says which command makes it); an array that
-        is not what the format says (object arrays are refused, never unpickled), rows that do not
-        match, no rows, values that are not finite, a page_id twice.
+      UserError: the folder is missing or incomplete (the message names the command that makes it);
+        an array differs from the format (object arrays are refused, never unpickled); the numbers
+        of rows differ or are zero; a value is not finite; a page_id occurs twice.
     """
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
-        what = "is incomplete (no meta.json)" if folder.is_dir() else "does not exist"
+        problem = "is incomplete (no meta.json)" if folder.is_dir() else "does not exist"
         raise UserError(
-            f"embeddings folder {folder} {what}; make it with: "
+            f"embeddings folder {folder} {problem}; make it with: "
             "python -m saghog_jax.main --config=configs/embed.py"
         )
     meta = read_meta(folder)
@@ -203,50 +205,50 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
             raise UserError(f"{folder}: {name} has {count} rows, embeddings.npy {len(descriptors)}")
     _check_ids(texts["page_ids"], folder)
     _check(descriptors, texts["page_ids"], folder)
-    found = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
+    embeddings = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
     for i, name in enumerate(texts["page_ids"].tolist()):
         try:
-            box = found.box(i)
+            box = embeddings.box(i)
         except ValueError:
             raise UserError(
                 f"{folder / 'manifest.csv'}: row {i + 1}: x0, y0, x1, y1 must be whole numbers"
             ) from None
-        named = table["path"][i] + ("#" + ",".join(map(str, box)) if box else "")
-        if named != name:
+        expected = table["path"][i] + ("#" + ",".join(map(str, box)) if box else "")
+        if expected != name:
             raise UserError(
-                f"{folder / 'manifest.csv'}: row {i + 1} is {str(named)!r}, but page_ids.npy has "
-                f"{name!r} there"
+                f"{folder / 'manifest.csv'}: row {i + 1} is {str(expected)!r}, but page_ids.npy "
+                f"has {name!r}"
             )
-    return found
+    return embeddings
 
 
 def read_meta(folder: Path) -> dict:
     """The content of meta.json of an embeddings folder.
 
     Raises:
-      UserError: the file is missing, or holds no JSON object.
+      UserError: the file is missing or contains no JSON object.
     """
     return _read_json(folder / "meta.json")
 
 
 def check_comparable(a: Embeddings, b: Embeddings) -> None:
-    """Refuses to mix embeddings that were made in different ways.
+    """Checks that two folders were embedded alike.
 
     Raises:
-      UserError: the widths, recipes or weights differ, as far as both folders name theirs.
+      UserError: the widths, recipes or weights differ, as far as both folders contain them.
     """
     names = str(a.folder), str(b.folder)
     check_alike(a.made_by, b.made_by, names)
     if a.descriptors.shape[1] != b.descriptors.shape[1]:
         raise UserError(
-            f"{a.folder} holds descriptors of width {a.descriptors.shape[1]}, {b.folder} of width "
-            f"{b.descriptors.shape[1]}: embed both with the same checkpoint"
+            f"{a.folder} contains descriptors of width {a.descriptors.shape[1]}, {b.folder} of "
+            f"width {b.descriptors.shape[1]}: embed both with the same checkpoint"
         )
     digests = a.meta.get("checkpoint"), b.meta.get("checkpoint")
     if all(digests) and digests[0] != digests[1]:
         raise UserError(
-            f"{a.folder} was made by checkpoint {digests[0]}, {b.folder} by {digests[1]}: embed "
-            "both with the same checkpoint"
+            f"{a.folder} was embedded with checkpoint {digests[0]}, {b.folder} with {digests[1]}: "
+            "embed both with the same checkpoint"
         )
 
 
@@ -270,7 +272,7 @@ def _write_blocks(folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarr
 
 def _check_ids(page_ids: np.ndarray, folder: Path) -> None:
     if not len(page_ids):
-        raise UserError(f"{folder}: no embeddings in it")
+        raise UserError(f"{folder} contains no embeddings")
     unique, counts = np.unique(page_ids, return_counts=True)
     if len(unique) != len(page_ids):
         raise UserError(f"{folder}: page {str(unique[counts > 1][0])!r} is listed twice")
@@ -282,15 +284,15 @@ def _check(descriptors: np.ndarray, page_ids: np.ndarray, folder: Path) -> None:
             f"{folder}: descriptors {list(descriptors.shape)} for {len(page_ids)} pages"
         )
     if not descriptors.shape[1]:
-        raise UserError(f"{folder}: no embeddings in it")
-    step = max(1, _ROWS_A_CHECK // descriptors.shape[1])
+        raise UserError(f"{folder} contains no embeddings")
+    step = max(1, _CHECKED_VALUES // descriptors.shape[1])
     for start in range(0, len(descriptors), step):
-        bad = ~np.isfinite(descriptors[start : start + step]).all(1)
-        if bad.any():
-            first = start + int(bad.argmax())
+        invalid = ~np.isfinite(descriptors[start : start + step]).all(1)
+        if invalid.any():
+            first = start + int(invalid.argmax())
             raise UserError(
-                f"{folder}: the descriptor of {str(page_ids[first])!r} (row {first}) holds NaN or "
-                "infinity"
+                f"{folder}: the descriptor of {str(page_ids[first])!r} (row {first}) contains NaN "
+                "or infinity"
             )
 
 
@@ -300,7 +302,7 @@ def _read_array(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable .npy of plain values ({error})") from None
+        raise UserError(f"{path}: not a readable .npy file of plain values ({error})") from None
 
 
 def _read_texts(path: Path) -> np.ndarray:
@@ -348,8 +350,8 @@ def _write_rows(file: io.TextIOBase, pages: Sequence) -> None:
 
 
 def _relative(root: str | os.PathLike, folder: Path) -> str:
-    # Relative, so that pages and embeddings may be moved together; on Windows two drives have no
-    # relative path between them.
+    # Relative, so that pages and embeddings can be moved together; on Windows there is no relative
+    # path between two drives.
     try:
         return Path(os.path.relpath(Path(root).resolve(), folder.resolve())).as_posix()
     except ValueError:

@@ -61,7 +61,7 @@ def test_pages_get_other_labels_and_keep_their_descriptors(folder, tmp_path):
     assert relabel(folder, pages, tmp_path / "moved")
     image = load_embeddings(folder).image(0).resolve()
     assert image == (tmp_path / "moved" / "a.png").resolve()
-    with pytest.raises(UserError, match="holds other pages"):
+    with pytest.raises(UserError, match="contains other pages"):
         relabel(folder, pages[::-1], tmp_path / "moved")
     assert (folder / "embeddings.npy").read_bytes() == bits
 
@@ -123,7 +123,7 @@ def broken(folder, name, array):
         ("embeddings", np.zeros(3, np.float32), "expected float32"),
         ("embeddings", np.zeros((3, 8), np.float32), "width 8, but meta.json says 16"),
         ("embeddings", np.zeros((2, 16), np.float32), "has 3 rows, embeddings.npy 2"),
-        ("embeddings", np.full((3, 16), np.nan, np.float32), r"row 0\) holds NaN"),
+        ("embeddings", np.full((3, 16), np.nan, np.float32), r"row 0\) contains NaN"),
         ("embeddings", np.array([[{}]], object), "not a readable .npy of plain values"),
         ("writers", np.array([1, 2, 3]), "expected strings"),
         ("writers", np.array([{}, {}, {}], object), "not a readable .npy of plain values"),
@@ -143,7 +143,7 @@ def test_an_empty_gallery(folder):
         np.save(folder / f"{name}.npy", np.zeros(0, "U1"))
     np.save(folder / "embeddings.npy", np.zeros((0, 16), np.float32))
     (folder / "manifest.csv").write_text("path,writer,page\n")
-    with pytest.raises(UserError, match="no embeddings in it"):
+    with pytest.raises(UserError, match="contains no embeddings"):
         load_embeddings(folder)
 
 
@@ -229,7 +229,7 @@ def test_only_one_model_is_compared(tmp_path):
     a = planted(tmp_path / "a", pages_of(2, 2))
     check_comparable(a, planted(tmp_path / "b", pages_of(2, 2)))
     check_comparable(a, planted(tmp_path / "c", pages_of(2, 2), checkpoint=""))
-    with pytest.raises(UserError, match=r"made by checkpoint abc, .* by xyz"):
+    with pytest.raises(UserError, match=r"embedded with checkpoint abc, .* with xyz"):
         check_comparable(a, planted(tmp_path / "d", pages_of(2, 2), checkpoint="xyz"))
     with pytest.raises(UserError, match=r"of width 16, .* of width 8"):
         check_comparable(a, planted(tmp_path / "f", pages_of(2, 2), dim=8))

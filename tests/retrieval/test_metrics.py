@@ -80,9 +80,9 @@ def test_every_figure_equals_plain_loops(seed, grouped, sort_from, sparse):
         score(np.arange(len(x))), labels, groups if grouped else np.full(len(x), -1), ks
     )
     assert e.rows.tolist() == [q for q, found in expected.items() if found]
-    assert sorted(e.lonely.tolist()) == [q for q, found in expected.items() if not found]
+    assert sorted(e.without_relevant.tolist()) == [q for q, found in expected.items() if not found]
     assert e.distractors.tolist() == np.flatnonzero(labels < 0).tolist()
-    assert len(e.lonely) >= 3
+    assert len(e.without_relevant) >= 3
     for i, q in enumerate(e.rows):
         for key in ("first", "relevant", "gallery"):
             assert getattr(e, key)[i] == expected[q][key], key
@@ -305,7 +305,7 @@ def test_difference_pairs_the_queries_and_draws_writers():
     other = queries_of(e, slice(-1))
     with pytest.raises(ValueError, match="different queries"):
         metrics.difference(a, other, labels, 100)
-    with pytest.raises(ValueError, match="1 label asks"):
+    with pytest.raises(ValueError, match="the queries have 1 label"):
         metrics.difference(a, b, np.zeros(200, int), 100)
 
 

@@ -235,7 +235,7 @@ def test_parameters_are_chosen_by_map(monkeypatch):
         for alpha in grid["alpha"]
     }
     assert (chosen["k"], chosen["alpha"]) == max(figures, key=figures.get)
-    with pytest.raises(ValueError, match="none of which has a partner"):
+    with pytest.raises(ValueError, match="chosen on pages without any relevant page"):
         rerank.choose("qe", X, np.arange(60))
 
 
