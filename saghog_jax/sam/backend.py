@@ -32,7 +32,7 @@ class FlaxSegmenter:
     """SAM on the accelerator, see `mask_generator.Segmenter`."""
 
     def __init__(self, params: dict, sizes: SamSizes, dtype: DTypeLike) -> None:
-        """Parameters and sizes as `sam_import.from_published` gives them."""
+        """Parameters and sizes as `weights.from_published` gives them."""
         self.image_size = sizes.image_size
         self._variables = jax.device_put({"params": params})
         model = Sam(sizes, dtype)
@@ -172,7 +172,7 @@ def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> Re
     mask = sam_rules.without_border(mask, section[section.rules].border)
     shares = masks.masks.mean((1, 2), dtype=np.float64)
     meta = {
-        "masks_found": masks.found,
+        "masks_found": masks.total,
         "masks": [
             {"iou": round(float(iou), 4), "stability": round(float(stability), 4),
              "share": round(float(share), 4), "verdict": verdict}

@@ -69,7 +69,7 @@ def test_page_of_the_models_size_is_as_published(rule):
     np.testing.assert_array_equal(ours.masks, masks)
     np.testing.assert_array_equal(ours.iou, iou)
     np.testing.assert_allclose(ours.stability, stability, rtol=1e-6)
-    assert ours.found == len(masks)
+    assert ours.total == len(masks)
     assert planted.points[:2] == [[6.0, 8.0], [18.0, 8.0]]
 
 
@@ -96,7 +96,7 @@ def test_batches_decide_nothing(points_per_batch):
     whole, _ = generate((64, 48))
     batched, planted = generate((64, 48), points_per_batch=points_per_batch)
     np.testing.assert_array_equal(batched.masks, whole.masks)
-    assert batched.found == whole.found
+    assert batched.total == whole.total
     expected = -(-16 // min(points_per_batch, 16)) * min(points_per_batch, 16)
     assert len(planted.points) == expected
 
@@ -105,13 +105,13 @@ def test_the_best_masks_are_kept_and_the_others_counted():
     whole, _ = generate((64, 48))
     best, _ = generate((64, 48), max_masks=4)
     np.testing.assert_array_equal(best.masks, whole.masks[:4])
-    assert best.found == whole.found == 24
+    assert best.total == whole.total == 24
 
 
 def test_no_mask_at_all():
     nothing, _ = generate((64, 48), min_iou=2.0)
     assert nothing.masks.shape == (0, 64, 48)
-    assert nothing.found == 0
+    assert nothing.total == 0
 
 
 def loop(boxes, iou, stability, area, limits):

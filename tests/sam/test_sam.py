@@ -146,7 +146,7 @@ def test_names_of_hugging_face():
 
 def test_every_key_is_reported_and_mistakes_are_named():
     _, _, report = from_published({**WEIGHTS, "extra.weight": np.zeros(1)})
-    assert report.unused == (("extra.weight", "no parameter of SAM has this name"),)
+    assert report.unused == (("extra.weight", "SAM has no parameter of this name"),)
     assert {name for name, _ in report.used} == set(WEIGHTS)
     name = "mask_decoder.iou_prediction_head.layers.1.bias"
     with pytest.raises(
