@@ -32,8 +32,8 @@ class FourierPositions(nn.Module):
             (2, self.width // 2),
             jnp.float32,
         )
-        # In float32, because the angles are large. Accelerators would round the operands of a matrix
-        # product, so the two terms are summed here.
+        # In float32, because the angles are large. A sum of two terms, because accelerators would
+        # round the operands of a matrix product.
         p = 2 * positions - 1
         angles = 2 * jnp.pi * (p[..., :1] * frequencies[0] + p[..., 1:] * frequencies[1])
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
