@@ -1,4 +1,4 @@
-"""The embeddings folder: what is written is read, and what does not fit is refused in one line."""
+"""The embeddings folder: it is read as written, and wrong content is refused in one line."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def folder(tmp_path):
     return tmp_path / "e"
 
 
-def test_what_is_saved_is_loaded(folder, tmp_path):
+def test_saved_embeddings_are_loaded(folder, tmp_path):
     e = load_embeddings(folder)
     assert len(e) == 3
     assert e.descriptors.dtype == np.float32
@@ -85,15 +85,15 @@ def test_pages_and_embeddings_may_be_moved_together(folder, tmp_path):
 
 
 def test_name_falls_back_to_the_folder(tmp_path):
-    assert planted(tmp_path / "mine", pages_of(1, 2)).name == "mine"
+    assert planted(tmp_path / "named", pages_of(1, 2)).name == "named"
 
 
-def test_missing_folder_says_what_makes_it(tmp_path):
+def test_the_message_of_a_missing_folder_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"does not exist.*--config=configs/embed\.py"):
         load_embeddings(tmp_path / "none")
 
 
-def test_killed_while_writing_never_looks_whole(folder, monkeypatch):
+def test_an_interrupted_folder_is_incomplete(folder, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -106,7 +106,7 @@ def test_killed_while_writing_never_looks_whole(folder, monkeypatch):
     assert len(planted(folder, pages_of(2, 2))) == 4
 
 
-def test_other_files_in_the_folder_are_left_alone(folder):
+def test_other_files_in_the_folder_are_kept(folder):
     planted(folder / "random", pages_of(2, 2))
     planted(folder, pages_of(3, 2))
     assert len(load_embeddings(folder / "random")) == 4
@@ -147,7 +147,7 @@ def test_an_empty_gallery(folder):
         load_embeddings(folder)
 
 
-def test_blocks_are_written_as_they_come(tmp_path):
+def test_descriptors_are_written_block_by_block(tmp_path):
     pages = pages_of(2, 3)
     x = np.arange(24, dtype=np.float32).reshape(6, 4)
     save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
@@ -155,7 +155,7 @@ def test_blocks_are_written_as_they_come(tmp_path):
     x[5, 0] = np.nan
     with pytest.raises(UserError, match=r"'w01/p2\.png' \(row 1\)"):
         save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
-    # What is broken off never looks whole.
+    # An interrupted folder is incomplete.
     with pytest.raises(UserError, match="incomplete"):
         load_embeddings(tmp_path / "e")
 
@@ -215,10 +215,10 @@ def test_saving_refuses_what_loading_would(tmp_path):
     assert not (tmp_path / "e").exists()
 
 
-def test_nan_is_found_in_any_block(tmp_path, monkeypatch):
+def test_nan_is_detected_in_every_block(tmp_path, monkeypatch):
     from saghog_jax.retrieval import embeddings
 
-    monkeypatch.setattr(embeddings, "_ROWS_A_CHECK", 32)
+    monkeypatch.setattr(embeddings, "_CHECKED_VALUES", 32)
     x = np.ones((9, 16), np.float32)
     x[7, 3] = np.inf
     with pytest.raises(UserError, match=r"'w00/p7\.png' \(row 7\)"):

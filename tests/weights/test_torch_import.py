@@ -91,13 +91,13 @@ def test_every_key_is_reported():
     assert report.missing == ("encoder/block_1/fc2/bias",)
     assert "bias" not in params["encoder"]["block_1"]["fc2"]
     reasons = dict(report.unused)
-    assert reasons["extra.weight"] == "no parameter of this model has this name"
-    assert reasons["pos_embed"].startswith("WARNING: a position embedding other than ours")
+    assert reasons["extra.weight"] == "this model has no parameter of this name"
+    assert reasons["pos_embed"].startswith("WARNING: the position embedding differs from ours")
     assert len(report.lines()) == len(weights) + 1
     assert "missing  encoder/block_1/fc2/bias" in report.lines()
     encoder, report = from_torch_names(PUBLISHED, {"encoder": mae_template()["encoder"]})
     assert set(encoder) == {"encoder"}
-    assert dict(report.unused)["mask_token"].startswith("decoder of the pretraining")
+    assert dict(report.unused)["mask_token"].startswith("decoder of pretraining")
 
 
 def test_a_shape_that_does_not_fit_names_both():
