@@ -34,7 +34,8 @@ from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.retrieval import metrics, whitening
 from saghog_jax.retrieval.aggregate import concatenate
-from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
+from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
+from saghog_jax.retrieval.embeddings_writer import save_embeddings
 from saghog_jax.retrieval.ranking import score_rows
 from saghog_jax.stages import run_stage
 

@@ -34,7 +34,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def resolve_name(precision: str) -> str:
-    """One of `PRECISIONS` with `auto` replaced by what suits this machine."""
+    """A name of `PRECISIONS` with `auto` replaced by the faster precision of this machine."""
     return resolve(ConfigDict({"precision": precision})).precision
 
 

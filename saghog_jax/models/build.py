@@ -111,7 +111,7 @@ def init_variables(config: ConfigDict, rng: PRNGKeyArray) -> dict:
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
-def init_writer_variables(config: ConfigDict, rng: jax.Array) -> dict:
+def init_writer_variables(config: ConfigDict, rng: PRNGKeyArray) -> dict:
     """The writer model before the first update: {"params": {"encoder": ..., "netrvlad": ...}}."""
     size = config.model.patch_size
     images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))

@@ -8,12 +8,8 @@ import pytest
 from planted import page, pages_of, planted
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.retrieval.embeddings import (
-    check_comparable,
-    load_embeddings,
-    relabel,
-    save_embeddings,
-)
+from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
+from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
 
 @pytest.fixture
