@@ -187,7 +187,7 @@ def test_bad_sources_are_one_line(tmp_path, weights):
     with pytest.raises(UserError, match="is not a readable npz file"):
         convert.run(config(tmp_path / "pickled.npz"), tmp_path / "run")
     np.savez(tmp_path / "foreign.npz", weight=np.zeros(3))
-    with pytest.raises(UserError, match="hold no encoder"):
+    with pytest.raises(UserError, match="contain no encoder"):
         convert.run(config(tmp_path / "foreign.npz"), tmp_path / "run")
     del weights["blocks.1.norm2.bias"]
     np.savez(tmp_path / "short.npz", **weights)

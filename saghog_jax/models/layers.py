@@ -16,11 +16,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from saghog_jax.models.arrays import AnyArray
+
 LAYER_NORM_EPSILON = 1e-5
 
 
 def product(
-    equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: DTypeLike
+    equation: str, x: Float[AnyArray, "..."], y: Float[AnyArray, "..."], dtype: DTypeLike
 ) -> Float[Array, "..."]:
     """`einsum` of two float32 arrays with operands in `dtype` and a float32 result.
 
@@ -32,20 +34,20 @@ def product(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, dtype: DTypeLike, x: jax.Array, y: jax.Array) -> jax.Array:
+def _product(equation: str, dtype: DTypeLike, x: AnyArray, y: AnyArray) -> AnyArray:
     return _product_fwd(equation, dtype, x, y)[0]
 
 
 def _product_fwd(
-    equation: str, dtype: DTypeLike, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    equation: str, dtype: DTypeLike, x: AnyArray, y: AnyArray
+) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
     x, y = x.astype(dtype), y.astype(dtype)
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32), (x, y)
 
 
 def _product_bwd(
-    equation: str, dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    equation: str, dtype: DTypeLike, saved: tuple[AnyArray, AnyArray], cotangent: AnyArray
+) -> tuple[AnyArray, AnyArray]:
     x, y = saved
     operands, result = equation.split("->")
     first, second = operands.split(",")
@@ -63,25 +65,25 @@ _product.defvjp(_product_fwd, _product_bwd)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def affine(
     dtype: DTypeLike,
-    x: Float[Array, "*rows i"],
-    kernel: Float[Array, "i o"],
-    bias: Float[Array, " o"],
+    x: Float[AnyArray, "*rows i"],
+    kernel: Float[AnyArray, "i o"],
+    bias: Float[AnyArray, " o"],
 ) -> Float[Array, "*rows o"]:
     """x kernel + bias: [..., i] -> [..., o], operands in `dtype` as in `product`."""
     return _affine_fwd(dtype, x, kernel, bias)[0]
 
 
 def _affine_fwd(
-    dtype: DTypeLike, x: jax.Array, kernel: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    dtype: DTypeLike, x: AnyArray, kernel: AnyArray, bias: AnyArray
+) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     y = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
     return y + bias, (x, kernel)
 
 
 def _affine_bwd(
-    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    dtype: DTypeLike, saved: tuple[AnyArray, AnyArray], cotangent: AnyArray
+) -> tuple[AnyArray, AnyArray, AnyArray]:
     x, kernel = saved
     cotangent = cotangent.astype(dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -99,7 +101,7 @@ affine.defvjp(_affine_fwd, _affine_bwd)
 
 
 @jax.custom_vjp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def gelu(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """GELU: x times the normal distribution function of x (with erf, as in PyTorch).
 
     The forward and the backward pass each read memory once: the derivative is computed from x
@@ -108,11 +110,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * _normal_cdf(x)
 
 
-def _gelu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gelu_fwd(x: AnyArray) -> tuple[AnyArray, AnyArray]:
     return x * _normal_cdf(x), x
 
 
-def _gelu_bwd(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+def _gelu_bwd(x: AnyArray, cotangent: AnyArray) -> tuple[AnyArray]:
     # Without the barrier the compiler shares erf between both passes and stores its result.
     x, cotangent = jax.lax.optimization_barrier((x, cotangent))
     density = jnp.exp(-0.5 * x * x) * np.float32(1 / math.sqrt(2 * math.pi))
@@ -122,7 +124,7 @@ def _gelu_bwd(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
 
 
-def _normal_cdf(x: jax.Array) -> jax.Array:
+def _normal_cdf(x: AnyArray) -> AnyArray:
     return 0.5 + 0.5 * jax.lax.erf(x * np.float32(math.sqrt(0.5)))
 
 
@@ -144,7 +146,7 @@ class Dense(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *l i"]) -> Float[Array, "b *l o"]:
+    def __call__(self, x: Float[AnyArray, "b *l i"]) -> Float[Array, "b *l o"]:
         """[b, i] or [b, l, i] -> [b, features] or [b, l, features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         if self.use_bias:
@@ -155,7 +157,7 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def normalize(
-    x: Float[Array, "*rows d"], scale: Float[Array, " d"], bias: Float[Array, " d"]
+    x: Float[AnyArray, "*rows d"], scale: Float[AnyArray, " d"], bias: Float[AnyArray, " d"]
 ) -> Float[Array, "*rows d"]:
     """LayerNorm of the last axis of x [..., d], with the two-pass variance; float32.
 
@@ -165,14 +167,14 @@ def normalize(
     return _normalize_fwd(x, scale, bias)[0]
 
 
-def _normalize_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
+def _normalize_fwd(x: AnyArray, scale: AnyArray, bias: AnyArray) -> tuple[AnyArray, tuple]:
     mean = jnp.mean(x, axis=-1)
     centred = x - mean[..., None]
     inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + LAYER_NORM_EPSILON)
     return centred * inverse[..., None] * scale + bias, (x, mean, inverse, scale)
 
 
-def _normalize_bwd(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalize_bwd(saved: tuple, cotangent: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
     x, mean, inverse, scale = saved
     normed = (x - mean[..., None]) * inverse[..., None]
     inner = cotangent * scale
@@ -189,14 +191,17 @@ class LayerNorm(nn.Module):
     """LayerNorm of the published code (epsilon 1e-5)."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+    def __call__(self, x: Float[AnyArray, "*rows d"]) -> Float[Array, "*rows d"]:
         """[..., d] -> [..., d]."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         return normalize(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
 def apply_dropout(
-    drop: nn.Dropout, x: Float[Array, " b *row"], train: bool, keys: Key[Array, " b"] | None = None
+    drop: nn.Dropout,
+    x: Float[AnyArray, " b *row"],
+    train: bool,
+    keys: Key[Array, " b"] | None = None,
 ) -> Float[Array, " b *row"]:
     """Dropout of rows [b, ...], with `train=True` only.
 

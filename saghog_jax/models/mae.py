@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.blocks import Block, recomputed
 from saghog_jax.models.layers import Dense, LayerNorm, product
 from saghog_jax.models.pos_embed import sincos_2d
@@ -73,7 +74,7 @@ def mask_noise(
     return jax.random.uniform(key, (batch, num_tokens))
 
 
-def random_masking(noise: Float[Array, "b l"], mask_ratio: float) -> Masking:
+def random_masking(noise: Float[AnyArray, "b l"], mask_ratio: float) -> Masking:
     """Keeps the tokens with the smallest noise [b, l]; of equal ones the earlier token."""
     k = num_keep(noise.shape[1], mask_ratio)
     ids_shuffle = jnp.argsort(noise, axis=1).astype(jnp.int32)
@@ -81,7 +82,7 @@ def random_masking(noise: Float[Array, "b l"], mask_ratio: float) -> Masking:
 
 
 def masked_loss(
-    pred: Float[Array, "b l t"], target: Float[Array, "b l t"], mask: Float[Array, "b l"]
+    pred: Float[AnyArray, "b l t"], target: Float[AnyArray, "b l t"], mask: Float[AnyArray, "b l"]
 ) -> Float[Array, ""]:
     """Mean squared error of a token, averaged over the removed tokens.
 
@@ -94,7 +95,9 @@ def masked_loss(
 
 
 def removed_errors(
-    pred: Float[Array, "b r t"], target: Float[Array, "b l t"], ids_removed: Int[Array, "b r"]
+    pred: Float[AnyArray, "b r t"],
+    target: Float[AnyArray, "b l t"],
+    ids_removed: Int[AnyArray, "b r"],
 ) -> Float[Array, " b"]:
     """Mean squared error of the removed tokens of each patch, [b]; its mean is `masked_loss`.
 
@@ -235,7 +238,7 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def __call__(
-        self, images: Float[Array, "b h w c"], noise: Float[Array, "b l"], mask_ratio: float
+        self, images: Float[AnyArray, "b h w c"], noise: Float[AnyArray, "b l"], mask_ratio: float
     ) -> dict[str, Array]:
         """Predicts every token of every patch.
 
@@ -258,7 +261,7 @@ class MaskedAutoencoder(nn.Module):
         }
 
     def removed(
-        self, images: Float[Array, "b h w c"], noise: Float[Array, "b l"], mask_ratio: float
+        self, images: Float[AnyArray, "b h w c"], noise: Float[AnyArray, "b l"], mask_ratio: float
     ) -> tuple[Float[Array, "b r t"], Int[Array, "b r"]]:
         """Predicts the removed tokens only.
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from saghog_jax.models.arrays import AnyArray
+
 WIDTHS = (16, 32, 64)
 DEPTHS = {"resnet20": 3, "resnet56": 9}  # n blocks per stage give 6 n + 2 layers.
 
@@ -30,7 +32,7 @@ class _ConvNorm(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
+    def __call__(self, x: Float[AnyArray, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         x = nn.Conv(
             self.features,
             (3, 3),
@@ -55,7 +57,7 @@ class _Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
+    def __call__(self, x: Float[AnyArray, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         y = nn.relu(_ConvNorm(self.features, self.stride, self.dtype, name="first")(x, train))
         y = _ConvNorm(self.features, 1, self.dtype, name="second")(y, train)
         x = x[:, :: self.stride, :: self.stride]
@@ -88,7 +90,7 @@ class ResNet(nn.Module):
     @nn.compact
     def tokens(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b s d"]:
@@ -112,13 +114,13 @@ class ResNet(nn.Module):
 
     def features(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b d"]:
         """Pooled features: [b, h, w, c] -> [b, d]."""
         return self.tokens(images, train, dropout_keys)[:, 0]
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b s d"]:
+    def __call__(self, images: Float[AnyArray, "b h w c"]) -> Float[Array, "b s d"]:
         """`tokens` with `train=False`."""
         return self.tokens(images)

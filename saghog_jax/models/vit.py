@@ -37,7 +37,7 @@ class PatchEmbed(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "b l i"]) -> Float[Array, "b l d"]:
+    def __call__(self, tokens: Float[AnyArray, "b l i"]) -> Float[Array, "b l d"]:
         """[b, l, i] raw tokens of `patchify` -> [b, l, d]."""
         # The published convolution has PyTorch's default bias, U(+-1/sqrt(fan in)).
         bound = tokens.shape[-1] ** -0.5
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def embed(
-        self, images: Float[Array, "b h w c"], ids_keep: Int[Array, "b k"] | None = None
+        self, images: Float[AnyArray, "b h w c"], ids_keep: Int[AnyArray, "b k"] | None = None
     ) -> Float[Array, "b s d"]:
         """Tokens before the first block: CLS, then the embedded tokens with their positions.
 
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         return jnp.concatenate([cls, self.patch_embed(tokens) + positions], axis=1)
 
     def __call__(
-        self, images: Float[Array, "b h w c"], ids_keep: Int[Array, "b k"] | None = None
+        self, images: Float[AnyArray, "b h w c"], ids_keep: Int[AnyArray, "b k"] | None = None
     ) -> Float[Array, "b s d"]:
         """Encodes the kept tokens: [b, h, w, c] -> [b, 1 + k, d], CLS first, normalised."""
         x = self.embed(images, ids_keep)
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
 
     def tokens(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b s d"]:
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
 
     def features(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b d"]:

@@ -62,7 +62,7 @@ class WriterModel(nn.Module):
 
     def encode(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b *l d"]:
@@ -93,9 +93,9 @@ class WriterModel(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
-        binary: Float[Array, "b h w 1"] | None = None,
+        binary: Float[AnyArray, "b h w 1"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b *l d"], Float[Array, "b *l v"]]:
         """Descriptors and assignments, the inputs of `cosine_gram` and `page_sum`.

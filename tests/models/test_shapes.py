@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from saghog_jax.models.layers import LayerNorm
 from saghog_jax.models.netrvlad import vlad
+from saghog_jax.models.resnet import ResNet
 from saghog_jax.retrieval.search import search
 from saghog_jax.training.losses import contrastive
 
@@ -31,5 +31,5 @@ def test_a_wrong_type_is_caught():
 
 
 def test_methods_of_modules_are_checked():
-    with pytest.raises(TypeCheckError, match="x"):
-        LayerNorm().apply({"params": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}, np.ones((2, 3)))
+    with pytest.raises(TypeCheckError, match="images"):
+        ResNet().apply({}, jnp.zeros((2, 8, 8)))
