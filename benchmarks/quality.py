@@ -33,8 +33,9 @@ from saghog_jax.embedding import sift as patch_sift
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.retrieval import metrics, whitening
-from saghog_jax.retrieval.aggregate import side_by_side
-from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
+from saghog_jax.retrieval.aggregate import concatenate
+from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
+from saghog_jax.retrieval.embeddings_writer import save_embeddings
 from saghog_jax.retrieval.ranking import score_rows
 from saghog_jax.stages import run_stage
 
@@ -234,7 +235,7 @@ class Bench:
             out, _ = self.embed(Row("", "", {}, {}), pages)
             parts.append(load_embeddings(out / patch_sift.descriptor_name(kind)))
             shares.append(row.sift[kind])
-        x = side_by_side([np.asarray(part.descriptors) for part in parts], shares)
+        x = concatenate([np.asarray(part.descriptors) for part in parts], shares)
         return parts[0], x, seen
 
 

@@ -184,7 +184,7 @@ def _write_report(workdir: Path, report: Report) -> None:
     path = workdir / "report.txt"
     with replacing(path, "w") as file:
         file.write("\n".join(report.lines()) + "\n")
-    counts = {name: len(getattr(report, name)) for name in ("taken", "missing", "unused")}
+    counts = {name: len(getattr(report, name)) for name in ("used", "missing", "unused")}
     logger.info(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; every key in {path}")
-    for line in report.lines()[counts["taken"] :]:
+    for line in report.lines()[counts["used"] :]:
         logger.info("  " + line)

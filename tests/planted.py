@@ -7,7 +7,8 @@ from PIL import Image
 
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.retrieval.aggregate import l2_normalize
-from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings, save_embeddings
+from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
+from saghog_jax.retrieval.embeddings_writer import save_embeddings
 
 
 def page(path, writer="", name="", split="test", box=None, extra=None) -> Page:

@@ -130,7 +130,7 @@ def test_any_width_and_depth(tmp_path, sizes):
             assert run[field] == size, field
     report = (tmp_path / "run" / "report.txt").read_text().splitlines()
     assert len(report) == len(weights)
-    assert sum(line.startswith("taken") for line in report) == len(jax.tree.leaves(params))
+    assert sum(line.startswith("used ") for line in report) == len(jax.tree.leaves(params))
 
 
 def test_an_encoder_alone_has_its_own_kind(tmp_path):
@@ -184,13 +184,13 @@ def test_bad_sources_are_one_line(tmp_path, weights):
     for suffix in ("npz", "safetensors"):
         path = tmp_path / f"damaged.{suffix}"
         path.write_bytes(b"no such format")
-        with pytest.raises(UserError, match=f"no readable {suffix} file"):
+        with pytest.raises(UserError, match=f"is not a readable {suffix} file"):
             convert.run(config(path), tmp_path / "run")
     np.savez(tmp_path / "pickled.npz", cls_token=np.array([{}], object))
-    with pytest.raises(UserError, match="no readable npz file"):
+    with pytest.raises(UserError, match="is not a readable npz file"):
         convert.run(config(tmp_path / "pickled.npz"), tmp_path / "run")
     np.savez(tmp_path / "foreign.npz", weight=np.zeros(3))
-    with pytest.raises(UserError, match="hold no encoder"):
+    with pytest.raises(UserError, match="contain no encoder"):
         convert.run(config(tmp_path / "foreign.npz"), tmp_path / "run")
     del weights["blocks.1.norm2.bias"]
     np.savez(tmp_path / "short.npz", **weights)
@@ -234,5 +234,5 @@ def test_pt_files_where_torch_is_installed(tmp_path, weights):
         with pytest.raises(UserError, match="cannot be read safely"):
             read_weights(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="contains no weights"):
         read_weights(tmp_path / "empty.pt")

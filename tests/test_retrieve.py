@@ -199,7 +199,7 @@ def test_inductive_whitening_is_fitted_elsewhere_saved_and_reused(tmp_path, fold
 
 def test_whitening_of_another_model_is_refused(tmp_path, folder):
     planted(tmp_path / "other", pages_of(6, 4), checkpoint="xyz")
-    with pytest.raises(UserError, match="made by checkpoint xyz"):
+    with pytest.raises(UserError, match="embedded with checkpoint xyz"):
         run(tmp_path, folder, whitening={"mode": "inductive", "fit": str(tmp_path / "other")})
     other = load_embeddings(tmp_path / "other")
     whitening.save(whitening.fit(other.descriptors, 4), tmp_path / "w.npz", "xyz")
@@ -237,7 +237,7 @@ def test_reranking_parameters_come_from_training_pages(tmp_path, folder, capsys)
     assert f"chosen on {tmp_path / 'train'}" in results[1]["reranking"]
     assert "re-ranking" in capsys.readouterr().out
     planted(tmp_path / "bare", [page(f"{i}.png", "", "") for i in range(4)])
-    with pytest.raises(UserError, match="none of which has a partner"):
+    with pytest.raises(UserError, match="chosen on pages without any relevant page"):
         run(tmp_path, folder, rerank={"method": "krnn", "choose_on": str(tmp_path / "bare")})
 
 

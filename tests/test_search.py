@@ -227,7 +227,7 @@ def test_bad_input(tmp_path, gallery):
     planted(tmp_path / "narrow", pages_of(2, 2), dim=4)
     for queries, message in (
         ("none", r"does not exist.*configs/embed\.py"),
-        ("other", "made by checkpoint xyz"),
+        ("other", "embedded with checkpoint xyz"),
         ("narrow", "width 4"),
     ):
         with pytest.raises(UserError, match=message):

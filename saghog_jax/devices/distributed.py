@@ -1,13 +1,14 @@
-"""Several processes that work as one: starting together, helpers, and ending together.
+"""Several processes of one run: joining, collective helpers, and stopping together.
 
-Off unless a config asks for it, and then never quietly alone. A process that dies, or raises, makes
-the others stop with a line that says so: each one tells the coordinator that it lives, and a thread
-of each watches the others, because a process that waits in a collective for a dead one is not
-woken by it.
+Switched on by the config only; a process that cannot join the others fails and never runs alone. If
+a process dies or raises an error, the others stop with a message. Each process sends heartbeats to
+the coordinator, and a thread in each process watches the heartbeats of the others: a process that
+waits in a collective operation for a dead process is never woken up.
 """
 
 import atexit
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -24,26 +25,28 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import RunError, UserError
 
 MODES = ("off", "auto", "explicit")
-PEER_FAILED = 4  # Exit status of a process that stops because another one has.
-_BARRIER_MS = 7 * 24 * 3600 * 1000  # Who waits is woken by the watch, not by a time.
+PEER_FAILED = 4  # Exit status of a process that stops because another process has failed.
+_BARRIER_MS = 7 * 24 * 3600 * 1000  # Long: the watch thread ends a process that waits in vain.
 _SHUTDOWN_SECONDS = 30
-_NOTICE_SECONDS = 3.0  # A failed process stays so long, for the others to learn why.
-# What errors say that a collective or the coordinator gives when a process has gone.
+_NOTICE_SECONDS = 3.0  # A failed process waits so long, so that the others can read the reason.
+# Words in the errors of collectives and of the coordinator when a process has gone.
 _LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "NCCL", "Connection closed by peer")
 _counter = itertools.count()
 _watch: "_Watch | None" = None
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 def initialize(config: ConfigDict) -> None:
-    """Joins the other processes; must come before anything that makes jax look for devices.
+    """Joins the other processes; must be called before jax looks for devices.
 
     Args:
       config: `saghog_jax.configs.common.distributed_config()`.
 
     Raises:
-      UserError: an unknown mode, nothing detected, fields missing, others that do not come.
+      UserError: the mode is unknown, no cluster is detected, fields are missing, or the other
+        processes do not join in time.
     """
     global _watch
     if config.mode not in MODES:
@@ -52,11 +55,11 @@ def initialize(config: ConfigDict) -> None:
         )
     if config.mode == "off":
         return
-    # jax would take SIGTERM for itself; a run tells the others by its batches that it should stop.
+    # jax would catch SIGTERM; a run passes stop requests to the other processes in its updates.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {
         "initialization_timeout": config.start_timeout,
-        # The watch below should be the first to tell.
+        # Later than the watch thread below, whose message is clearer.
         "heartbeat_timeout_seconds": config.dead_after + 30,
         "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
     }
@@ -81,34 +84,33 @@ def initialize(config: ConfigDict) -> None:
             f"config.distributed.mode={config.mode}: the processes could not be joined: {reason}"
         ) from None
     _watch = _Watch(_client(), config.dead_after)
-    # Runs before jax's own: nobody is watched any more who waits for the last to finish.
+    # Runs before the exit handler of jax, in which processes wait for each other.
     atexit.register(_watch.stop)
-    print(
+    logger.info(
         f"process {jax.process_index()} of {jax.process_count()}, "
-        f"{jax.local_device_count()} of {jax.device_count()} devices",
-        flush=True,
+        f"{jax.local_device_count()} of {jax.device_count()} devices"
     )
 
 
 def is_main() -> bool:
-    """Whether this process writes what is written once: process 0, or the only one."""
+    """Whether this is the main process: process 0, which alone writes shared files."""
     return jax.process_index() == 0
 
 
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
+def log_once(logger: logging.Logger, message: str) -> None:
+    """Logs a message at the level INFO, in the main process only."""
     if is_main():
-        print(line, flush=True)
+        logger.info(message)
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have come here; all must pass the same barriers in order."""
+    """Waits for all processes; all must pass the same barriers in the same order."""
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"saghog/{name}/{next(_counter)}", _BARRIER_MS)
 
 
 def main_first(function: Callable[[], T]) -> T:
-    """`function()`, in the main process before all others: what it makes, they find."""
+    """Returns `function()`; the main process calls it first, so that the others reuse its files."""
     if is_main():
         result = function()
         barrier("main_first")
@@ -118,59 +120,59 @@ def main_first(function: Callable[[], T]) -> T:
 
 
 def allgather(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, [processes, ...] on each: any type, bit for bit.
+    """The arrays of all processes, [processes, ...], of any type, bit for bit.
 
     Args:
-      array: of the same shape and type on every process, and no objects.
+      array: of the same shape and type on every process; no object array.
     """
     array = np.asarray(array)
     if jax.process_count() == 1:
         return array[None]
-    # As bytes: jax would make 32-bit numbers of 64-bit ones, and knows no strings.
+    # As bytes: jax would convert 64-bit numbers to 32 bits, and it has no strings.
     raw = np.frombuffer(array.tobytes(), np.uint8)
     gathered = np.asarray(multihost_utils.process_allgather(raw))
     return np.frombuffer(gathered.tobytes(), array.dtype).reshape(-1, *array.shape)
 
 
 def broadcast(array: np.ndarray) -> np.ndarray:
-    """The main process's array, on every process: any type, bit for bit.
+    """The array of the main process, on every process, of any type, bit for bit.
 
     Args:
-      array: of the same shape and type on every process, and no objects.
+      array: of the same shape and type on every process; no object array.
     """
     return allgather(array)[0]
 
 
 def fail(error: BaseException, status: int) -> NoReturn:
-    """Ends this process at once after an error, having told the others why.
+    """Reports an error to the other processes and ends this process at once.
 
-    Python's own way would wait for the others, who wait for this one.
+    A normal exit of Python would wait for the others, which wait for this process.
     """
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, UserError | RunError):
         print(f"error: {error}", file=sys.stderr)
     elif any(word in reason for word in _LOST):
         print(
-            f"error: process {jax.process_index()} stops, because the connection to another one "
-            f"broke, which has probably died ({reason})",
+            f"error: process {jax.process_index()} stops, because the connection to another "
+            f"process broke; that process has probably died ({reason})",
             file=sys.stderr,
         )
         status = PEER_FAILED
     else:
         traceback.print_exception(error)
     if _watch is not None:
-        _watch.tell_failed(reason)
+        _watch.report_failure(reason)
         time.sleep(_NOTICE_SECONDS)
     _exit(status)
 
 
 def active() -> bool:
-    """Whether this process works together with others."""
+    """Whether this process is one of several."""
     return _watch is not None
 
 
 def _client() -> Any:
-    # jax has no public way to its coordinator's barriers and keys; orbax takes this one too.
+    # jax has no public access to the barriers and keys of its coordinator; orbax does the same.
     from jax._src.distributed import global_state
 
     return global_state.client
@@ -183,44 +185,45 @@ def _exit(status: int) -> NoReturn:
 
 
 class _Watch:
-    """A thread that says that this process lives and ends it when another one has failed."""
+    """A thread that sends heartbeats and ends this process when another process has failed."""
 
     def __init__(self, client: Any, dead_after: float) -> None:
         self.dead_after = float(dead_after)
         self.period = min(2.0, dead_after / 5)
-        self._client, self._me = client, jax.process_index()
+        self._client, self._process = client, jax.process_index()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Says that this process has finished; the others no longer expect signs of life."""
+        """Tells the others that this process has finished and sends no more heartbeats."""
         if not self._stop.is_set():
             self._stop.set()
             self._put("alive", "done")
 
-    def tell_failed(self, reason: str) -> None:
-        """Leaves the reason where the others look."""
+    def report_failure(self, reason: str) -> None:
+        """Tells the others the reason of a failure."""
         self._stop.set()
         self._put("failed", " ".join(reason.split())[:500])
 
     def _put(self, key: str, value: str) -> bool:
         try:
-            self._client.key_value_set(f"saghog/{key}/{self._me}", value, allow_overwrite=True)
-        except Exception:  # whatever the coordinator's absence is called in this version
+            self._client.key_value_set(f"saghog/{key}/{self._process}", value, allow_overwrite=True)
+        except Exception:  # The type of the error depends on the version of jax.
             return False
         return True
 
     def _get(self, key: str) -> dict[int, str] | None:
         try:
-            found = self._client.key_value_dir_get(f"saghog/{key}/")
+            entries = self._client.key_value_dir_get(f"saghog/{key}/")
         except Exception:
             return None
-        return {int(name.rsplit("/", 1)[1]): value for name, value in found}
+        return {int(name.rsplit("/", 1)[1]): value for name, value in entries}
 
     def _run(self) -> None:
-        seen: dict[int, tuple[str, float]] = {}
-        answered = time.monotonic()
+        # The last heartbeat of each process, and the time of its arrival.
+        heartbeats: dict[int, tuple[str, float]] = {}
+        last_answer, limit = time.monotonic(), self.dead_after
         for beat in itertools.count():
             if self._stop.wait(self.period):
                 return
@@ -232,19 +235,19 @@ class _Watch:
             for process, reason in (failed or {}).items():
                 self._end(f"process {process} has failed ({reason})")
             if sent and alive is not None:
-                answered = now
-            elif now - answered > self.dead_after:
-                self._end(f"the coordinator has not answered for {self.dead_after:.0f} s")
+                last_answer = now
+            elif now - last_answer > limit:
+                self._end(f"the coordinator has not answered for {limit:.0f} s")
             for process, value in (alive or {}).items():
-                if value != seen.get(process, ("", 0.0))[0]:
-                    seen[process] = (value, now)
-                elif value != "done" and now - seen[process][1] > self.dead_after:
-                    self._end(f"process {process} has given no sign for {self.dead_after:.0f} s")
+                if value != heartbeats.get(process, ("", 0.0))[0]:
+                    heartbeats[process] = (value, now)
+                elif value != "done" and now - heartbeats[process][1] > limit:
+                    self._end(f"process {process} has sent no heartbeat for {limit:.0f} s")
 
-    def _end(self, why: str) -> NoReturn:
+    def _end(self, reason: str) -> NoReturn:
         print(
-            f"error: process {self._me} stops, because {why}; "
-            "the same command goes on from the last checkpoint",
+            f"error: process {self._process} stops, because {reason}; "
+            "repeat the command to continue from the last checkpoint",
             file=sys.stderr,
         )
         _exit(PEER_FAILED)

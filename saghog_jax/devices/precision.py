@@ -1,7 +1,7 @@
-"""Which number type the operands of matrix products have; everything else stays float32.
+"""The number type of the operands of matrix products; everything else is float32.
 
 `mixed` rounds operands to bfloat16 and keeps float32 sums, parameters, normalisation and losses. It
-pays on accelerators, and on CPUs with bfloat16 instructions.
+is faster on accelerators and on CPUs with bfloat16 instructions.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with `auto` replaced by what suits this machine.
+    """The config with `auto` replaced by the faster precision of this machine.
 
     Raises:
-      UserError: an unknown precision.
+      UserError: the precision is unknown.
     """
     if config.precision not in PRECISIONS:
         raise UserError(
@@ -29,21 +29,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
         )
     if config.precision == "auto":
         config = config.copy_and_resolve_references()
-        config.precision = "mixed" if _mixed_pays() else "float32"
+        config.precision = "mixed" if _mixed_is_faster() else "float32"
     return config
 
 
 def resolve_name(precision: str) -> str:
-    """One of `PRECISIONS` with `auto` replaced by what suits this machine."""
+    """A name of `PRECISIONS` with `auto` replaced by the faster precision of this machine."""
     return resolve(ConfigDict({"precision": precision})).precision
 
 
 def operand_dtype(precision: str) -> DTypeLike:
-    """The type of the operands of products, for a resolved precision."""
+    """The type of the operands of products at a resolved precision."""
     return {"float32": jnp.float32, "mixed": jnp.bfloat16}[precision]
 
 
-def _mixed_pays() -> bool:
+def _mixed_is_faster() -> bool:
     if jax.default_backend() != "cpu":
         return True
     info = Path("/proc/cpuinfo")

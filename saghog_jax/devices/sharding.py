@@ -1,4 +1,4 @@
-"""The device mesh, and which axis of each array lies across it."""
+"""The device mesh, and the sharding of arrays on it."""
 
 import math
 import re
@@ -12,36 +12,37 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import UserError
 
 AXES = ("data", "fsdp")
-# Which arrays lie across the axis `fsdp`, by name: `split` or `replicate`. Vectors are small and
-# wanted whole at every use: they are replicated always.
+# Whether an array is split across the axis `fsdp` or replicated, by its name. Vectors are small and
+# needed whole at every use: they are always replicated.
 RULES = ((r"(cls|mask)_token$", "replicate"), (r"", "split"))
 
 
 def make_mesh(sizes: ConfigDict, among: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of devices with axes `data` and `fsdp`; at most one size is -1, the rest.
+    """A mesh of devices with the axes `data` and `fsdp`.
 
     Args:
-      among: the devices, by default those of all processes.
+      sizes: number of devices along each axis; one of them may be -1, which takes the rest.
+      among: devices of the mesh; by default the devices of all processes.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.device_count() if among is None else len(among)
     shape = [sizes[axis] for axis in AXES]
-    given = math.prod(size for size in shape if size != -1)
-    if shape.count(-1) == 1 and given > 0 and devices % given == 0:
-        shape = [devices // given if size == -1 else size for size in shape]
+    fixed = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
+        shape = [devices // fixed if size == -1 else size for size in shape]
     if math.prod(shape) != devices or min(shape) < 1:
         raise UserError(
-            f"config.mesh asks for {dict(sizes)} but there are {devices} devices; "
-            "the sizes must multiply to that number, one of them may be -1"
+            f"config.mesh is {dict(sizes)} but there are {devices} devices; "
+            "the product of the sizes must be that number, one of them may be -1"
         )
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=among)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch lie across all devices."""
+    """The rows of a batch are split across all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -51,14 +52,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state: object, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> object:
-    """A sharding a leaf of an abstract state, as the first rule says whose expression is found.
+    """The shardings of an abstract state, by the first rule that matches the name of each leaf.
 
-    `split`: the largest axis that `fsdp` divides lies across it; where there is none, and for
-    vectors, the array is replicated. A function of name and shape alone, so that a parameter and
-    its optimiser moments, whose names end alike, lie alike.
+    `split` splits the largest axis that the size of `fsdp` divides; an array without such an axis,
+    and every vector, is replicated. The sharding depends on name and shape only: a parameter and
+    its optimiser moments, whose names end alike, have the same sharding.
+
+    Args:
+      state: tree of arrays or ShapeDtypeStructs.
+      rules: (regular expression, `split` or `replicate`).
 
     Raises:
-      ValueError: an array that no rule covers.
+      ValueError: no rule matches an array.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf, mesh, rules)), state
@@ -66,7 +71,7 @@ def state_shardings(state: object, mesh: Mesh, rules: Sequence[tuple[str, str]] 
 
 
 def fallbacks(state: object, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> list[str]:
-    """Names and shapes of the arrays that a rule wants split and that no axis allows to be."""
+    """Names and shapes of the arrays that are replicated although their rule is `split`."""
     if mesh.shape["fsdp"] == 1:
         return []
     return [
@@ -86,7 +91,7 @@ def _action(name: str, rules: Sequence[tuple[str, str]]) -> str:
     for pattern, action in rules:
         if re.search(pattern, name):
             return action
-    raise ValueError(f"no rule covers {name!r}; rules: {[p for p, _ in rules]}")
+    raise ValueError(f"no rule matches {name!r}; rules: {[p for p, _ in rules]}")
 
 
 def _spec(
@@ -102,8 +107,15 @@ def _spec(
     return PartitionSpec(*spec)
 
 
-def laid_like(new: object, old: object) -> object:
-    """Arrays of the host laid out as placed arrays of the same shapes, without whole copies."""
+def shard_like(new: object, old: object) -> object:
+    """Copies host arrays to devices with the shardings and types of `old`.
+
+    No device receives more than its part.
+
+    Args:
+      new: tree of numpy arrays.
+      old: tree of jax arrays of the same shapes.
+    """
 
     def place(new: np.ndarray, old: jax.Array) -> jax.Array:
         host = np.asarray(new, old.dtype)
@@ -113,16 +125,16 @@ def laid_like(new: object, old: object) -> object:
 
 
 def check_divisible(field: str, size: int, devices: int) -> None:
-    """Sees that devices get equal parts of a batch.
+    """Checks that all devices get equal parts of a batch.
 
     Raises:
-      UserError: they do not.
+      UserError: `size` is not divisible by `devices`.
     """
     if size % devices:
         raise UserError(f"config.{field}={size} is not divisible by {devices} devices")
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from the rows that this process has loaded."""
+    """Global arrays from the local rows of each process."""
     rows = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(rows, v) for k, v in batch.items()}

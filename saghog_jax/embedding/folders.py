@@ -19,7 +19,8 @@ from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.embeddings import load_embeddings, relabel, save_embeddings
+from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
 logger = logging.getLogger(__name__)
 

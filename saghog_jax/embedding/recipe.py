@@ -20,7 +20,7 @@ from saghog_jax.input_pipeline.cutting.rules import published_rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.models.inputs import INPUTS
-from saghog_jax.retrieval.aggregate import POOLINGS, l2_normalize, power_norm, side_by_side
+from saghog_jax.retrieval.aggregate import POOLINGS, concatenate, l2_normalize, power_norm
 
 FILE = "recipe.json"
 # Descriptors of a checkpoint: NetRVLAD vectors of a finetuned model, CLS features of an encoder.
@@ -158,7 +158,7 @@ class PageRecipe:
             for pooled in scales:
                 columns.append(l2_normalize(power_norm(pooled, part.power)))
                 weights.append(part.weight / len(self.scales))
-        return side_by_side(columns, weights)
+        return concatenate(columns, weights)
 
     def to_json(self) -> dict:
         """As `from_json` reads it."""

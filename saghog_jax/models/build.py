@@ -1,11 +1,11 @@
-"""Modules from the sections of a config; the one place where fields meet constructors.
+"""Builds modules from the sections of a config; no other module reads these fields.
 
-`dtype` is that of the operands of matrix products, see precision.py.
+`dtype` is the type of the operands of matrix products, see devices/precision.py.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from saghog_jax.devices.precision import operand_dtype
@@ -21,10 +21,10 @@ REMATS = ("none", "blocks")
 
 
 def use_remat(config: ConfigDict) -> bool:
-    """Whether `config.remat` asks for recomputation.
+    """Whether `config.remat` switches rematerialisation on.
 
     Raises:
-      UserError: an unknown choice.
+      UserError: the choice is unknown.
     """
     if config.remat not in REMATS:
         raise UserError(f"unknown config.remat {config.remat!r}, known: {', '.join(REMATS)}")
@@ -34,7 +34,7 @@ def use_remat(config: ConfigDict) -> bool:
 def make_mae(
     model: ConfigDict, target_dim: int, dtype: DTypeLike, remat: bool = False
 ) -> MaskedAutoencoder:
-    """The masked autoencoder of a `model` section, predicting `target_dim` channels a token."""
+    """The masked autoencoder of a `model` section; it predicts `target_dim` channels per token."""
     return MaskedAutoencoder(
         patch_size=model.patch_size,
         token_size=model.token_size,
@@ -58,12 +58,12 @@ def make_encoder(
     kind: str = "vit",
     remat: bool = False,
 ) -> Encoder | ResNet:
-    """The encoder alone: a ViT of the `model` section, or a baseline that has its own sizes.
+    """The encoder: a ViT with the sizes of the `model` section, or a baseline with fixed sizes.
 
     Args:
-      dropout: on the ViT's tokens, with `train=True` only.
+      dropout: dropout rate of the ViT's tokens, with `train=True` only.
       kind: one of `ENCODERS`.
-      remat: see `Encoder`; of no effect on a baseline.
+      remat: see `Encoder`; without effect on a baseline.
     """
     if kind != "vit":
         return ResNet(kind, dtype)
@@ -80,7 +80,7 @@ def make_encoder(
 
 
 def make_writer_model(config: ConfigDict, dropout: float = 0.0, remat: bool = False) -> WriterModel:
-    """Encoder and NetRVLAD of a finetuning config whose precision is resolved."""
+    """Encoder and NetRVLAD of a finetuning config with a resolved precision."""
     dtype = operand_dtype(config.precision)
     return WriterModel(
         encoder=make_encoder(config.model, dtype, dropout, config.encoder, remat),
@@ -103,7 +103,7 @@ def model_of(config: ConfigDict) -> MaskedAutoencoder:
     return make_mae(config.model, channels, operand_dtype(config.precision), remat)
 
 
-def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
+def init_variables(config: ConfigDict, rng: PRNGKeyArray) -> dict:
     """The model before the first update: {"params": {"encoder": ..., "decoder": ...}}."""
     model, size = model_of(config), config.model.patch_size
     tokens = (size // config.model.token_size) ** 2
@@ -111,7 +111,7 @@ def init_variables(config: ConfigDict, rng: jax.Array) -> dict:
     return model.init(rng, images, noise, config.mask_ratio, method="removed")
 
 
-def init_writer_variables(config: ConfigDict, rng: jax.Array) -> dict:
+def init_writer_variables(config: ConfigDict, rng: PRNGKeyArray) -> dict:
     """The writer model before the first update: {"params": {"encoder": ..., "netrvlad": ...}}."""
     size = config.model.patch_size
     images, binary = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))

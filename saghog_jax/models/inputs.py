@@ -1,21 +1,25 @@
-"""From a shipped batch of patches to what a model reads, on the device.
+"""From a batch of the loader to the input of a model, on the device.
 
 Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary` is 1 on paper and
 0 on ink, float32 [b, h, w, 1].
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 
-# What an encoder reads: the colours of the page, or its binarised ink.
+from saghog_jax.models.arrays import AnyArray
+
+# Inputs of an encoder: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
 
 
-def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Images and binary of a batch as the loader ships it.
+def decode(
+    batch: dict[str, UInt8[AnyArray, "b ..."]],
+) -> tuple[Float[AnyArray, "b h w 3"], Float[AnyArray, "b h w 1"]]:
+    """Unpacks a batch of the loader.
 
     Args:
-      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], bits, 1 = ink.
+      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], packed bits, 1 = ink.
 
     Returns:
       images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
@@ -26,11 +30,17 @@ def decode(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     return images, 1.0 - bits.astype(jnp.float32)
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """[0, 1] to [-1, 1], what the encoder reads."""
+def normalize(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+    """Scales [0, 1] to [-1, 1], the range that encoders expect."""
     return images * 2.0 - 1.0
 
 
-def model_input(images: jax.Array, binary: jax.Array, source: str) -> jax.Array:
-    """Images [b, h, w, c] of what an encoder reads, not normalised: `source` is one of `INPUTS`."""
+def model_input(
+    images: Float[AnyArray, "b h w c"], binary: Float[AnyArray, "b h w 1"], source: str
+) -> Float[AnyArray, "b h w c"]:
+    """The images [b, h, w, c] that an encoder reads, not normalised.
+
+    Args:
+      source: one of `INPUTS`.
+    """
     return jnp.broadcast_to(binary, images.shape) if source == "binary" else images

@@ -1,12 +1,12 @@
 """The masked autoencoder of pretraining (paper, section 3).
 
 Axis letters: b patches, l tokens, k kept tokens, r removed tokens, d encoder width, e decoder
-width, t target size; h w c image axes.
+width, t target size, s tokens with CLS; h w c image axes.
 
-Two forms of the same loss: `__call__` predicts every token in its place, as the published code
-does, and `masked_loss` takes the mean over the removed ones; `removed` computes the last decoder
-block for the removed tokens alone, and `removed_errors` are those of each patch. Both give the
-same loss and gradients; training uses the second, pictures of reconstructions the first.
+The loss has two forms with the same value and gradients. `__call__` predicts every token, as the
+published code does, and `masked_loss` averages over the removed tokens: pictures of reconstructions
+use it. `removed` computes the last decoder block for the removed tokens only, and `removed_errors`
+gives the error of each patch: training uses it.
 """
 
 import math
@@ -17,43 +17,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, product, recomputed
+from saghog_jax.models.arrays import AnyArray
+from saghog_jax.models.blocks import Block, recomputed
+from saghog_jax.models.layers import Dense, LayerNorm, product
 from saghog_jax.models.pos_embed import sincos_2d
 from saghog_jax.models.vit import Encoder
 
 
 class Masking(NamedTuple):
-    """Which tokens of each patch the encoder sees. Each patch has its own.
+    """The kept and the removed tokens of each patch.
 
     Attributes:
-      ids_keep: int32 [b, k], in the order of their noise (not of their position).
-      ids_removed: int32 [b, l - k].
+      ids_keep: int32 [b, k], kept tokens in the order of their noise (not of their position).
+      ids_removed: int32 [b, r], removed tokens in the order of their noise.
     """
 
-    ids_keep: jax.Array
-    ids_removed: jax.Array
+    ids_keep: Int[Array, "b k"]
+    ids_removed: Int[Array, "b r"]
 
     @property
-    def ids_restore(self) -> jax.Array:
-        """int32 [b, l]: where token l lies in the sequence kept tokens, then removed ones."""
+    def ids_restore(self) -> Int[Array, "b l"]:
+        """int32 [b, l]: position of token l in the sequence of kept, then removed tokens."""
         return jnp.argsort(jnp.concatenate(self, axis=1), axis=1)
 
     @property
-    def mask(self) -> jax.Array:
+    def mask(self) -> Float[Array, "b l"]:
         """float32 [b, l]: 1 = removed, 0 = kept."""
         return (self.ids_restore >= self.ids_keep.shape[1]).astype(jnp.float32)
 
 
 def num_keep(num_tokens: int, mask_ratio: float) -> int:
-    """How many tokens stay: num_tokens * (1 - mask_ratio) rounded down.
+    """Number of kept tokens: num_tokens * (1 - mask_ratio), rounded down.
 
-    A product that is a whole number but for float rounding (100 tokens at 0.9) counts as that
-    number; the published `int()` would lose a token there. At 16 and 64 tokens and the published
-    ratios both are the same.
+    A product that differs from a whole number only by float rounding (100 tokens at 0.9) counts as
+    the whole number; the published `int()` loses a token there. With 16 or 64 tokens and the
+    published ratios both agree.
 
     Raises:
-      ValueError: nothing or everything would be kept.
+      ValueError: no token or every token would be kept.
     """
     k = math.floor(num_tokens * (1 - mask_ratio) + 1e-9)
     if not 0 < k < num_tokens:
@@ -64,20 +67,24 @@ def num_keep(num_tokens: int, mask_ratio: float) -> int:
     return k
 
 
-def mask_noise(key: jax.Array, batch: int, num_tokens: int) -> jax.Array:
-    """The uniform noise [batch, num_tokens] that `random_masking` orders tokens by."""
+def mask_noise(
+    key: PRNGKeyArray, batch: int, num_tokens: int
+) -> Float[Array, "{batch} {num_tokens}"]:
+    """Uniform noise [batch, num_tokens]; `random_masking` orders the tokens by it."""
     return jax.random.uniform(key, (batch, num_tokens))
 
 
-def random_masking(noise: jax.Array, mask_ratio: float) -> Masking:
-    """Keeps the tokens with the smallest noise [b, l]; ties keep the earlier token."""
+def random_masking(noise: Float[AnyArray, "b l"], mask_ratio: float) -> Masking:
+    """Keeps the tokens with the smallest noise [b, l]; of equal ones the earlier token."""
     k = num_keep(noise.shape[1], mask_ratio)
     ids_shuffle = jnp.argsort(noise, axis=1).astype(jnp.int32)
     return Masking(ids_shuffle[:, :k], ids_shuffle[:, k:])
 
 
-def masked_loss(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over removed tokens of the mean squared error of a token.
+def masked_loss(
+    pred: Float[AnyArray, "b l t"], target: Float[AnyArray, "b l t"], mask: Float[AnyArray, "b l"]
+) -> Float[Array, ""]:
+    """Mean squared error of a token, averaged over the removed tokens.
 
     Args:
       pred, target: [b, l, t].
@@ -87,26 +94,30 @@ def masked_loss(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Arra
     return jnp.sum(error * mask) / jnp.sum(mask)
 
 
-def removed_errors(pred: jax.Array, target: jax.Array, ids_removed: jax.Array) -> jax.Array:
-    """Mean squared error of the removed tokens of each patch, [b]; their mean is `masked_loss`.
+def removed_errors(
+    pred: Float[AnyArray, "b r t"],
+    target: Float[AnyArray, "b l t"],
+    ids_removed: Int[AnyArray, "b r"],
+) -> Float[Array, " b"]:
+    """Mean squared error of the removed tokens of each patch, [b]; its mean is `masked_loss`.
 
     Args:
-      pred: [b, r, t] of the tokens `ids_removed`.
-      target: [b, l, t] of all tokens.
+      pred: [b, r, t], predictions for the tokens `ids_removed`.
+      target: [b, l, t], targets of all tokens.
       ids_removed: int32 [b, r].
     """
-    wanted = jnp.take_along_axis(target, ids_removed[:, :, None], 1)
-    return jnp.mean(jnp.square(pred - wanted), axis=(1, 2))
+    removed_target = jnp.take_along_axis(target, ids_removed[:, :, None], 1)
+    return jnp.mean(jnp.square(pred - removed_target), axis=(1, 2))
 
 
 class Decoder(nn.Module):
-    """Predicts the target of removed tokens from the latent of the kept ones.
+    """Predicts the target of removed tokens from the latent of the kept tokens.
 
     Attributes:
-      width, depth, heads, mlp_ratio: of the transformer.
+      width, depth, heads, mlp_ratio: sizes of the transformer.
       target_dim: t, see `saghog_jax.models.targets.target_dim`.
       grid: rows and columns of tokens in a patch.
-      dtype: of the operands of the products.
+      dtype: type of the operands of the products.
     """
 
     width: int
@@ -128,8 +139,8 @@ class Decoder(nn.Module):
         self.norm = LayerNorm()
         self.pred = Dense(self.target_dim, self.dtype)
 
-    def __call__(self, latent: jax.Array, masking: Masking) -> jax.Array:
-        """Predicts every token in its place: [b, 1 + k, d] -> [b, l, t]."""
+    def __call__(self, latent: Float[Array, "b s d"], masking: Masking) -> Float[Array, "b l t"]:
+        """Predicts every token, in the order of positions: [b, 1 + k, d] -> [b, l, t]."""
         x = self.embed(latent)
         b, r = masking.ids_removed.shape
         removed = jnp.broadcast_to(self.mask_token, (b, r, self.width))
@@ -140,13 +151,14 @@ class Decoder(nn.Module):
             x = block(x)
         return self.pred(self.norm(x))[:, 1:]
 
-    def removed(self, latent: jax.Array, masking: Masking) -> jax.Array:
-        """Predicts the removed tokens alone, in the order of `ids_removed`: -> [b, r, t].
+    def removed(self, latent: Float[Array, "b s d"], masking: Masking) -> Float[Array, "b r t"]:
+        """Predicts the removed tokens only, in the order of `ids_removed`: -> [b, r, t].
 
-        The same numbers as `__call__` at those tokens. Attention does not depend on the order of
-        its keys, so that nothing is put back in place; the last block needs no queries but those of
-        the removed tokens; and before the first block a removed token is a function of its position
-        alone, so that its query, key and value are computed once a position, not once a patch.
+        The numbers are those of `__call__` for these tokens. Three shortcuts save work. Attention
+        does not depend on the order of its keys, so tokens need not return to their positions. The
+        last block computes only the queries of the removed tokens. Before the first block a removed
+        token depends on its position alone, so its query, key and value are computed once per
+        position instead of once per patch.
         """
         positions = self._positions()
         x = self.embed(latent)
@@ -155,11 +167,11 @@ class Decoder(nn.Module):
         x = jnp.concatenate([kept, removed], axis=1)
         table = self.mask_token + positions
         first = self.block[0]
-        chosen = jax.nn.one_hot(masking.ids_removed, table.shape[1], dtype=table.dtype)
+        one_hot = jax.nn.one_hot(masking.ids_removed, table.shape[1], dtype=table.dtype)
 
         def pick(rows: jax.Array) -> jax.Array:
-            # A product rather than a gather, whose gradient would be a slow scatter.
-            return product("brl,le->bre", chosen, rows[0], self.dtype)
+            # The gradient of a gather would be a slow scatter.
+            return product("brl,le->bre", one_hot, rows[0], self.dtype)
 
         queries = pick(first.queries(table))
         keys_values = jnp.concatenate(
@@ -184,11 +196,11 @@ class MaskedAutoencoder(nn.Module):
 
     Attributes:
       patch_size, token_size: sides in pixels of the images and of a token.
-      width, depth, heads, mlp_ratio: of the encoder.
-      decoder_width, decoder_depth, decoder_heads: of the decoder.
+      width, depth, heads, mlp_ratio: sizes of the encoder.
+      decoder_width, decoder_depth, decoder_heads: sizes of the decoder.
       target_dim: t, channels of a token's target.
-      remat: of each block only the input is kept for the gradient, the rest computed again.
-      dtype: of the operands of the products.
+      remat: store only the input of each block for the gradient and recompute the rest.
+      dtype: type of the operands of the products.
     """
 
     patch_size: int = 32
@@ -226,14 +238,14 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def __call__(
-        self, images: jax.Array, noise: jax.Array, mask_ratio: float
-    ) -> dict[str, jax.Array]:
+        self, images: Float[AnyArray, "b h w c"], noise: Float[AnyArray, "b l"], mask_ratio: float
+    ) -> dict[str, Array]:
         """Predicts every token of every patch.
 
         Args:
           images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
-          noise: [b, l] of `mask_noise`.
-          mask_ratio: share of removed tokens, a Python number.
+          noise: [b, l], see `mask_noise`.
+          mask_ratio: fraction of removed tokens, a Python number.
 
         Returns:
           `latent` [b, 1 + k, d] (CLS first, kept tokens in the order of their noise), `pred`
@@ -249,9 +261,16 @@ class MaskedAutoencoder(nn.Module):
         }
 
     def removed(
-        self, images: jax.Array, noise: jax.Array, mask_ratio: float
-    ) -> tuple[jax.Array, jax.Array]:
-        """Predicts removed tokens alone: `pred` [b, r, t] and their `ids_removed` int32 [b, r]."""
+        self, images: Float[AnyArray, "b h w c"], noise: Float[AnyArray, "b l"], mask_ratio: float
+    ) -> tuple[Float[Array, "b r t"], Int[Array, "b r"]]:
+        """Predicts the removed tokens only.
+
+        Args:
+          images, noise, mask_ratio: as for `__call__`.
+
+        Returns:
+          `pred` [b, r, t] and `ids_removed` int32 [b, r].
+        """
         masking = random_masking(noise, mask_ratio)
         latent = self.encoder(images, masking.ids_keep)
         if self.remat:

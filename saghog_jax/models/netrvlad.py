@@ -1,13 +1,13 @@
-"""NetRVLAD and NetVLAD: soft assignment to clusters, and what follows from it without [b, v*d].
+"""NetRVLAD and NetVLAD: soft assignment to clusters, and sums and cosines of the vectors.
 
 Axis letters: b patches, l descriptors of a patch, d width, v clusters, s segments (pages).
 
-The vector of a patch is the matrix of all sum_l A_lv (X_l - C_v), [v, d], 51,200 numbers at paper
-size. With one descriptor a patch, inner products and sums over patches follow from A, X and C
-alone (`cosine_gram`, `page_sum`), exactly; with several the vectors are formed.
+The VLAD vector of a patch is the matrix sum_l A_lv (X_l - C_v), [v, d], 51,200 numbers at paper
+size. With one descriptor per patch, inner products and sums over patches follow exactly from A, X
+and C (`cosine_gram`, `page_sum`) without this vector; with several the vectors are computed.
 
-Functions take assignments [b, v] with descriptors [b, d], or [b, l, v] with [b, l, d]. Assignments
-of descriptors that do not count are zero.
+Functions take assignments [b, v] with descriptors [b, d], or [b, l, v] with [b, l, d]. The
+assignment of a descriptor that does not count is zero.
 """
 
 import math
@@ -16,24 +16,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.layers import product
 from saghog_jax.models.vit import symmetric_uniform
 
-EPSILON = 1e-12  # Norms below it count as it, so that the zero vector stays zero.
-HIGHEST = jax.lax.Precision.HIGHEST  # Differences of large numbers: no TF32 or bfloat16.
+EPSILON = 1e-12  # Lower bound of norms: the zero vector stays zero.
+HIGHEST = jax.lax.Precision.HIGHEST  # No TF32 or bfloat16: differences of large numbers.
 
 
 class NetRVLAD(nn.Module):
-    """The parameters of NetRVLAD or NetVLAD and the assignment.
+    """Parameters and assignment of NetRVLAD or NetVLAD.
 
     Attributes:
       num_clusters: v.
-      normalized: False is NetRVLAD: assignment from the descriptor as it is, no
-        intra-normalisation. True is NetVLAD: assignment from the L2-normalised descriptor,
-        residuals of the raw one, each cluster's residual L2-normalised.
+      normalized: False is NetRVLAD: assignment from the raw descriptor, no intra-normalisation.
+        True is NetVLAD: assignment from the L2-normalised descriptor, residuals of the raw
+        descriptor, the residual of each cluster L2-normalised.
       alpha: sharpness of the initial NetVLAD assignment.
-      dtype: of the operands of the assignment's product.
+      dtype: type of the operands of the assignment's product.
     """
 
     num_clusters: int = 100
@@ -42,12 +44,14 @@ class NetRVLAD(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        """Assigns descriptors to clusters; the centroids are the parameter `centroids` [v, d].
+    def __call__(
+        self, x: Float[AnyArray, "b *l d"], weights: Float[AnyArray, " b *l"] | None = None
+    ) -> Float[Array, "b *l v"]:
+        """Assigns descriptors to clusters; the parameter `centroids` is [v, d].
 
         Args:
           x: float32 [b, d] or [b, l, d].
-          weights: [b] or [b, l], multiplied to the assignment; None is all ones.
+          weights: [b] or [b, l], factors of the assignment; None is all ones.
 
         Returns:
           the assignment [b, v] or [b, l, v].
@@ -58,7 +62,7 @@ class NetRVLAD(nn.Module):
             kernel_init, bias_init = _from_centroids(centroids, self.alpha)
             y = l2_normalize(x)
         else:
-            # PyTorch's default of a convolution, which the published NetRVLAD keeps.
+            # The published NetRVLAD has PyTorch's default initialisation of a convolution.
             kernel_init = bias_init = symmetric_uniform(1 / math.sqrt(d))
             y = x
         kernel = self.param("kernel", kernel_init, (d, self.num_clusters))
@@ -73,7 +77,7 @@ def _unit_rows(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.fl
 
 
 def _from_centroids(
-    centroids: jax.Array, alpha: float
+    centroids: AnyArray, alpha: float
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
     return (
         lambda key, shape: 2 * alpha * centroids.T,
@@ -82,21 +86,24 @@ def _from_centroids(
 
 
 def with_centroids(
-    params: dict[str, jax.Array], centres: jax.Array, normalized: bool = False, alpha: float = 100.0
-) -> dict[str, jax.Array]:
-    """Parameters whose centroids are `centres` (of k-means, not normalised).
+    params: dict[str, Float[Array, "..."]],
+    centres: Float[AnyArray, "v d"],
+    normalized: bool = False,
+    alpha: float = 100.0,
+) -> dict[str, Float[Array, "..."]]:
+    """Parameters with the centroids `centres` (k-means centres, not normalised).
 
-    NetRVLAD's assignment stays as initialised, as in the published code; NetVLAD's follows the
-    centres: kernel 2 alpha c, bias -alpha |c| (published so, although |c|^2 would make it the
-    softmax of squared distances; the same for unit centroids).
+    The assignment of NetRVLAD keeps its initial parameters, as in the published code. The
+    assignment of NetVLAD is set from the centres: kernel 2 alpha c, bias -alpha |c| (as published,
+    although |c|^2 would give the softmax of squared distances; both agree for unit centroids).
 
     Args:
-      params: of a `NetRVLAD`.
+      params: parameters of a `NetRVLAD`.
       centres: [v, d].
-      normalized, alpha: as the module's.
+      normalized, alpha: as in the module.
 
     Raises:
-      ValueError: another number or width of centres than the module's.
+      ValueError: the shape of the centres differs from that of the module's centroids.
     """
     if centres.shape != params["centroids"].shape:
         raise ValueError(
@@ -110,8 +117,10 @@ def with_centroids(
     return params
 
 
-def l2_normalize(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
-    """x / max(|x|, 1e-12); zero stays zero, with zero gradient."""
+def l2_normalize(
+    x: Float[AnyArray, "*shape"], axis: int | tuple[int, ...] = -1
+) -> Float[Array, "*shape"]:
+    """x / max(|x|, 1e-12); a zero vector stays zero, with zero gradient."""
     square = jnp.sum(x * x, axis=axis, keepdims=True)
     return x * _inverse_norm(square)
 
@@ -121,9 +130,12 @@ def _inverse_norm(square: jax.Array) -> jax.Array:
 
 
 def vlad(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool = False
-) -> jax.Array:
-    """The plain form: vectors [b, v, d], not L2-normalised as a whole.
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    intra_normalize: bool = False,
+) -> Float[Array, "b v d"]:
+    """The VLAD vectors [b, v, d], not L2-normalised as a whole.
 
     Args:
       assignment: [b, v] or [b, l, v]; `x`: [b, d] or [b, l, d]; `centroids`: [v, d].
@@ -137,13 +149,17 @@ def vlad(
 
 
 def cosine_gram(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool = False
-) -> jax.Array:
-    """Cosine similarities [b, b] of the vectors of a batch.
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    intra_normalize: bool = False,
+) -> Float[Array, "b b"]:
+    """Cosine similarities [b, b] of the VLAD vectors of a batch.
 
-    With one descriptor a patch the cost is O(b^2 (d + v) + b v d) and no [b, v, d] array exists.
+    With one descriptor per patch the cost is O(b^2 (d + v) + b v d), without a [b, v, d] array.
 
-    Args: as `vlad`.
+    Args:
+      assignment, x, centroids, intra_normalize: as for `vlad`.
     """
     if x.ndim == 3:
         y = vlad(assignment, x, centroids, intra_normalize)
@@ -160,18 +176,19 @@ def cosine_gram(
 
 
 def page_sum(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
-    segments: jax.Array,
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    segments: Float[AnyArray, "s b"],
     intra_normalize: bool = False,
-) -> jax.Array:
-    """Sums of L2-normalised vectors over the patches of each page, [s, v, d].
+) -> Float[Array, "s v d"]:
+    """Sums of the L2-normalised VLAD vectors of the patches of each page, [s, v, d].
 
-    With one descriptor a patch it is one matrix product a page: no vector of a patch is formed.
+    With one descriptor per patch this is one matrix product per page, without the vectors of the
+    patches.
 
     Args:
-      assignment, x, centroids, intra_normalize: as `vlad`.
+      assignment, x, centroids, intra_normalize: as for `vlad`.
       segments: float [s, b], weight of patch b in page s: one-hot columns, zero for padding.
     """
     if x.ndim == 3:
@@ -186,18 +203,18 @@ def page_sum(
 
 
 def inner_products(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
-    directions: jax.Array,
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    directions: Float[AnyArray, "k v d"],
     intra_normalize: bool = False,
-) -> jax.Array:
-    """Inner products [b, k] of the L2-normalised vectors with k given ones.
+) -> Float[Array, "b k"]:
+    """Inner products [b, k] of the L2-normalised VLAD vectors with k vectors.
 
-    With one descriptor a patch the cost is O(k b v d) and no vector of a patch is formed.
+    With one descriptor per patch the cost is O(k b v d), without the vectors of the patches.
 
     Args:
-      assignment, x, centroids, intra_normalize: as `vlad`.
+      assignment, x, centroids, intra_normalize: as for `vlad`.
       directions: [k, v, d].
     """
     if x.ndim == 3:
@@ -205,50 +222,52 @@ def inner_products(
         y = l2_normalize(y, (1, 2))
         return jnp.einsum("bvd,kvd->bk", y, directions, precision=HIGHEST)
     weights, x, centroids, inverse = _unit_weights(assignment, x, centroids, intra_normalize)
-    towards = jnp.einsum("bd,kvd->bkv", x, directions, precision=HIGHEST)
-    towards -= jnp.einsum("vd,kvd->kv", centroids, directions, precision=HIGHEST)
-    return jnp.einsum("bv,bkv->bk", weights * inverse[:, None], towards, precision=HIGHEST)
+    products = jnp.einsum("bd,kvd->bkv", x, directions, precision=HIGHEST)
+    products -= jnp.einsum("vd,kvd->kv", centroids, directions, precision=HIGHEST)
+    return jnp.einsum("bv,bkv->bk", weights * inverse[:, None], products, precision=HIGHEST)
 
 
 def _unit_weights(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """As `_centred`, with the inverse norms [b] of the vectors in place of the products."""
+    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+    """As `_centred`, with the inverse norms [b] of the VLAD vectors in place of the products."""
     weights, x, centroids, products = _centred(assignment, x, centroids, intra_normalize)
     inverse = _inverse_norm(_square_norms(weights, x, centroids, products))
     return weights, x, centroids, inverse
 
 
 def bag_gram(
-    assignment: jax.Array,
-    x: jax.Array,
-    centroids: jax.Array,
-    bag: int,
+    assignment: Float[AnyArray, "b *l v"],
+    x: Float[AnyArray, "b *l d"],
+    centroids: Float[AnyArray, "v d"],
+    patches_per_bag: int,
     intra_normalize: bool = False,
-) -> jax.Array:
-    """Cosine similarities [b / bag, b / bag] of the sums over every `bag` patches in a row.
+) -> Float[Array, "g g"]:
+    """Cosine similarities [g, g] of the g = b / patches_per_bag bags of successive patches.
 
-    A sum is of L2-normalised vectors, as `page_sum` makes the descriptor of a page; with a bag of
-    one it is `cosine_gram`.
+    The vector of a bag is the sum of the L2-normalised VLAD vectors of its patches, as `page_sum`
+    computes the descriptor of a page. With one patch per bag the result is `cosine_gram`.
 
-    Args: as `vlad`; `bag` divides b.
+    Args:
+      assignment, x, centroids, intra_normalize: as for `vlad`.
+      patches_per_bag: a divisor of b.
     """
-    if bag == 1:
+    if patches_per_bag == 1:
         return cosine_gram(assignment, x, centroids, intra_normalize)
-    whole = jnp.ones((1, bag), x.dtype)
+    whole = jnp.ones((1, patches_per_bag), x.dtype)
 
-    def of_bag(assignment: jax.Array, x: jax.Array) -> jax.Array:
+    def bag_sum(assignment: AnyArray, x: AnyArray) -> jax.Array:
         return page_sum(assignment, x, centroids, whole, intra_normalize).reshape(-1)
 
-    bags = (y.reshape(-1, bag, *y.shape[1:]) for y in (assignment, x))
-    y = l2_normalize(jax.vmap(of_bag)(*bags))
+    bags = (y.reshape(-1, patches_per_bag, *y.shape[1:]) for y in (assignment, x))
+    y = l2_normalize(jax.vmap(bag_sum)(*bags))
     return jnp.matmul(y, y.T, precision=HIGHEST)
 
 
 def _centred(
-    assignment: jax.Array, x: jax.Array, centroids: jax.Array, intra_normalize: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Weights [b, v] of the residuals, x and centroids less the mean centroid, x C^T [b, v].
+    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+    """Weights [b, v] of the residuals, x and centroids minus the mean centroid, x C^T [b, v].
 
     The shift cancels in every residual and keeps the products small.
     """
@@ -256,26 +275,28 @@ def _centred(
     x, centroids = x - mean, centroids - mean
     products = jnp.matmul(x, centroids.T, precision=HIGHEST)
     if intra_normalize:
-        # One descriptor: normalising a_v (x - c_v) leaves (x - c_v) / |x - c_v|.
+        # With one descriptor, normalising a_v (x - c_v) gives (x - c_v) / |x - c_v|.
         square = _square_distances(x, centroids, products)
         assignment = assignment * _inverse_norm(assignment * assignment * square)
     return assignment, x, centroids, products
 
 
-def _square_distances(x: jax.Array, centroids: jax.Array, products: jax.Array) -> jax.Array:
+def _square_distances(x: AnyArray, centroids: AnyArray, products: AnyArray) -> jax.Array:
     squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(centroids * centroids, axis=1)
     return squares - 2 * products
 
 
 def _square_norms(
-    weights: jax.Array, x: jax.Array, centroids: jax.Array, products: jax.Array
+    weights: AnyArray, x: AnyArray, centroids: AnyArray, products: AnyArray
 ) -> jax.Array:
     distances = _square_distances(x, centroids, products)
     return jnp.sum(weights * weights * distances, axis=1)
 
 
-def generalized_max_pool(x: jax.Array, ridge: jax.Array) -> jax.Array:
-    """Generalised max pooling: the vector that is equally similar to every descriptor.
+def generalized_max_pool(
+    x: Float[AnyArray, "b l d"], ridge: Float[Array, "..."]
+) -> Float[Array, "b d"]:
+    """Generalised max pooling: the vector with equal similarity to every descriptor.
 
     X^T (X X^T + ridge I)^-1 1, not normalised.
 

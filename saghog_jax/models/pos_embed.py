@@ -3,17 +3,18 @@
 import functools
 
 import numpy as np
+from jaxtyping import Float32
 
-BASE_GRID = 16  # Coordinates are stretched so that every grid spans 16 units.
+BASE_GRID = 16  # Coordinates are scaled so that every grid spans 16 units.
 
 
 @functools.cache
-def sincos_2d(width: int, grid: tuple[int, int]) -> np.ndarray:
+def sincos_2d(width: int, grid: tuple[int, int]) -> Float32[np.ndarray, "l {width}"]:
     """Position embedding of a token grid, as the published code computes it.
 
     The first half of the channels encodes the column, the second half the row; each half is
     `[sin(x * omega) | cos(x * omega)]` with omega_i = 10000^(-i / (width / 4)). Coordinates are
-    scaled to a grid of 16 (8 columns become 0, 2, ..., 14), unlike in the plain MAE.
+    scaled to a grid of 16 (8 columns become 0, 2, ..., 14), unlike in the original MAE.
 
     Args:
       width: channels, a multiple of 4.

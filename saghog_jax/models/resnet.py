@@ -1,23 +1,27 @@
-"""ResNet-20 and ResNet-56 in the form for 32 x 32 images: the baselines without pretraining.
+"""ResNet-20 and ResNet-56 for 32 x 32 images: baselines without pretraining.
 
 He et al. 2016, section 4.2: a 3x3 convolution to 16 channels, three stages of 16, 32 and 64
 channels with strides 1, 2 and 2, shortcuts without parameters (option A), batch normalisation,
 global average pooling to 64 features.
 
-Axis letters: b patches, l positions of the last map, d = 64; h w c image axes.
+Axis letters: b patches, l positions of the last feature map, s = 1 + l, d = 64; h w c image axes;
+y x e axes of a feature map.
 
-Batch normalisation carries running means and variances in the collection `batch_stats`: with
-`train=True` apply with `mutable=["batch_stats"]` and keep what comes back; without, the running
-ones are read. Under jit with a batch that is sharded the statistics are those of the global batch.
+Batch normalisation keeps running means and variances in the collection `batch_stats`. With
+`train=True` call `apply` with `mutable=["batch_stats"]` and store the returned collection; without
+it the running statistics are used. Under jit the statistics of a sharded batch are those of the
+global batch.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from saghog_jax.models.arrays import AnyArray
 
 WIDTHS = (16, 32, 64)
-DEPTHS = {"resnet20": 3, "resnet56": 9}  # Blocks a stage: 6 n + 2 layers.
+DEPTHS = {"resnet20": 3, "resnet56": 9}  # n blocks per stage give 6 n + 2 layers.
 
 
 class _ConvNorm(nn.Module):
@@ -28,12 +32,12 @@ class _ConvNorm(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         x = nn.Conv(
             self.features,
             (3, 3),
             (self.stride, self.stride),
-            # The same border on both sides also with stride 2.
+            # Equal padding on both sides, also with stride 2.
             padding=((1, 1), (1, 1)),
             use_bias=False,
             kernel_init=nn.initializers.kaiming_normal(),
@@ -46,14 +50,14 @@ class _ConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut that pads new channels with zeros."""
+    """Two convolutions and a shortcut; zeros fill the new channels of the shortcut."""
 
     features: int
     stride: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "b h w c"], train: bool) -> Float[Array, "b y x e"]:
         y = nn.relu(_ConvNorm(self.features, self.stride, self.dtype, name="first")(x, train))
         y = _ConvNorm(self.features, 1, self.dtype, name="second")(y, train)
         x = x[:, :: self.stride, :: self.stride]
@@ -67,7 +71,7 @@ class ResNet(nn.Module):
 
     Attributes:
       size: `resnet20` or `resnet56`.
-      dtype: of the operands of the convolutions.
+      dtype: type of the operands of the convolutions.
     """
 
     size: str = "resnet20"
@@ -80,19 +84,22 @@ class ResNet(nn.Module):
 
     @property
     def token_size(self) -> int:
-        """Side in pixels of what a position of the last map stands for."""
+        """Pixels per position of the last feature map, along a side."""
         return 4
 
     @nn.compact
     def tokens(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[AnyArray, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
         """[b, h, w, c] -> [b, 1 + l, d]: the pooled features, then the last map, row-major.
 
-        Nothing is dropped out.
+        There is no dropout; `dropout_keys` is ignored.
 
         Raises:
-          ValueError: an unknown depth.
+          ValueError: the size is unknown.
         """
         del dropout_keys
         if self.size not in DEPTHS:
@@ -106,11 +113,14 @@ class ResNet(nn.Module):
         return jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
 
     def features(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[AnyArray, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b d"]:
         """Pooled features: [b, h, w, c] -> [b, d]."""
         return self.tokens(images, train, dropout_keys)[:, 0]
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """`tokens` without training."""
+    def __call__(self, images: Float[AnyArray, "b h w c"]) -> Float[Array, "b s d"]:
+        """`tokens` with `train=False`."""
         return self.tokens(images)

@@ -1,11 +1,12 @@
-"""What the masked autoencoder predicts for a token: HOG or normalised pixels.
+"""Targets of the masked autoencoder: HOG or normalised pixels of a token.
 
 Axis letters: b patches, l tokens, t target size, h w c image axes.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.hog import hog, hog_dim
 from saghog_jax.models.vit import patchify
 
@@ -14,10 +15,10 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
 def target_dim(kind: str, token_size: int, cell_size: int, num_bins: int) -> int:
-    """Channels t of a token's target, which is the width of the decoder's output.
+    """Channels t of a token's target, the width of the decoder's output.
 
     Raises:
-      ValueError: an unknown kind, or a token that is no whole number of cells.
+      ValueError: the kind is unknown, or the token size is not a multiple of the cell size.
     """
     _check(kind)
     if kind == "pixel":
@@ -27,28 +28,29 @@ def target_dim(kind: str, token_size: int, cell_size: int, num_bins: int) -> int
 
 def make_targets(
     kind: str,
-    patches: jax.Array,
-    binary: jax.Array,
+    patches: Float[AnyArray, "b h w 3"],
+    binary: Float[AnyArray, "b h w 1"],
     token_size: int,
     cell_size: int,
     num_bins: int,
     half_precision: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b l t"]:
     """Targets of all tokens.
 
     Args:
-      kind: `hog_binary` (the paper), `hog_gray`, `hog_rgb` (which is the HOG of R + G + B) or
-        `pixel` (pixels of the token, normalised).
+      kind: `hog_binary` (the paper), `hog_gray`, `hog_rgb` (the HOG of R + G + B) or `pixel`
+        (normalised pixels of the token).
       patches: float32 [b, h, w, 3] in [0, 1], not normalised.
       binary: float32 [b, h, w, 1], 1 = paper, 0 = ink.
-      token_size, cell_size: pixels; `num_bins`: of the histogram.
-      half_precision: see `hog`; no effect on pixels.
+      token_size, cell_size: sides in pixels.
+      num_bins: bins of the histogram.
+      half_precision: see `hog`; without effect on pixels.
 
     Returns:
-      float32 [b, l, t] with t = `target_dim(...)`; no gradient is meant to flow into it.
+      float32 [b, l, t] with t = `target_dim(...)`; not meant to be differentiated.
 
     Raises:
-      ValueError: an unknown kind, sizes that do not divide.
+      ValueError: the kind is unknown, or one size is not a multiple of the other.
     """
     _check(kind)
     if kind == "pixel":
@@ -62,7 +64,7 @@ def make_targets(
     return hog(images, num_bins, cell_size, token_size, half_precision)
 
 
-def normalized_pixels(images: jax.Array, token_size: int) -> jax.Array:
+def normalized_pixels(images: Float[AnyArray, "b h w c"], token_size: int) -> Float[Array, "b l t"]:
     """Pixels [b, l, token_size^2 * c], each token with mean 0 and (unbiased) variance 1."""
     tokens = patchify(images, token_size)
     mean = jnp.mean(tokens, axis=-1, keepdims=True)

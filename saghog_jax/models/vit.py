@@ -1,22 +1,26 @@
 """The vision transformer that encodes patches (paper, section 3).
 
-Axis letters: b patches, l tokens, k kept tokens, d width; h w c image axes.
+Axis letters: b patches, l tokens, k kept tokens, s tokens with CLS, d width, i values of a raw
+token; h w c image axes.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
-from saghog_jax.models.layers import Block, Dense, LayerNorm, dropped, recomputed
+from saghog_jax.models.arrays import AnyArray
+from saghog_jax.models.blocks import Block, recomputed
+from saghog_jax.models.layers import Dense, LayerNorm, apply_dropout
 from saghog_jax.models.pos_embed import sincos_2d
 
 
-def patchify(images: jax.Array, token_size: int) -> jax.Array:
+def patchify(images: Float[AnyArray, "b h w c"], token_size: int) -> Float[AnyArray, "b l i"]:
     """Cuts images [b, h, w, c] into tokens [b, l, token_size^2 * c], row-major in (row, col, c).
 
     Raises:
-      ValueError: the sides are no multiples of `token_size`.
+      ValueError: the sides are not multiples of `token_size`.
     """
     b, h, w, c = images.shape
     if h % token_size or w % token_size:
@@ -33,9 +37,9 @@ class PatchEmbed(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Float[AnyArray, "b l i"]) -> Float[Array, "b l d"]:
         """[b, l, i] raw tokens of `patchify` -> [b, l, d]."""
-        # The published convolution keeps PyTorch's default bias, U(+-1/sqrt(fan in)).
+        # The published convolution has PyTorch's default bias, U(+-1/sqrt(fan in)).
         bound = tokens.shape[-1] ** -0.5
         return Dense(self.width, self.dtype, bias_init=symmetric_uniform(bound), name="proj")(
             tokens
@@ -56,10 +60,10 @@ class Encoder(nn.Module):
 
     Attributes:
       token_size: side of a token in pixels.
-      width, depth, heads, mlp_ratio: of the transformer.
-      dropout: rate on the tokens before the first block, only with `train=True`.
-      remat: of each block only the input is kept for the gradient, the rest computed again.
-      dtype: of the operands of the products.
+      width, depth, heads, mlp_ratio: sizes of the transformer.
+      dropout: dropout rate of the tokens before the first block, with `train=True` only.
+      remat: store only the input of each block for the gradient and recompute the rest.
+      dtype: type of the operands of the products.
     """
 
     token_size: int = 4
@@ -82,12 +86,14 @@ class Encoder(nn.Module):
         self.norm = LayerNorm()
         self.drop = nn.Dropout(self.dropout)
 
-    def embed(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self, images: Float[AnyArray, "b h w c"], ids_keep: Int[AnyArray, "b k"] | None = None
+    ) -> Float[Array, "b s d"]:
         """Tokens before the first block: CLS, then the embedded tokens with their positions.
 
         Args:
           images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
-          ids_keep: int32 [b, k] tokens to keep, in the order wanted; None keeps all.
+          ids_keep: int32 [b, k], kept tokens in the order of the result; None keeps all.
 
         Returns:
           [b, 1 + k, d].
@@ -96,14 +102,16 @@ class Encoder(nn.Module):
         tokens = patchify(images, self.token_size)
         positions = jnp.asarray(sincos_2d(self.width, (h // self.token_size, w // self.token_size)))
         if ids_keep is not None:
-            # Pixels are gathered rather than embedded tokens: less work, and no gradient.
+            # Gathering pixels instead of embedded tokens saves work and has no gradient.
             tokens = jnp.take_along_axis(tokens, ids_keep[:, :, None], axis=1)
             positions = positions[ids_keep]
-        # The position of CLS is zero.
+        # CLS has the position embedding zero.
         cls = jnp.broadcast_to(self.cls_token, (b, 1, self.width))
         return jnp.concatenate([cls, self.patch_embed(tokens) + positions], axis=1)
 
-    def __call__(self, images: jax.Array, ids_keep: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: Float[AnyArray, "b h w c"], ids_keep: Int[AnyArray, "b k"] | None = None
+    ) -> Float[Array, "b s d"]:
         """Encodes the kept tokens: [b, h, w, c] -> [b, 1 + k, d], CLS first, normalised."""
         x = self.embed(images, ids_keep)
         for i in range(self.depth):
@@ -111,27 +119,36 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def tokens(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[AnyArray, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
         """All tokens for finetuning and evaluation: [b, h, w, c] -> [b, 1 + l, d], CLS first.
 
-        With `train=True` tokens are dropped out, by the random keys `dropout_keys` [b], so that a
-        patch loses the same ones in any batch; without them by the rng stream `dropout`.
+        Args:
+          images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
+          train: apply dropout to the tokens.
+          dropout_keys: random keys [b], one per patch: a patch loses the same values in every
+            batch. Without keys the rng stream `dropout` is used.
         """
-        x = dropped(self.drop, self.embed(images), train, dropout_keys)
+        x = apply_dropout(self.drop, self.embed(images), train, dropout_keys)
         for i in range(self.depth):
             x = self._run_block(i, x)
         return self.norm(x)
 
     def features(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
-        """CLS alone: [b, h, w, c] -> [b, d], equal to `tokens(...)[:, 0]`.
+        self,
+        images: Float[AnyArray, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """The CLS token only: [b, h, w, c] -> [b, d], equal to `tokens(...)[:, 0]`.
 
-        The last block is computed for CLS alone (keys and values of all tokens): exact, a tenth
-        less work at paper size.
+        The last block computes only the query of CLS (with keys and values of all tokens). The
+        result is exact and takes a tenth less work at paper size.
         """
-        x = dropped(self.drop, self.embed(images), train, dropout_keys)
+        x = apply_dropout(self.drop, self.embed(images), train, dropout_keys)
         for i in range(self.depth - 1):
             x = self._run_block(i, x)
         return self.norm(self._run_block(self.depth - 1, x, slice(0, 1)))[:, 0]

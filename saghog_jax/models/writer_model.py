@@ -1,4 +1,4 @@
-"""The writer model: an encoder, and NetRVLAD on its descriptors (paper, section 3).
+"""The writer model: an encoder and NetRVLAD on its descriptors (paper, section 3).
 
 Axis letters: b patches, l tokens, d width of a descriptor, v clusters; h w c image axes.
 """
@@ -7,17 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
-from saghog_jax.models.layers import Dense, dropped
+from saghog_jax.models.arrays import AnyArray
+from saghog_jax.models.layers import Dense, apply_dropout
 from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
 from saghog_jax.models.vit import patchify
 
 DESCRIPTORS = ("cls", "gmp", "foreground")
-GMP_RIDGE = 1000.0  # Initial value of the learned ridge, as published.
+GMP_RIDGE = 1000.0  # Initial value of the learned ridge, as in the published code.
 
 
-def token_ink(binary: jax.Array, token_size: int) -> jax.Array:
-    """Share of ink pixels in each token: binary [b, h, w, 1] (1 = paper) -> [b, l]."""
+def token_ink(binary: Float[AnyArray, "b h w 1"], token_size: int) -> Float[Array, "b l"]:
+    """Fraction of ink pixels in each token: binary [b, h, w, 1] (1 = paper) -> [b, l]."""
     return 1 - jnp.mean(patchify(binary, token_size), axis=-1)
 
 
@@ -25,16 +27,16 @@ class WriterModel(nn.Module):
     """Encoder, choice of descriptor, NetRVLAD; parameters {"encoder": ..., "netrvlad": ...}.
 
     Attributes:
-      encoder: module with `features(images, train, dropout_keys)` -> [b, d]; for descriptors other
-        than `cls` also `tokens`, of the same arguments, -> [b, 1 + l, d].
+      encoder: module with `features(images, train, dropout_keys)` -> [b, d]; descriptors other
+        than `cls` also need `tokens` with the same arguments, -> [b, 1 + l, d].
       num_clusters, normalized: see `NetRVLAD`.
-      descriptor: `cls` (the CLS token), `gmp` (generalised max pooling of all tokens, the ridge is
-        learned) or `foreground` (every token with enough ink is a descriptor).
-      min_token_ink: least share of ink of a foreground token. A patch without any foreground token
-        has no descriptor: its assignment is zero.
-      embed_dim: width of a linear map (after dropout) before NetRVLAD; 0 for none.
-      dropout: rate before that map.
-      dtype: of the operands of the products.
+      descriptor: `cls` (the CLS token), `gmp` (generalised max pooling of all tokens with a learned
+        ridge) or `foreground` (every token with enough ink is a descriptor).
+      min_token_ink: smallest fraction of ink in a foreground token. A patch without foreground
+        tokens has no descriptor: its assignment is zero.
+      embed_dim: width of a linear map before NetRVLAD; 0 for none.
+      dropout: dropout rate before the linear map.
+      dtype: type of the operands of the products.
     """
 
     encoder: nn.Module
@@ -59,18 +61,22 @@ class WriterModel(nn.Module):
             self.embed = Dense(self.embed_dim, self.dtype, use_bias=False)
 
     def encode(
-        self, images: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: Float[AnyArray, "b h w c"],
+        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b *l d"]:
         """Descriptors of patches, before NetRVLAD.
 
         Args:
           images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
-          train: with dropout (rng stream `dropout`), and with batch statistics where the encoder
-            has them (collection `batch_stats`, mutable).
-          dropout_keys: random keys [b] in place of the rng stream, one a patch.
+          train: apply dropout (rng stream `dropout`), and use the statistics of the batch if the
+            encoder has batch normalisation (mutable collection `batch_stats`).
+          dropout_keys: random keys [b], one per patch, in place of the rng stream.
 
         Returns:
-          [b, d]; for `foreground` [b, l, d], all tokens but CLS: `token_ink` tells which count.
+          [b, d]; for `foreground` [b, l, d], all tokens except CLS: `token_ink` selects the
+          foreground tokens.
         """
         if self.descriptor == "cls":
             x = self.encoder.features(images, train, dropout_keys)
@@ -80,26 +86,26 @@ class WriterModel(nn.Module):
             x = self.encoder.tokens(images, train, dropout_keys)[:, 1:]
         if self.embed_dim:
             keys = dropout_keys
-            if keys is not None:  # not those that the encoder has used
+            if keys is not None:  # The encoder has already used these keys.
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-            x = self.embed(dropped(self.drop, x, train, keys))
+            x = self.embed(apply_dropout(self.drop, x, train, keys))
         return x
 
     def __call__(
         self,
-        images: jax.Array,
+        images: Float[AnyArray, "b h w c"],
         train: bool = False,
-        binary: jax.Array | None = None,
-        dropout_keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """What `cosine_gram` and `page_sum` need, beside the centroids in the parameters.
+        binary: Float[AnyArray, "b h w 1"] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b *l d"], Float[Array, "b *l v"]]:
+        """Descriptors and assignments, the inputs of `cosine_gram` and `page_sum`.
 
         Args:
-          images, train, dropout_keys: as `encode`.
-          binary: float32 [b, h, w, 1], 1 = paper; needed for `foreground` alone.
+          images, train, dropout_keys: as for `encode`.
+          binary: float32 [b, h, w, 1], 1 = paper; needed for `foreground` only.
 
         Returns:
-          features [b, d] and assignment [b, v]; for `foreground` [b, l, d] and [b, l, v].
+          descriptors [b, d] and assignments [b, v]; for `foreground` [b, l, d] and [b, l, v].
 
         Raises:
           ValueError: `foreground` without `binary`.

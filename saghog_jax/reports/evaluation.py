@@ -36,7 +36,7 @@ def write(
     """
     e = results[-1].evaluation
     scored = {int(row): i for i, row in enumerate(e.rows)}
-    lonely = set(e.lonely.tolist())
+    lonely = set(e.without_relevant.tolist())
     said = {}
     for row in range(len(pages)):
         if row in scored:

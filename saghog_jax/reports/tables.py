@@ -32,7 +32,7 @@ def write_per_query(path: Path, pages: Embeddings, e: metrics.Evaluation) -> Non
         header = ["query", "writer", "page", "status", "relevant", "gallery", "ap", "ndcg"]
         writer.writerow([*header, "first_rank", *hits])
         scored = {int(row): i for i, row in enumerate(e.rows)}
-        lonely = set(e.lonely.tolist())
+        lonely = set(e.without_relevant.tolist())
         for row in range(len(pages)):
             known = [pages.page_ids[row], pages.writers[row], pages.pages[row]]
             i = scored.get(row)

@@ -1,51 +1,62 @@
-"""What a distance meant in a labelled set: the share of pairs that were by one writer.
+"""Calibration of distances: the fraction of same-writer pairs by distance in a labelled set.
 
-A statement about that set, not a probability for others: it hangs on how many writers and pages it
-has. Axis letters: p pages of the labelled set.
+The fractions describe this set; they are not probabilities for other sets, because they depend on
+its numbers of writers and pages. Axis letters: p pages of the labelled set, n steps.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from sklearn.isotonic import IsotonicRegression
 
 from saghog_jax.retrieval.ranking import chunks, score_rows
 
 _BINS = 4000
-# A share rests on at least so many pairs, and the whole on so many of one writer.
-_FEWEST_PAIRS = 30
-_FEWEST_SAME = 10
+# Smallest number of pairs per step, and of same-writer pairs in the set.
+_MIN_PAIRS = 30
+_MIN_SAME = 10
 
 
 class Calibration(NamedTuple):
-    """Share of same-writer pairs by distance, in steps: never rising with the distance."""
+    """Fraction of same-writer pairs as a step function that never rises with the distance.
 
-    edges: np.ndarray  # float64 [n + 1], cosine distances from 0 to 2
-    shares: np.ndarray  # float64 [n]
-    counts: np.ndarray  # int64 [n], the pairs a share is taken from
+    Attributes:
+      edges: cosine distances between the steps, from 0 to 2.
+      shares: fraction of same-writer pairs of each step.
+      counts: number of pairs of each step.
+      same: number of same-writer pairs.
+      pages, writers: size of the labelled set.
+    """
+
+    edges: Float[np.ndarray, " n+1"]
+    shares: Float[np.ndarray, " n"]
+    counts: Int[np.ndarray, " n"]
     same: int
     pages: int
     writers: int
 
-    def __call__(self, distances: np.ndarray) -> np.ndarray:
-        """Shares at cosine distances of any shape; NaN where a distance is not finite."""
-        place = np.searchsorted(self.edges, distances, side="right") - 1
-        shares = self.shares[np.clip(place, 0, len(self.shares) - 1)]
+    def __call__(self, distances: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Fractions at cosine distances of any shape; NaN where a distance is not finite."""
+        steps = np.searchsorted(self.edges, distances, side="right") - 1
+        shares = self.shares[np.clip(steps, 0, len(self.shares) - 1)]
         return np.where(np.isfinite(distances), shares, np.nan)
 
 
 def calibrate(
-    descriptors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    descriptors: Float[np.ndarray, "p d"],
+    labels: Int[np.ndarray, " p"],
+    groups: Int[np.ndarray, " p"] | None = None,
 ) -> Calibration | None:
-    """Counts all pairs of labelled pages by distance and fits a share that falls with distance.
+    """Counts all pairs of labelled pages by distance and fits a falling step function.
 
     Args:
       descriptors: [p, d].
-      labels: int64 [p], -1 = unknown (left out).
-      groups: int64 [p]; pairs of one group (>= 0) are left out: the same sheet is not evidence.
+      labels: int64 [p], -1 = unknown (ignored).
+      groups: int64 [p]; pairs within a group (>= 0) are ignored: the same sheet is no evidence.
 
     Returns:
-      None where fewer than two labels or fewer than ten same-writer pairs are there to count.
+      None if the set has fewer than two labels or fewer than ten same-writer pairs.
     """
     known = np.flatnonzero(labels >= 0)
     labels = labels[known]
@@ -56,33 +67,33 @@ def calibrate(
     counts = np.zeros((2, _BINS), np.int64)
     for rows in chunks(np.arange(len(known)), len(known)):
         distance = 1 - scores(rows)
-        # Cosine distances lie in 0 to 2; each pair is counted once.
-        place = np.clip(distance * (_BINS / 2), 0, _BINS - 1).astype(np.int32)
+        # Cosine distances are between 0 and 2; each pair is counted once.
+        bins = np.clip(distance * (_BINS / 2), 0, _BINS - 1).astype(np.int32)
         same_group = (groups[rows, None] == groups) & (groups[rows, None] >= 0)
         pairs = (rows[:, None] < np.arange(len(known))) & ~same_group
         same = labels[rows, None] == labels
-        for i, chosen in enumerate((pairs & ~same, pairs & same)):
-            counts[i] += np.bincount(place[chosen], minlength=_BINS)
-    if counts[1].sum() < _FEWEST_SAME:
+        for i, selection in enumerate((pairs & ~same, pairs & same)):
+            counts[i] += np.bincount(bins[selection], minlength=_BINS)
+    if counts[1].sum() < _MIN_SAME:
         return None
     return _fit(counts, len(known), len(np.unique(labels)))
 
 
 def _fit(counts: np.ndarray, pages: int, writers: int) -> Calibration:
     total = counts.sum(0)
-    # Neighbouring bins are joined until each rests on enough pairs; what is left joins the last.
+    # Neighbouring bins are merged until each has enough pairs; the remainder joins the last one.
     before = np.concatenate([[0], np.cumsum(total)])
-    starts, at = [0], 0
-    while before[-1] - before[at] >= 2 * _FEWEST_PAIRS:
-        at = int(np.searchsorted(before, before[at] + _FEWEST_PAIRS))
-        if before[-1] - before[at] < _FEWEST_PAIRS:
+    starts, start = [0], 0
+    while before[-1] - before[start] >= 2 * _MIN_PAIRS:
+        start = int(np.searchsorted(before, before[start] + _MIN_PAIRS))
+        if before[-1] - before[start] < _MIN_PAIRS:
             break
-        starts.append(at)
+        starts.append(start)
     pairs, same = (np.add.reduceat(c, starts) for c in (total, counts[1]))
     share = IsotonicRegression(increasing=False).fit_transform(
         np.arange(len(starts), dtype=float), same / pairs, sample_weight=pairs
     )
-    # Joined bins of one share form a step.
+    # Merged bins of equal fractions form one step.
     first = np.flatnonzero(np.concatenate([[True], np.diff(share) != 0]))
     edges = np.append(np.array(starts)[first], _BINS) * (2 / _BINS)
     steps = np.add.reduceat(pairs, first)

@@ -1,41 +1,37 @@
-"""The embeddings folder: page descriptors with what they describe, readable with numpy alone.
+"""The embeddings folder: page descriptors and the pages they describe, readable with numpy.
 
-A folder holds `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
+A folder contains `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
 strings, same order), `manifest.csv` (row i describes embedding i) and `meta.json`, written last: a
 folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
 """
 
 import csv
-import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.descriptors import check_alike, comparable
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
-_FIXED = ("path", "writer", "page", "split", *BOX)
-_ROWS_A_CHECK = 1 << 24  # values looked at in one go when searching for NaN
+_CHECKED_VALUES = 1 << 24  # values per block in the search for NaN
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What an embeddings folder holds; every array has one row a page, in the same order."""
+    """The content of an embeddings folder; every array has one row per page, in one order."""
 
     folder: Path
-    descriptors: np.ndarray  # float32 [p, d], memory-mapped
-    writers: np.ndarray  # str [p], '' = unknown
-    pages: np.ndarray  # str [p]
-    page_ids: np.ndarray  # str [p], unique
-    table: dict[str, np.ndarray]  # manifest.csv: str [p] a column
+    descriptors: Float[np.ndarray, "p d"]  # float32, memory-mapped
+    writers: Shaped[np.ndarray, " p"]  # str, '' = unknown
+    pages: Shaped[np.ndarray, " p"]  # str
+    page_ids: Shaped[np.ndarray, " p"]  # str, unique
+    table: dict[str, Shaped[np.ndarray, " p"]]  # the columns of manifest.csv, str
     meta: dict
 
     def __len__(self) -> int:
@@ -43,20 +39,20 @@ class Embeddings:
 
     @property
     def name(self) -> str:
-        """Which weights made them (`meta.json: model`), else the folder's name."""
+        """The model of the descriptors (`meta.json: model`), else the name of the folder."""
         return str(self.meta.get("model") or self.folder.resolve().name)
 
     @property
     def made_by(self) -> dict:
-        """What embeddings must share to be compared, as far as meta.json tells."""
+        """The properties that comparable embeddings share, as far as meta.json contains them."""
         recipe = self.meta.get("recipe")
         return {} if recipe is None else comparable(recipe) | {"digests": self.meta["digests"]}
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> Shaped[np.ndarray, " p"]:
         """One column of the manifest, str [p].
 
         Raises:
-          UserError: there is no such column.
+          UserError: the manifest has no such column.
         """
         if name not in self.table:
             known = ", ".join(self.table)
@@ -64,117 +60,28 @@ class Embeddings:
         return self.table[name]
 
     def image(self, row: int) -> Path:
-        """Where the image of a row should lie (it may have moved since)."""
+        """Path of the image of a row; the file may have moved since the embedding."""
         return self.folder / self.meta.get("pages_root", "") / str(self.table["path"][row])
 
     def box(self, row: int) -> tuple[int, int, int, int] | None:
-        """The part of the image that the row describes, x0, y0, x1, y1 in pixels; None for all."""
+        """Box of the row in its image, x0, y0, x1, y1 in pixels; None for the whole image."""
         corners = [str(self.table[name][row]) for name in BOX if name in self.table]
         return tuple(map(int, corners)) if len(corners) == 4 and all(corners) else None
 
 
-def save_embeddings(
-    folder: str | os.PathLike,
-    descriptors: np.ndarray | Iterable[np.ndarray],
-    pages: Sequence,
-    pages_root: str | os.PathLike,
-    meta: Mapping,
-) -> Path:
-    """Writes an embeddings folder; `meta.json` last, so that a killed run never looks whole.
-
-    Args:
-      folder: made if missing; other files in it (other models' subfolders) are left alone.
-      descriptors: [p, d], one row a page; or blocks of rows, which are held one at a time.
-      pages: p rows of a manifest (`saghog_jax.input_pipeline.pages.manifest.Page`).
-      pages_root: the folder that the pages' paths start from.
-      meta: kept in `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the embeddings
-        in tables, `checkpoint` (a digest of the weights) tells which embeddings may be compared.
-
-    Raises:
-      UserError: rows and pages differ in number, no page, a value that is not finite, a page listed
-        twice.
-    """
-    folder = Path(folder)
-    page_ids = np.array([page.page_id for page in pages], dtype=np.str_)
-    _check_ids(page_ids, folder)
-    if isinstance(descriptors, np.ndarray):
-        _check(descriptors, page_ids, folder)
-        descriptors = [descriptors]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "meta.json").unlink(missing_ok=True)
-    dim = _write_blocks(folder, descriptors, page_ids)
-    _write_pages(folder, pages)
-    whole = {
-        "format": FORMAT_VERSION,
-        "rows": len(page_ids),
-        "dim": dim,
-        "pages_root": _relative(pages_root, folder),
-        **meta,
-    }
-    _write_meta(folder, whole)
-    return folder
-
-
-def relabel(folder: str | os.PathLike, pages: Sequence, pages_root: str | os.PathLike) -> bool:
-    """Replaces what a folder says of its pages; the descriptors stay as they are.
-
-    Args:
-      pages, pages_root: as for `save_embeddings`, the same pages in the same order.
-
-    Returns:
-      whether that was another thing than before.
-
-    Raises:
-      UserError: other pages; a folder that is none.
-    """
-    old = load_embeddings(folder)
-    if old.page_ids.tolist() != [page.page_id for page in pages]:
-        raise UserError(f"{folder} holds other pages: give another --workdir")
-    text = io.StringIO()
-    _write_rows(text, pages)
-    root = _relative(pages_root, old.folder)
-    before = (old.folder / "manifest.csv").read_bytes().decode()
-    if (text.getvalue(), root) == (before, old.meta.get("pages_root")):
-        return False
-    (old.folder / "meta.json").unlink()
-    _write_pages(old.folder, pages)
-    _write_meta(old.folder, old.meta | {"pages_root": root})
-    return True
-
-
-def _write_pages(folder: Path, pages: Sequence) -> None:
-    """The arrays of labels and the manifest."""
-    arrays = {
-        "writers": np.array([page.writer for page in pages], dtype=np.str_),
-        "pages": np.array([page.page for page in pages], dtype=np.str_),
-        "page_ids": np.array([page.page_id for page in pages], dtype=np.str_),
-    }
-    for name, array in arrays.items():
-        with replacing(folder / f"{name}.npy", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-    with replacing(folder / "manifest.csv", "w") as file:
-        _write_rows(file, pages)
-
-
-def _write_meta(folder: Path, meta: Mapping) -> None:
-    with replacing(folder / "meta.json", "w") as file:
-        json.dump(meta, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-
-
 def load_embeddings(folder: str | os.PathLike) -> Embeddings:
-    """Opens an embeddings folder; the descriptors stay on disk until they are used.
+    """Opens an embeddings folder; the descriptors are memory-mapped.
 
     Raises:
-      UserError: the folder is missing or incomplete (says which command makes it); an array that
-        is not what the format says (object arrays are refused, never unpickled), rows that do not
-        match, no rows, values that are not finite, a page_id twice.
+      UserError: the folder is missing or incomplete (the message names the command that makes it);
+        an array differs from the format (object arrays are refused, never unpickled); the numbers
+        of rows differ or are zero; a value is not finite; a page_id occurs twice.
     """
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
-        what = "is incomplete (no meta.json)" if folder.is_dir() else "does not exist"
+        problem = "is incomplete (no meta.json)" if folder.is_dir() else "does not exist"
         raise UserError(
-            f"embeddings folder {folder} {what}; make it with: "
+            f"embeddings folder {folder} {problem}; make it with: "
             "python -m saghog_jax.main --config=configs/embed.py"
         )
     meta = read_meta(folder)
@@ -201,96 +108,90 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
     for name, count in counts.items():
         if count != len(descriptors):
             raise UserError(f"{folder}: {name} has {count} rows, embeddings.npy {len(descriptors)}")
-    _check_ids(texts["page_ids"], folder)
-    _check(descriptors, texts["page_ids"], folder)
-    found = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
+    check_ids(texts["page_ids"], folder)
+    check_descriptors(descriptors, texts["page_ids"], folder)
+    embeddings = Embeddings(folder, descriptors, table=table, meta=meta, **texts)
     for i, name in enumerate(texts["page_ids"].tolist()):
         try:
-            box = found.box(i)
+            box = embeddings.box(i)
         except ValueError:
             raise UserError(
                 f"{folder / 'manifest.csv'}: row {i + 1}: x0, y0, x1, y1 must be whole numbers"
             ) from None
-        named = table["path"][i] + ("#" + ",".join(map(str, box)) if box else "")
-        if named != name:
+        expected = table["path"][i] + ("#" + ",".join(map(str, box)) if box else "")
+        if expected != name:
             raise UserError(
-                f"{folder / 'manifest.csv'}: row {i + 1} is {str(named)!r}, but page_ids.npy has "
-                f"{name!r} there"
+                f"{folder / 'manifest.csv'}: row {i + 1} is {str(expected)!r}, but page_ids.npy "
+                f"has {name!r}"
             )
-    return found
+    return embeddings
 
 
 def read_meta(folder: Path) -> dict:
     """The content of meta.json of an embeddings folder.
 
     Raises:
-      UserError: the file is missing, or holds no JSON object.
+      UserError: the file is missing or contains no JSON object.
     """
     return _read_json(folder / "meta.json")
 
 
 def check_comparable(a: Embeddings, b: Embeddings) -> None:
-    """Refuses to mix embeddings that were made in different ways.
+    """Checks that two folders were embedded alike.
 
     Raises:
-      UserError: the widths, recipes or weights differ, as far as both folders name theirs.
+      UserError: the widths, recipes or weights differ, as far as both folders contain them.
     """
     names = str(a.folder), str(b.folder)
     check_alike(a.made_by, b.made_by, names)
     if a.descriptors.shape[1] != b.descriptors.shape[1]:
         raise UserError(
-            f"{a.folder} holds descriptors of width {a.descriptors.shape[1]}, {b.folder} of width "
-            f"{b.descriptors.shape[1]}: embed both with the same checkpoint"
+            f"{a.folder} contains descriptors of width {a.descriptors.shape[1]}, {b.folder} of "
+            f"width {b.descriptors.shape[1]}: embed both with the same checkpoint"
         )
     digests = a.meta.get("checkpoint"), b.meta.get("checkpoint")
     if all(digests) and digests[0] != digests[1]:
         raise UserError(
-            f"{a.folder} was made by checkpoint {digests[0]}, {b.folder} by {digests[1]}: embed "
-            "both with the same checkpoint"
+            f"{a.folder} was embedded with checkpoint {digests[0]}, {b.folder} with {digests[1]}: "
+            "embed both with the same checkpoint"
         )
 
 
-def _write_blocks(folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarray) -> int:
-    """Writes embeddings.npy block by block and returns its width."""
-    rows, dim = 0, 0
-    with replacing(folder / "embeddings.npy", "wb") as file:
-        for block in blocks:
-            block = np.ascontiguousarray(block, np.float32)
-            if not rows:
-                dim = block.shape[1]
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(page_ids), dim)}
-                np.lib.format.write_array_header_1_0(file, header)
-            _check(block, page_ids[rows : rows + len(block)], folder)
-            file.write(block.data)
-            rows += len(block)
-        if rows != len(page_ids):
-            raise ValueError(f"{rows} descriptors for {len(page_ids)} pages")
-    return dim
+def check_ids(page_ids: Shaped[np.ndarray, " p"], folder: Path) -> None:
+    """Checks that there are pages and that none occurs twice.
 
-
-def _check_ids(page_ids: np.ndarray, folder: Path) -> None:
+    Raises:
+      UserError: they are not valid; the message names the folder.
+    """
     if not len(page_ids):
-        raise UserError(f"{folder}: no embeddings in it")
+        raise UserError(f"{folder} contains no embeddings")
     unique, counts = np.unique(page_ids, return_counts=True)
     if len(unique) != len(page_ids):
         raise UserError(f"{folder}: page {str(unique[counts > 1][0])!r} is listed twice")
 
 
-def _check(descriptors: np.ndarray, page_ids: np.ndarray, folder: Path) -> None:
+def check_descriptors(
+    descriptors: Float[np.ndarray, "..."], page_ids: Shaped[np.ndarray, " p"], folder: Path
+) -> None:
+    """Checks that there is one finite descriptor per page.
+
+    Raises:
+      UserError: they are not valid; the message names the folder.
+    """
     if descriptors.ndim != 2 or len(descriptors) != len(page_ids):
         raise UserError(
             f"{folder}: descriptors {list(descriptors.shape)} for {len(page_ids)} pages"
         )
     if not descriptors.shape[1]:
-        raise UserError(f"{folder}: no embeddings in it")
-    step = max(1, _ROWS_A_CHECK // descriptors.shape[1])
+        raise UserError(f"{folder} contains no embeddings")
+    step = max(1, _CHECKED_VALUES // descriptors.shape[1])
     for start in range(0, len(descriptors), step):
-        bad = ~np.isfinite(descriptors[start : start + step]).all(1)
-        if bad.any():
-            first = start + int(bad.argmax())
+        invalid = ~np.isfinite(descriptors[start : start + step]).all(1)
+        if invalid.any():
+            first = start + int(invalid.argmax())
             raise UserError(
-                f"{folder}: the descriptor of {str(page_ids[first])!r} (row {first}) holds NaN or "
-                "infinity"
+                f"{folder}: the descriptor of {str(page_ids[first])!r} (row {first}) contains NaN "
+                "or infinity"
             )
 
 
@@ -300,7 +201,7 @@ def _read_array(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable .npy of plain values ({error})") from None
+        raise UserError(f"{path}: not a readable .npy file of plain values ({error})") from None
 
 
 def _read_texts(path: Path) -> np.ndarray:
@@ -335,22 +236,3 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: row {i + 1} has {len(row)} cells, the header {len(header)}")
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
     return {name: np.array(cells, np.str_) for name, cells in zip(header, columns, strict=True)}
-
-
-def _write_rows(file: IO, pages: Sequence) -> None:
-    extra = sorted({name for page in pages for name in page.extra} - set(_FIXED))
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*_FIXED, *extra])
-    for page in pages:
-        box = page.box if page.box is not None else ("",) * 4
-        others = [page.extra.get(name, "") for name in extra]
-        writer.writerow([page.path, page.writer, page.page, page.split, *box, *others])
-
-
-def _relative(root: str | os.PathLike, folder: Path) -> str:
-    # Relative, so that pages and embeddings may be moved together; on Windows two drives have no
-    # relative path between them.
-    try:
-        return Path(os.path.relpath(Path(root).resolve(), folder.resolve())).as_posix()
-    except ValueError:
-        return Path(root).resolve().as_posix()

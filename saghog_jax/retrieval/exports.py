@@ -1,8 +1,9 @@
-"""An embeddings folder in one file, npz or parquet, for other programs.
+"""Exports an embeddings folder to one file, npz or parquet, for other programs.
 
 Axis letters: p pages, d width of a descriptor.
 """
 
+import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,28 +15,28 @@ from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.embeddings import Embeddings
 
 FORMATS = ("npz", "parquet")
-# Float32 values that are held at a time: 64 MiB.
+# Float32 values in memory at a time: 64 MiB.
 _BLOCK_VALUES = 1 << 24
 
 
-def write(pages: Embeddings, form: str) -> Path:
+def write(embeddings: Embeddings, file_format: str) -> Path:
     """Writes `embeddings.npz` or `embeddings.parquet` into the folder and returns its path.
 
-    The npz holds `embeddings` float32 [p, d], `page_ids` and every column of the manifest as
-    strings [p] (`path`, `writer`, `page`...). The parquet has the same as columns: `page_id`, those
-    of the manifest, and `embedding`, a list of d float32 a row.
+    The npz file contains `embeddings` float32 [p, d], `page_ids` and every column of the manifest
+    as strings [p] (`path`, `writer`, `page`...). The parquet file has the columns `page_id`, those
+    of the manifest, and `embedding`, a list of d float32 per row.
 
     Raises:
-      UserError: an unknown form.
+      UserError: the format is unknown.
     """
-    if form not in FORMATS:
-        raise UserError(f"unknown form of embeddings {form!r}, known: {', '.join(FORMATS)}")
-    path = pages.folder / f"embeddings.{form}"
+    if file_format not in FORMATS:
+        raise UserError(f"unknown export format {file_format!r}, known: {', '.join(FORMATS)}")
+    path = embeddings.folder / f"embeddings.{file_format}"
     with replacing(path, "wb") as file:
-        if form == "npz":
-            _write_npz(file, pages)
+        if file_format == "npz":
+            _write_npz(file, embeddings)
         else:
-            _write_parquet(file, pages)
+            _write_parquet(file, embeddings)
     return path
 
 
@@ -45,9 +46,9 @@ def _blocks(x: np.ndarray) -> Iterator[slice]:
         yield slice(start, min(len(x), start + step))
 
 
-def _write_npz(file, pages: Embeddings) -> None:  # noqa: ANN001  a file, as `open` gives it
-    x = pages.descriptors
-    arrays = {"page_ids": pages.page_ids, **pages.table}
+def _write_npz(file: io.BufferedIOBase, embeddings: Embeddings) -> None:
+    x = embeddings.descriptors
+    arrays = {"page_ids": embeddings.page_ids, **embeddings.table}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as member:
             header = {"descr": "<f4", "fortran_order": False, "shape": x.shape}
@@ -59,18 +60,21 @@ def _write_npz(file, pages: Embeddings) -> None:  # noqa: ANN001  a file, as `op
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _write_parquet(file, pages: Embeddings) -> None:  # noqa: ANN001
-    # Not above: it takes half a second to import, and few need it.
+def _write_parquet(file: io.BufferedIOBase, embeddings: Embeddings) -> None:
+    # Imported here because the import takes half a second and is rarely needed.
     import pyarrow
     from pyarrow import parquet
 
-    x = pages.descriptors
-    names = ["page_id", *pages.table]
-    kind = pyarrow.list_(pyarrow.float32(), x.shape[1])
-    schema = pyarrow.schema([*((name, pyarrow.string()) for name in names), ("embedding", kind)])
+    x = embeddings.descriptors
+    names = ["page_id", *embeddings.table]
+    vector_type = pyarrow.list_(pyarrow.float32(), x.shape[1])
+    schema = pyarrow.schema(
+        [*((name, pyarrow.string()) for name in names), ("embedding", vector_type)]
+    )
     with parquet.ParquetWriter(file, schema) as writer:
         for rows in _blocks(x):
-            texts = [pages.page_ids[rows], *(column[rows] for column in pages.table.values())]
+            table = embeddings.table.values()
+            texts = [embeddings.page_ids[rows], *(column[rows] for column in table)]
             flat = pyarrow.array(np.ascontiguousarray(x[rows]).reshape(-1))
             vectors = pyarrow.FixedSizeListArray.from_arrays(flat, x.shape[1])
             arrays = [pyarrow.array(text.tolist(), pyarrow.string()) for text in texts]

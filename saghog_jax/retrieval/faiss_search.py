@@ -1,4 +1,4 @@
-"""Nearest pages by FAISS, for galleries of more than a few million: approximate, from an index.
+"""Approximate nearest pages with an index of FAISS, for galleries of millions of pages.
 
 Needs the extra `faiss` (faiss-cpu). Axis letters: q queries, p pages of the gallery, d width, k
 results.
@@ -9,42 +9,45 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import replacing
 from saghog_jax.retrieval.aggregate import l2_normalize
 
-# Rows that go into the index at a time: 256 MiB at width 512.
+# Rows added to the index at a time: 256 MiB at width 512.
 _BLOCK_ROWS = 1 << 17
-# FAISS advises 30 to 256 training vectors a list.
-_TRAIN_A_LIST = 64
+# FAISS advises 30 to 256 training vectors per list.
+_TRAIN_PER_LIST = 64
 
 
 def search(
-    queries: np.ndarray,
-    gallery: np.ndarray,
+    queries: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "p d"],
     k: int,
     lists: int,
     probes: int,
     index_file: Path,
     input_digest: str,
-    own: np.ndarray,
-    query_groups: np.ndarray | None = None,
-    gallery_groups: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Approximately the k pages of largest cosine similarity; arguments as `search.search`.
+    own: Int[np.ndarray, " q"],
+    query_groups: Int[np.ndarray, " q"] | None = None,
+    gallery_groups: Int[np.ndarray, " p"] | None = None,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    """The approximate k pages of largest cosine similarity.
 
     Args:
+      queries, gallery, k, own, query_groups, gallery_groups: as for `search.search`.
       lists: cells of the inverted file; 0 takes 4 times the square root of p.
-      probes: cells that a query looks into: more are nearer to exact, and slower.
-      index_file: where the index is kept; built again where it is of another input or lists.
+      probes: cells searched per query: a larger number is slower and nearer to the exact result.
+      index_file: file of the index; it is rebuilt for another input or another number of lists.
+      input_digest: digest of the gallery's input.
 
     Returns:
-      rows int64 [q, k'] and similarities float32 [q, k'], best first, -1 and -inf where the cells
-      looked into hold no more.
+      rows int64 [q, k'] and similarities float32 [q, k'], best first; -1 and -inf if the searched
+      cells contain fewer pages.
 
     Raises:
-      UserError: FAISS is not installed; lists or probes that are not positive.
+      UserError: FAISS is not installed, or lists or probes are not positive.
     """
     faiss = _faiss()
     p = len(gallery)
@@ -55,18 +58,18 @@ def search(
         )
     index = _index(faiss, gallery, lists, index_file, input_digest)
     index.nprobe = min(probes, lists)
-    # What is left out afterwards must not use up the k: the page itself and its group.
-    spare = 1 + _largest(gallery_groups)
-    found_values, found_rows = index.search(_unit(queries), min(p, k + spare))
-    hidden = (found_rows < 0) | (found_rows == own[:, None])
+    # The query itself and its group are removed from the results: search for more than k.
+    spare = 1 + _largest_group(gallery_groups)
+    similarity, neighbours = index.search(_unit(queries), min(p, k + spare))
+    hidden = (neighbours < 0) | (neighbours == own[:, None])
     if query_groups is not None and gallery_groups is not None:
-        same = query_groups[:, None] == gallery_groups[np.maximum(found_rows, 0)]
+        same = query_groups[:, None] == gallery_groups[np.maximum(neighbours, 0)]
         hidden |= same & (query_groups >= 0)[:, None]
     k = min(k, p)
     order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
     hidden = np.take_along_axis(hidden, order, 1)
-    rows = np.where(hidden, -1, np.take_along_axis(found_rows, order, 1))
-    values = np.where(hidden, -np.inf, np.take_along_axis(found_values, order, 1))
+    rows = np.where(hidden, -1, np.take_along_axis(neighbours, order, 1))
+    values = np.where(hidden, -np.inf, np.take_along_axis(similarity, order, 1))
     return rows, values.astype(np.float32)
 
 
@@ -81,7 +84,7 @@ def _faiss() -> ModuleType:
     return faiss
 
 
-def _largest(groups: np.ndarray | None) -> int:
+def _largest_group(groups: np.ndarray | None) -> int:
     if groups is None or not (groups >= 0).any():
         return 0
     return int(np.bincount(groups[groups >= 0]).max())
@@ -96,22 +99,26 @@ def _index(
 ) -> object:
     p, d = gallery.shape
     identity = {"input_digest": input_digest, "rows": p, "dim": d, "lists": lists}
-    mark = index_file.with_name(index_file.name + ".json")
-    if index_file.exists() and mark.exists() and json.loads(mark.read_text()) == identity:
+    identity_file = index_file.with_name(index_file.name + ".json")
+    if (
+        index_file.exists()
+        and identity_file.exists()
+        and json.loads(identity_file.read_text()) == identity
+    ):
         return faiss.read_index(str(index_file))
     quantizer = faiss.IndexFlatIP(d)
     index = faiss.IndexIVFFlat(quantizer, d, lists, faiss.METRIC_INNER_PRODUCT)
-    # Spherical k-means: directions are what differs.
+    # Spherical k-means: the vectors differ in direction only.
     index.cp.spherical = True
     index.cp.seed = 0
     index.cp.min_points_per_centroid = 1
-    sample = np.unique(np.linspace(0, p - 1, min(p, _TRAIN_A_LIST * lists)).astype(np.int64))
+    sample = np.unique(np.linspace(0, p - 1, min(p, _TRAIN_PER_LIST * lists)).astype(np.int64))
     index.train(_unit(gallery[sample]))
     for start in range(0, p, _BLOCK_ROWS):
         index.add(_unit(gallery[start : start + _BLOCK_ROWS]))
     index_file.parent.mkdir(parents=True, exist_ok=True)
-    mark.unlink(missing_ok=True)
+    identity_file.unlink(missing_ok=True)
     faiss.write_index(index, str(index_file))
-    with replacing(mark, "w") as file:
+    with replacing(identity_file, "w") as file:
         json.dump(identity, file)
     return index

@@ -1,4 +1,4 @@
-"""Who is nearest to whom: scores between pages in chunks, and ranked lists without a full sort.
+"""Scores between pages in chunks, and ranked lists without a full sort.
 
 Axis letters: p pages, q queries of a chunk, d width of a descriptor, k ranks of a list.
 """
@@ -10,64 +10,73 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int, Int64
 
 from saghog_jax.input_pipeline.processes.workers import usable_cores
 
-# Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
-ScoreRows = Callable[[np.ndarray], np.ndarray]
+# Scores of the rows against all pages; larger is nearer.
+ScoreRows = Callable[[Int[np.ndarray, " q"]], Float32[np.ndarray, "q p"]]
 
-# Float32 values of a chunk of scores; 16 MiB, and a few times that for what is made of them. Larger
-# ones are taken from the system anew each time, whose empty pages cost a fifth of all time.
+# Float32 values of a chunk of scores: 16 MiB, and a few times that for intermediate results. The
+# system would allocate larger chunks anew each time, which costs a fifth of the time.
 CHUNK_VALUES = 1 << 22
-# Panels of a symmetric product, and side of the tiles in which it is mirrored: 64 KiB.
+# Number of panels of a symmetric product, and side of the tiles that are mirrored: 64 KiB.
 _PANELS, _TILE = 8, 128
-# So many maxima one after the other take less time than a partial sort.
+# Up to so many successive maxima are faster than a partial sort.
 _MAXIMA_UP_TO = 12
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The nearest pages of every query, and what the labels say of them."""
+    """The nearest pages of every query, with labels.
 
-    query_labels: np.ndarray  # int64 [q], -1 = unknown
-    labels: np.ndarray  # int64 [p], the same numbers for the gallery
-    found: np.ndarray  # int64 [q, k], nearest first, -1 where the gallery is shorter
-    distances: np.ndarray  # float32 [q, k]
+    Attributes:
+      query_labels: labels of the queries, -1 = unknown.
+      labels: labels of the gallery, in the same numbers.
+      gallery_rows: nearest first, -1 where the gallery is shorter.
+      distances: cosine distances.
+    """
+
+    query_labels: Int[np.ndarray, " q"]
+    labels: Int[np.ndarray, " p"]
+    gallery_rows: Int[np.ndarray, "q k"]
+    distances: Float32[np.ndarray, "q k"]
 
     def hits(self, row: int) -> list[tuple[int, float]]:
-        """The pages that a query lists and their distances."""
-        pairs = zip(self.found[row].tolist(), self.distances[row].tolist(), strict=True)
+        """The nearest pages of a query and their distances."""
+        pairs = zip(self.gallery_rows[row].tolist(), self.distances[row].tolist(), strict=True)
         return [(other, distance) for other, distance in pairs if other >= 0]
 
     def mark(self, row: int, other: int) -> str:
-        """`right` or `wrong`; `unknown` where one of the two has no label."""
+        """`right` for equal labels, `wrong` for others; `unknown` if one of both is missing."""
         a, b = self.query_labels[row], self.labels[other]
         if a < 0 or b < 0:
             return "unknown"
         return "right" if a == b else "wrong"
 
 
-def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
-    """Scores between rows of `descriptors` [p, d], computed for the rows that are asked for.
+def score_rows(descriptors: Float[np.ndarray, "p d"], metric: str = "cosine") -> ScoreRows:
+    """A function that scores rows of `descriptors` [p, d] against all rows.
 
-    The device holds them and multiplies, on CPUs too: jax takes half the time that numpy does.
+    The descriptors are stored on the device. On CPUs too, jax takes half the time of numpy.
 
-    `cosine` is the inner product of the L2-normalised rows; `euclidean` orders by Euclidean
-    distance (q.g - |g|^2 / 2, float32). On unit vectors both give the same order.
+    Args:
+      metric: `cosine`, the inner product of the L2-normalised rows; or `euclidean`, which orders by
+        Euclidean distance (q.g - |g|^2 / 2, float32). Both orders agree for unit vectors.
 
     Raises:
-      ValueError: an unknown metric.
+      ValueError: the metric is unknown.
     """
     x = np.asarray(descriptors, np.float32)
     if metric == "cosine":
         norms = np.linalg.norm(x, axis=1, keepdims=True)
         unit = jnp.asarray(x / np.maximum(norms, np.float32(1e-12)))
-        # A copy, which may be written to.
+        # A writable copy.
         return lambda rows: np.array(_products(unit, rows))
     if metric == "euclidean":
         half = np.einsum("pd,pd->p", x, x) / 2
-        every = jnp.array(x)
-        return lambda rows: np.asarray(_products(every, rows)) - half
+        device_x = jnp.array(x)
+        return lambda rows: np.asarray(_products(device_x, rows)) - half
     raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
 
 
@@ -76,27 +85,29 @@ def _products(x: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.matmul(x[rows], x.T, precision="highest")
 
 
-def gram(x: np.ndarray, each: Callable[[np.ndarray], None]) -> np.ndarray:
-    """x x^T of x [p, d], symmetric to the bit: the upper half is multiplied, the lower copied.
+def gram(
+    x: Float[np.ndarray, "p d"], function: Callable[[np.ndarray], None]
+) -> Float[np.ndarray, "p p"]:
+    """x x^T of x [p, d], symmetric to the bit: the upper half is computed, the lower one copied.
 
     Args:
-      each: what is done, in place, to the values of the upper half before they are copied (and to
-        some beside it, which are overwritten).
+      function: applied in place to blocks of the upper half before they are copied (also to some
+        values of the lower half, which are overwritten).
     """
     p = len(x)
     out = np.empty((p, p), x.dtype)
-    # Whole tiles, so that all of a row behind the start of its tile is multiplied.
+    # Panels consist of whole tiles: each row is computed from the start of its tile on.
     step = max(1, -(-p // (_PANELS * _TILE))) * _TILE
     for start in range(0, p, step):
         np.matmul(x[start : start + step], x[start:].T, out=out[start : start + step, start:])
     tiles = [slice(start, min(p, start + _TILE)) for start in range(0, p, _TILE)]
-    # Long rows of tiles and short ones in turn, so that the threads get equal shares.
+    # Long and short rows of tiles alternate, so that the threads get equal work.
     order = [i // 2 if i % 2 == 0 else len(tiles) - 1 - i // 2 for i in range(len(tiles))]
 
     def mirror(part: slice) -> None:
         for i in order[part]:
             rows = tiles[i]
-            each(out[rows, rows.start :])
+            function(out[rows, rows.start :])
             for columns in tiles[i + 1 :]:
                 out[columns, rows] = out[rows, columns].T
             square = out[rows, rows]
@@ -108,7 +119,7 @@ def gram(x: np.ndarray, each: Callable[[np.ndarray], None]) -> np.ndarray:
 
 
 def in_threads(work: Callable[[slice], None], rows: int) -> None:
-    """Does work(part) for parts of range(rows), one a core at a time: numpy leaves the lock."""
+    """Calls work(part) for parts of range(rows), one per core: numpy releases the lock."""
     cores = usable_cores()
     step = max(1, -(-rows // cores))
     parts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
@@ -116,12 +127,12 @@ def in_threads(work: Callable[[slice], None], rows: int) -> None:
         work(parts[0])
         return
     with ThreadPoolExecutor(cores) as pool:
-        # A list, so that what a thread raised is raised here.
+        # The list raises the exceptions of the threads here.
         list(pool.map(work, parts))
 
 
 def in_tiles(work: Callable[[slice], None], rows: int, step: int) -> None:
-    """Does work(tile) for tiles of `step` rows (at least one), on all cores."""
+    """Calls work(tile) for tiles of `step` rows (at least one), on all cores."""
     step = max(1, step)
 
     def part(rows: slice) -> None:
@@ -132,19 +143,30 @@ def in_tiles(work: Callable[[slice], None], rows: int, step: int) -> None:
 
 
 def nearest(
-    scores: ScoreRows, rows: np.ndarray, groups: np.ndarray | None, num_pages: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest pages of each row, nearest first, itself and its group left out.
+    scores: ScoreRows,
+    rows: Int[np.ndarray, " q"],
+    groups: Int[np.ndarray, " p"] | None,
+    num_pages: int,
+    k: int,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    """The `k` nearest pages of each row, nearest first, without itself and its group.
+
+    Args:
+      scores: see `score_rows`.
+      rows: int64 [q], the queries.
+      groups: int64 [p], -1 = no group; None excludes only the query.
+      num_pages: p.
+      k: number of pages per query.
 
     Returns:
-      int64 [len(rows), k'] and their float32 scores, k' = min(k, num_pages - 1); -1 and -inf where
-      the gallery of a query is shorter.
+      pages int64 [q, k'] and scores float32 [q, k'], k' = min(k, p - 1); -1 and -inf where the
+      gallery of a query is shorter.
     """
     groups = np.full(num_pages, -1) if groups is None else groups
     k = max(0, min(k, num_pages - 1))
-    found, values = [], []
+    pages, values = [], []
     for part in chunks(rows, num_pages):
-        block = without_own(scores(part), part, groups)
+        block = hide_own(scores(part), part, groups)
         keys = (
             np.partition(sort_keys(block), range(k), axis=1)[:, :k]
             if k
@@ -152,18 +174,20 @@ def nearest(
         )
         index = keys & 0xFFFFFFFF
         value = np.take_along_axis(block, index, 1)
-        found.append(np.where(np.isneginf(value), -1, index))
+        pages.append(np.where(np.isneginf(value), -1, index))
         values.append(value)
-    if not found:
+    if not pages:
         return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-    return np.concatenate(found), np.concatenate(values)
+    return np.concatenate(pages), np.concatenate(values)
 
 
-def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's k largest values, largest first, equals by column. Overwrites `block`.
+def top_columns(
+    block: Float[np.ndarray, "q p"], k: int
+) -> tuple[Int[np.ndarray, "q {k}"], Float[np.ndarray, "q {k}"]]:
+    """The k largest values of each row, largest first, equal ones by column. Overwrites `block`.
 
     Returns:
-      columns int64 [q, k] and values [q, k]; a value of -inf belongs to no column in particular.
+      columns int64 [q, k] and values [q, k]; the column of a value of -inf is arbitrary.
     """
     if k > _MAXIMA_UP_TO:
         keys = sort_keys(block)
@@ -171,23 +195,25 @@ def top_columns(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             keys.partition(k, axis=1)
         columns = np.sort(keys[:, :k], axis=1) & 0xFFFFFFFF
         return columns, np.take_along_axis(block, columns, 1)
-    every = np.arange(len(block))
+    rows = np.arange(len(block))
     columns, values = np.empty((len(block), k), np.int64), np.empty((len(block), k), block.dtype)
     for j in range(k):
         columns[:, j] = block.argmax(axis=1)
-        values[:, j] = block[every, columns[:, j]]
-        block[every, columns[:, j]] = -np.inf
+        values[:, j] = block[rows, columns[:, j]]
+        block[rows, columns[:, j]] = -np.inf
     return columns, values
 
 
-def chunks(rows: np.ndarray, p: int) -> list[np.ndarray]:
-    """Splits `rows` so that the scores of a part against p pages stay within CHUNK_VALUES."""
+def chunks(rows: Int[np.ndarray, " q"], p: int) -> list[Int[np.ndarray, " _"]]:
+    """Splits `rows` so that each part has at most CHUNK_VALUES scores against p pages."""
     step = max(1, CHUNK_VALUES // max(1, p))
     return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
-def without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Scores [q, p] with -inf, in place, where a page is the query or of the query's group."""
+def hide_own(
+    block: Float[np.ndarray, "q p"], rows: Int[np.ndarray, " q"], groups: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "q p"]:
+    """Sets the scores [q, p] of the query itself and of its group to -inf, in place."""
     block[np.arange(len(rows)), rows] = -np.inf
     grouped = np.flatnonzero(groups[rows] >= 0)
     if len(grouped):
@@ -196,11 +222,11 @@ def without_own(block: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> np.n
     return block
 
 
-def sort_keys(block: np.ndarray) -> np.ndarray:
-    """int64 [q, p] that sort as (score descending, column ascending); the low 32 bits: the column.
+def sort_keys(block: Float32[np.ndarray, "q p"]) -> Int64[np.ndarray, "q p"]:
+    """Keys int64 [q, p] that sort by descending score, then column; the low 32 bits are the column.
 
-    The bits of a float32 order as integers once those of negative numbers are flipped; no two keys
-    of a row are equal, so that a partition is as definite as a stable sort.
+    The bits of a float32 sort as an integer if those of negative numbers are flipped. The keys of a
+    row are distinct, so a partition has a unique result, like a stable sort.
     """
     bits = (-block + np.float32(0)).view(np.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -1,14 +1,15 @@
-"""One row of the table of figures: some descriptors, what was done to them, and how they answered.
+"""The rows of the table of metrics: descriptors, whitening, re-ranking and the evaluation.
 
-Every combination of descriptors, whitening and re-ranking is a row of its own, so that plain
-figures always stand beside processed ones.
+Every combination of descriptors, whitening and re-ranking is a separate row, so that the plain
+metrics always stand beside those after processing.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
@@ -16,26 +17,38 @@ from saghog_jax.retrieval import metrics, rerank, whitening
 from saghog_jax.retrieval.embeddings import Embeddings, check_comparable, load_embeddings
 from saghog_jax.retrieval.ranking import ScoreRows, score_rows
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one kind of descriptors; `figures` is what `metrics.summarize` gives."""
+    """The metrics of one combination.
+
+    Attributes:
+      name: model of the descriptors.
+      whitening, reranking: the processing, in words for the table.
+      descriptors: float32, after whitening.
+      scores: after re-ranking.
+      evaluation: metrics of each query.
+      figures: result of `metrics.summarize`.
+      intervals: 95 % bootstrap intervals over labels.
+    """
 
     name: str
     whitening: str
     reranking: str
-    descriptors: np.ndarray  # float32 [p, k] after whitening
-    scores: ScoreRows  # after re-ranking
+    descriptors: Float[np.ndarray, "p k"]
+    scores: ScoreRows
     evaluation: metrics.Evaluation
     figures: dict[str, float | int]
-    intervals: dict[str, tuple[float, float]]  # 95 %, bootstrap over labels
+    intervals: dict[str, tuple[float, float]]
 
 
 def check_choices(config: ConfigDict) -> None:
-    """Names a field of the config that holds what it cannot hold.
+    """Checks the choices of a retrieval config.
 
     Raises:
-      UserError: such a field, its value and what is known.
+      UserError: a field has an unknown value or is outside of its range.
     """
     choices = {
         "relevance": (config.relevance, ("writer", "page")),
@@ -67,74 +80,75 @@ def check_choices(config: ConfigDict) -> None:
         )
 
 
-def labels_of(embeddings: Embeddings, relevance: str) -> np.ndarray:
-    """int64 [p], equal for pages that are relevant to each other, -1 = unknown."""
+def labels_of(embeddings: Embeddings, relevance: str) -> Int[np.ndarray, " p"]:
+    """Labels int64 [p], equal for pages that are relevant to each other; -1 = unknown."""
     if relevance == "page":
         return metrics.encode_labels(embeddings.writers, embeddings.pages)
     return metrics.encode_labels(embeddings.writers)
 
 
-def groups_of(embeddings: Embeddings, column: str) -> np.ndarray | None:
-    """int64 [p], equal for pages that never answer each other, -1 = of no group; None without."""
+def groups_of(embeddings: Embeddings, column: str) -> Int[np.ndarray, " p"] | None:
+    """Groups int64 [p], which exclude each other from the gallery; -1 = no group.
+
+    None if no column is named.
+    """
     return metrics.encode_labels(embeddings.column(column)) if column else None
 
 
 def all_results(
-    embeddings: Embeddings, config: ConfigDict, log: Callable[[str], None] = print
+    embeddings: Embeddings, config: ConfigDict
 ) -> tuple[list[Result], whitening.Whitening | None]:
-    """The plain figures of an embeddings folder, then the whitened, then the re-ranked ones.
+    """The metrics of an embeddings folder: plain, after whitening, after re-ranking.
 
     Returns:
-      the rows, and the whitening where one was fitted.
+      the rows, and the whitening; None without whitening.
     """
     labels = labels_of(embeddings, config.relevance)
     groups = groups_of(embeddings, config.exclude_group)
 
-    def result(done: tuple[str, str], x: np.ndarray, scores: ScoreRows) -> Result:
+    def result(processing: tuple[str, str], x: np.ndarray, scores: ScoreRows) -> Result:
         evaluation = metrics.evaluate(scores, labels, groups, config.ks)
         figures = metrics.summarize(evaluation, config.convention)
         intervals = metrics.confidence(evaluation, labels, config.bootstrap)
-        return Result(embeddings.name, *done, x, scores, evaluation, figures, intervals)
+        return Result(embeddings.name, *processing, x, scores, evaluation, figures, intervals)
 
-    x, whitened = np.asarray(embeddings.descriptors), "none"
-    results = [result((whitened, "none"), x, score_rows(x))]
-    fitted, source = _whitening(embeddings, config, log)
+    x, protocol = np.asarray(embeddings.descriptors), "none"
+    results = [result((protocol, "none"), x, score_rows(x))]
+    fitted, source = _whitening(embeddings, config)
     if fitted is not None:
-        whitened = (
-            f"{config.whitening.mode}, {len(fitted.variances)} dims from {fitted.pages} pages"
-        )
-        whitened += source
+        dims = f"{len(fitted.variances)} dims from {fitted.pages} pages"
+        protocol = f"{config.whitening.mode}, {dims}{source}"
         x = whitening.apply(fitted, x)
-        results.append(result((whitened, "none"), x, score_rows(x)))
+        results.append(result((protocol, "none"), x, score_rows(x)))
     method = config.rerank.method
     if method != "none":
-        params, chosen = _rerank_params(embeddings, config, fitted, log)
-        mine = ", ".join(f"{name} {value:g}" for name, value in params.items())
-        unit = score_input(x)
+        params, origin = _rerank_params(embeddings, config, fitted)
+        values = ", ".join(f"{name} {value:g}" for name, value in params.items())
         sequential = config.rerank.sequential
-        chosen += ", row after row: leaks the order of pages" if sequential else ""
-        scores = rerank.rerank(method, unit, params, groups, sequential)
-        results.append(result((whitened, f"{method} ({mine}; {chosen})"), x, scores))
+        origin += ", row after row: leaks the order of pages" if sequential else ""
+        scores = rerank.rerank(method, unit_rows(x), params, groups, sequential)
+        results.append(result((protocol, f"{method} ({values}; {origin})"), x, scores))
     return results, fitted
 
 
-def score_input(x: np.ndarray) -> np.ndarray:
-    """Unit rows, as re-ranking expects them."""
+def unit_rows(x: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p d"]:
+    """L2-normalised rows, the input of re-ranking."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12))
 
 
 def _whitening(
-    embeddings: Embeddings, config: ConfigDict, log: Callable[[str], None]
+    embeddings: Embeddings, config: ConfigDict
 ) -> tuple[whitening.Whitening | None, str]:
+    """The whitening of the config, and the words that name its training pages."""
     if config.whitening.mode == "none":
         return None, ""
     if config.whitening.mode == "transductive":
-        return _fit(embeddings, config, log), ""
+        return _fit(embeddings, config), ""
     path = Path(config.whitening.fit)
     if path.suffix != ".npz":
         training = load_embeddings(path)
         check_comparable(training, embeddings)
-        return _fit(training, config, log), f" of {path}"
+        return _fit(training, config), f" of {path}"
     fitted, checkpoint = whitening.load(path)
     known, width = embeddings.meta.get("checkpoint", ""), embeddings.descriptors.shape[1]
     if len(fitted.mean) != width or (checkpoint and known and checkpoint != known):
@@ -146,13 +160,11 @@ def _whitening(
     return fitted, f" ({path})"
 
 
-def _fit(
-    embeddings: Embeddings, config: ConfigDict, log: Callable[[str], None]
-) -> whitening.Whitening | None:
+def _fit(embeddings: Embeddings, config: ConfigDict) -> whitening.Whitening | None:
     shape = embeddings.descriptors.shape
     k, remark = whitening.choose_dim(config.whitening.dim, *shape, config.whitening.only_beyond)
     if remark:
-        log(f"note: {embeddings.name}: {remark}")
+        logger.warning(f"note: {embeddings.name}: {remark}")
     return whitening.fit(embeddings.descriptors, k) if k else None
 
 
@@ -160,20 +172,20 @@ def _rerank_params(
     embeddings: Embeddings,
     config: ConfigDict,
     fitted: whitening.Whitening | None,
-    log: Callable[[str], None],
 ) -> tuple[dict[str, float], str]:
-    method, where = config.rerank.method, config.rerank.choose_on
-    if not where:
+    """The parameters of re-ranking, and the words that tell their origin."""
+    method, folder = config.rerank.method, config.rerank.choose_on
+    if not folder:
         return {name: config.rerank[name] for name in rerank.GRID[method]}, "given"
-    training = load_embeddings(where)
+    training = load_embeddings(folder)
     check_comparable(training, embeddings)
     if config.whitening.mode == "transductive":
-        fitted = _fit(training, config, log)
+        fitted = _fit(training, config)
     x = np.asarray(training.descriptors)
-    x = score_input(x if fitted is None else whitening.apply(fitted, x))
+    x = unit_rows(x if fitted is None else whitening.apply(fitted, x))
     labels = labels_of(training, config.relevance)
     try:
         params = rerank.choose(method, x, labels, groups_of(training, config.exclude_group))
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    return params, f"chosen on {where}"
+        raise UserError(f"{folder}: {error}") from None
+    return params, f"chosen on {folder}"

@@ -1,4 +1,4 @@
-"""Exact nearest pages of a gallery of any size, in chunks on the device.
+"""Exact nearest pages in a gallery of any size, in chunks on the device.
 
 Axis letters: q queries, p pages of the gallery, g pages of a chunk, d width, k results.
 """
@@ -8,37 +8,39 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
-# Bytes of the gallery that are on the device at a time: what a cache holds is read fastest.
+# Bytes of the gallery on the device at a time: so many fit into the cache of a CPU.
 _CHUNK_BYTES = 16 << 20
-# Queries that are compared with a chunk at a time.
+# Queries per chunk.
 _QUERIES = 1024
 
 
 def search(
-    queries: np.ndarray,
-    gallery: np.ndarray,
+    queries: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "p width"],
     k: int,
-    own: np.ndarray | None = None,
-    query_groups: np.ndarray | None = None,
-    gallery_groups: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k pages of largest cosine similarity, equals by row.
+    own: Int[np.ndarray, " q"] | None = None,
+    query_groups: Int[np.ndarray, " q"] | None = None,
+    gallery_groups: Int[np.ndarray, " p"] | None = None,
+) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    """The k pages of largest cosine similarity; pages of equal similarity in the order of rows.
 
     Args:
       queries: float32 [q, d].
-      gallery: float32 [p, d], may be memory-mapped: it is read once a thousand queries, front to
-        back, and never held.
-      own: int64 [q], the row of the gallery that is the query itself, -1 where it is not in it.
-      query_groups, gallery_groups: int64 [q] and [p]; pages of the query's group (>= 0) are left
-        out. Both or none.
+      gallery: float32 [p, d], may be memory-mapped: it is read from front to back once per 1,024
+        queries and is never in memory as a whole.
+      k: number of pages per query.
+      own: int64 [q], row of the query in the gallery, -1 if it is not in the gallery.
+      query_groups, gallery_groups: int64 [q] and [p]; pages of the query's group (>= 0) are
+        excluded. Give both or none.
 
     Returns:
       rows int64 [q, k'] and similarities float32 [q, k'], best first, k' = min(k, p); -1 and -inf
-      where nothing is left.
+      where no page is left.
 
     Raises:
-      ValueError: widths that differ, an empty gallery, k below 1.
+      ValueError: the widths differ, the gallery is empty, or k is below 1.
     """
     (q, d), (p, width) = queries.shape, gallery.shape
     if width != d:
@@ -55,18 +57,18 @@ def search(
     for start in range(0, q, _QUERIES):
         part = slice(start, start + _QUERIES)
         x = np.asarray(queries[part], np.float32)
-        mine = (
+        device_queries = (
             jnp.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)),
             jnp.asarray(own[part], jnp.int32),
             jnp.asarray(query_groups[part], jnp.int32),
         )
         best = jnp.full((len(x), k), -jnp.inf, jnp.float32), jnp.full((len(x), k), -1, jnp.int32)
         for first in range(0, p, step):
-            # The last chunk reaches back, so that all have one shape; pages seen twice are hidden.
+            # The last chunk starts earlier, so that all have one shape; repeated pages are hidden.
             begin = max(0, min(first, p - step))
             chunk = jnp.asarray(gallery[begin : begin + step])
             groups = jnp.asarray(gallery_groups[begin : begin + step], jnp.int32)
-            best = _merge(best, *mine, chunk, groups, begin, first, k=k)
+            best = _merge(best, *device_queries, chunk, groups, begin, first, k=k)
         values[part], rows[part] = (np.asarray(array) for array in best)
     return np.where(np.isneginf(values), -1, rows), values
 
@@ -84,14 +86,14 @@ def _merge(
     *,
     k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The better of what was found and what a chunk holds; equals stay in the order of rows."""
+    """Merges the best pages so far with those of a chunk; equal ones stay in the order of rows."""
     norm = jnp.sqrt(jnp.sum(jnp.square(chunk), axis=1))
     scores = jnp.matmul(queries, chunk.T, precision="highest") / jnp.maximum(norm, 1e-12)
     row = jnp.arange(chunk.shape[0], dtype=jnp.int32) + begin
     same = (query_groups[:, None] == groups) & (query_groups[:, None] >= 0)
     hidden = same | (row == own[:, None]) | (row < first)
-    values, place = jax.lax.top_k(jnp.where(hidden, -jnp.inf, scores), min(k, chunk.shape[0]))
+    values, columns = jax.lax.top_k(jnp.where(hidden, -jnp.inf, scores), min(k, chunk.shape[0]))
     both = jnp.concatenate([best[0], values], axis=1)
-    rows = jnp.concatenate([best[1], row[place]], axis=1)
-    values, place = jax.lax.top_k(both, k)
-    return values, jnp.take_along_axis(rows, place, axis=1)
+    rows = jnp.concatenate([best[1], row[columns]], axis=1)
+    values, columns = jax.lax.top_k(both, k)
+    return values, jnp.take_along_axis(rows, columns, axis=1)

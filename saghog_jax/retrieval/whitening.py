@@ -1,6 +1,6 @@
-"""PCA whitening of page descriptors: fitting and applying are two steps, so the protocol is open.
+"""PCA whitening of page descriptors, with separate functions to fit and to apply it.
 
-Fitted on the evaluated pages themselves it is transductive (as published), fitted on other pages
+Whitening fitted on the evaluated pages is transductive (as published), fitted on other pages it is
 inductive. Axis letters: p pages, d width of a descriptor, k kept components.
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float32
 from scipy import linalg
 
 from saghog_jax.input_pipeline.errors import UserError
@@ -17,35 +18,51 @@ from saghog_jax.retrieval.aggregate import l2_normalize
 
 MODES = ("none", "transductive", "inductive")
 SOLVERS = ("auto", "gram", "covariance", "randomized")
-# Beyond so many pages and dimensions the exact eigenvectors take longer than randomised passes.
+# With more pages and dimensions exact eigenvectors take longer than randomised passes.
 _EXACT_UP_TO = 8192
 _OVERSAMPLES = 32
 _POWER_ITERATIONS = 6
-# Float32 values held at a time when descriptors are streamed from disk; 256 MiB.
+# Float32 values in memory at a time when descriptors are read from disk: 256 MiB.
 _BLOCK_VALUES = 1 << 26
 
 
 class Whitening(NamedTuple):
-    """y = (x - mean) components^T / sqrt(variances + eps)."""
+    """y = (x - mean) components^T / sqrt(variances + eps).
 
-    mean: np.ndarray  # float32 [d]
-    components: np.ndarray  # float32 [k, d], orthonormal rows
-    variances: np.ndarray  # float32 [k], descending
+    Attributes:
+      mean: mean of the training descriptors.
+      components: orthonormal rows.
+      variances: in descending order.
+      eps: added to the variances.
+      pages: number p of training pages.
+    """
+
+    mean: Float32[np.ndarray, " d"]
+    components: Float32[np.ndarray, "k d"]
+    variances: Float32[np.ndarray, " k"]
     eps: float
-    pages: int  # p it was fitted on
+    pages: int
 
 
 def choose_dim(dim: int, pages: int, width: int, only_beyond: int = 0) -> tuple[int, str]:
-    """Number of components to keep, and a remark where that is not what was asked for or unwise.
+    """Number of components to keep, and a remark if it is unwise or differs from `dim`.
 
-    With k near the number of pages every page becomes equidistant from every other: the directions
-    of smallest variance, which are noise, count as much as the first. So `dim` 0 takes at most a
-    quarter of the pages; more is done as told, up to what the pages span (p - 1), with a remark.
-    0 components, no whitening, where pages or width are not more than `only_beyond` (the published
-    code has 500 there, in another place 600).
+    If k is near the number of pages, all pages become equidistant: the directions of smallest
+    variance, which are noise, count as much as the first ones.
+
+    Args:
+      dim: requested number of components, limited to p - 1, which the pages span; 0 takes a quarter
+        of the pages, at most 512. More than a quarter gives a remark.
+      pages: p.
+      width: d.
+      only_beyond: no whitening (0 components) if pages or width are not more than this (500 in one
+        place of the published code, 600 in another).
+
+    Returns:
+      the number of components, 0 for no whitening, and the remark, which may be empty.
 
     Raises:
-      UserError: fewer than two pages, a negative dim.
+      UserError: fewer than two pages, or a negative dim.
     """
     if pages < 2 or dim < 0:
         raise UserError(f"whitening to {dim} dimensions fitted on {pages} pages: impossible")
@@ -67,7 +84,7 @@ def choose_dim(dim: int, pages: int, width: int, only_beyond: int = 0) -> tuple[
 
 
 def fit(
-    x: np.ndarray,
+    x: Float[np.ndarray, "p d"],
     dim: int,
     eps: float = 0.0,
     ddof: int = 1,
@@ -76,16 +93,22 @@ def fit(
 ) -> Whitening:
     """Fits the `dim` leading principal components of x [p, d]; x may be memory-mapped.
 
-    Exact by the eigenvectors of the smaller of the p x p Gram and the d x d covariance matrix
-    (DESIGN: components are X_c^T u / sqrt(l)); randomised subspace iteration where both are large.
-    Components whose variance is rounding noise are left out, so k may be less than `dim`.
+    The exact solvers compute eigenvectors u of the p x p Gram matrix (then the components are
+    X_c^T u / sqrt(eigenvalue)) or of the d x d covariance matrix, whichever is smaller. Randomised
+    subspace iteration is used if both are large. Components whose variance is rounding noise are
+    dropped, so k may be less than `dim`.
 
     Args:
-      ddof: the variance divides by p - ddof; the published code has 1 in one place (PCA) and, with
-        `eps` 1e-5, 0 in another (reference: section 7).
+      x: [p, d].
+      dim: number of components.
+      eps: added to the variances.
+      ddof: the variance divides by p - ddof. The published code has 1 in one place (PCA), and 0
+        with `eps` 1e-5 in another (reference: section 7).
+      solver: one of SOLVERS.
+      seed: of the randomised solver.
 
     Raises:
-      ValueError: dim outside of 1..min(p - 1, d), an unknown solver.
+      ValueError: dim is outside of 1..min(p - 1, d), or the solver is unknown.
     """
     p, d = x.shape
     if not 1 <= dim <= min(p - 1, d):
@@ -98,17 +121,19 @@ def fit(
     mean = _mean(x)
     solve = {"gram": _by_gram, "covariance": _by_covariance, "randomized": _by_sketch}[solver]
     components, squares = solve(x, mean, dim, seed)
-    # Squared singular values below this are rounding of the float32 descriptors.
-    real = squares > squares[0] * np.finfo(np.float32).eps
+    # Smaller squared singular values are rounding noise of the float32 descriptors.
+    significant = squares > squares[0] * np.finfo(np.float32).eps
     variances = (squares / (p - ddof)).astype(np.float32)
-    return Whitening(mean, components[real].astype(np.float32), variances[real], eps, p)
+    return Whitening(
+        mean, components[significant].astype(np.float32), variances[significant], eps, p
+    )
 
 
-def apply(whitening: Whitening, x: np.ndarray) -> np.ndarray:
+def apply(whitening: Whitening, x: Float[np.ndarray, "p d"]) -> Float32[np.ndarray, "p k"]:
     """Whitens and L2-normalises x [p, d] to float32 [p, k].
 
     Raises:
-      ValueError: a width other than the one fitted on.
+      ValueError: the width differs from that of the training descriptors.
     """
     d = len(whitening.mean)
     if x.shape[1] != d:
@@ -123,16 +148,20 @@ def apply(whitening: Whitening, x: np.ndarray) -> np.ndarray:
 
 
 def save(whitening: Whitening, path: str | os.PathLike, checkpoint: str = "") -> None:
-    """Writes an .npz that `load` reads; `checkpoint` is the digest of the model it belongs to."""
+    """Writes a whitening to an .npz file for `load`.
+
+    Args:
+      checkpoint: digest of the model of the descriptors.
+    """
     with replacing(Path(path), "wb") as file:
         np.savez(file, **whitening._asdict(), checkpoint=np.str_(checkpoint))
 
 
 def load(path: str | os.PathLike) -> tuple[Whitening, str]:
-    """Reads what `save` wrote: the whitening and the digest of its model ('' if unknown).
+    """Reads a file of `save`: the whitening and the digest of its model ('' if unknown).
 
     Raises:
-      UserError: missing, not such a file, or holding anything but plain arrays.
+      UserError: the file is missing, is no whitening, or contains anything but plain arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -160,7 +189,7 @@ def _by_gram(x: np.ndarray, mean: np.ndarray, k: int, seed: int) -> tuple[np.nda
     del seed
     p, d = x.shape
     gram = np.zeros((p, p))
-    # Column blocks: products in float32, their sum in float64.
+    # Products of column blocks in float32, their sum in float64.
     step = max(1, _BLOCK_VALUES // p)
     for start in range(0, d, step):
         part = x[:, start : start + step] - mean[start : start + step]

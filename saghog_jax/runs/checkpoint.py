@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.devices.sharding import laid_like
+from saghog_jax.devices.sharding import shard_like
 from saghog_jax.input_pipeline.errors import RunError, UserError
 from saghog_jax.runs.checksums import damage, write_checksums
 from saghog_jax.runs.older_configs import read_run_config
@@ -328,7 +328,7 @@ def matching_parameters(loaded: dict, model: dict, source: Path) -> dict:
                 f"the {name} in {source} does not fit this config's; the model sizes must be those "
                 f"of {source / 'config.json'}"
             )
-    return laid_like({name: loaded[name] for name in model}, model)
+    return shard_like({name: loaded[name] for name in model}, model)
 
 
 def params_digest(params: dict) -> str:

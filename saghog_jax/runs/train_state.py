@@ -1,14 +1,18 @@
-"""What a training run carries from step to step."""
+"""The state of a training run between two updates."""
 
 import flax.struct
 import jax
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """`step` counts finished updates; the random key of an update is folded from it.
+    """Parameters, optimiser state and step.
 
-    `model_state` holds the collections of a model that are not trained, such as the running means
-    of batch normalisation; it is empty for a ViT.
+    Attributes:
+      step: number of finished updates; the random key of an update is derived from it.
+      params: trained parameters.
+      model_state: untrained collections of the model, such as the running means of batch
+        normalisation; empty for a ViT.
+      opt_state: state of the optimiser.
     """
 
     step: jax.Array
@@ -18,16 +22,16 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict:
-        """What flax applies: `params` and the other collections."""
+        """The variables of the flax module: `params` and the other collections."""
         return {"params": self.params, **self.model_state}
 
     def with_variables(self, variables: dict) -> "TrainState":
-        """The same state with another model's parameters and collections."""
+        """The state with other parameters and collections."""
         params, rest = split_params(variables)
         return self.replace(params=params, model_state=rest)
 
 
 def split_params(variables: dict) -> tuple[dict, dict]:
-    """Parameters, and the collections of a model that are not trained."""
+    """Splits variables into parameters and untrained collections."""
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return variables["params"], rest

@@ -92,8 +92,8 @@ def _open_flax(section: ConfigDict) -> FlaxSegmenter:
         params, sizes, report = from_published(arrays)
     except ValueError as error:
         raise UserError(f"regions.sam.weights={path}: {error}") from None
-    logger.info(f"regions: {len(report.taken)} arrays of {path} make a SAM of width {sizes.width}")
-    for line in report.lines()[len(report.taken) :]:
+    logger.info(f"regions: {len(report.used)} arrays of {path} make a SAM of width {sizes.width}")
+    for line in report.lines()[len(report.used) :]:
         logger.info("  " + line)
     return FlaxSegmenter(params, sizes, precision.operand_dtype(section.precision))
 
@@ -177,7 +177,7 @@ def find(image: np.ndarray, generator: MaskGenerator, section: ConfigDict) -> Re
     mask = sam_rules.without_border(mask, section[section.rules].border)
     shares = masks.masks.mean((1, 2), dtype=np.float64)
     meta = {
-        "masks_found": masks.found,
+        "masks_found": masks.total,
         "masks": [
             {"iou": round(float(iou), 4), "stability": round(float(stability), 4),
              "share": round(float(share), 4), "verdict": verdict}

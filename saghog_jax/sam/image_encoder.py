@@ -1,10 +1,10 @@
 """The image encoder of Segment Anything: a ViT with windows and relative positions, and its neck.
 
 Kirillov et al., Segment Anything, 2023, appendix A; the blocks are those of ViTDet. Submodules have
-the published names, so that weights map by one rule (sam_import.py).
+the published names, so that one rule maps the weights (weights.py).
 
 Axis letters: b images (or windows), g side of the grid of tokens, l tokens of an image, d width,
-n heads, h channels of a head; q, k rows and r, s columns of tokens that attend and are attended to.
+n heads, h channels of a head; q, r row and column of a query, k, s row and column of a key.
 """
 
 from collections.abc import Callable
@@ -22,40 +22,42 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 def layer_norm(name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm over the last axis as the image encoder and the convolutions have it."""
+    """LayerNorm over the last axis, of the image encoder and of the convolutions."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, name=name)
 
 
 def to_windows(x: jax.Array, side: int) -> jax.Array:
-    """Cuts a grid into windows, filled up with zeros: [b, g, g, d] -> [b * windows, s, s, d]."""
+    """Cuts a grid, padded with zeros, into windows: [b, g, g, d] -> [b * windows, s, s, d]."""
     b, g, _, d = x.shape
     count = -(-g // side)
-    fill = count * side - g
-    x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
+    padding = count * side - g
+    x = jnp.pad(x, ((0, 0), (0, padding), (0, padding), (0, 0)))
     x = x.reshape(b, count, side, count, side, d).swapaxes(2, 3)
     return x.reshape(b * count * count, side, side, d)
 
 
 def from_windows(windows: jax.Array, grid: int) -> jax.Array:
-    """The grid that `to_windows` cut, without what it was filled up with: -> [b, g, g, d]."""
+    """The inverse of `to_windows`, without the padding: -> [b, g, g, d]."""
     side, d = windows.shape[1], windows.shape[3]
     count = -(-grid // side)
     x = windows.reshape(-1, count, count, side, side, d).swapaxes(2, 3)
     return x.reshape(-1, count * side, count * side, d)[:, :grid, :grid]
 
 
-def relative(table: jax.Array, side: int) -> jax.Array:
-    """Rows of a table of relative positions [2 s - 1, h] for every pair (query, key): [s, s, h]."""
+def relative_positions(table: jax.Array, side: int) -> jax.Array:
+    """Entries of a table [2 s - 1, h] for every pair (query, key) of positions: [s, s, h]."""
     offsets = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
     return table[offsets]
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention on a grid, with a term for the distance in rows and one for that in columns.
+    """Self-attention on a grid, with a term for the row distance and one for the column distance.
 
     Attributes:
-      head_by_head: attends with one head after the other: the [l, l] weights of all heads at once
-        take gigabytes on the full grid. The result is the same.
+      heads: number of heads.
+      head_by_head: compute one head after the other: the [l, l] weights of all heads take gigabytes
+        on the full grid. The result is the same.
+      dtype: type of the operands of products.
     """
 
     heads: int
@@ -68,16 +70,16 @@ class RelativeAttention(nn.Module):
         b, g, _, d = x.shape
         head_dim = d // self.heads
         qkv = Dense(3 * d, self.dtype, name="qkv")(x.reshape(b, g * g, d))
-        # Heads come first, the axis that is mapped over.
+        # The axis of heads comes first: attention is mapped over it.
         qkv = qkv.reshape(b, g * g, 3, self.heads, head_dim).transpose(3, 2, 0, 1, 4)
         shape = (2 * g - 1, head_dim)
         tables = [
-            relative(self.param(name, nn.initializers.zeros, shape, jnp.float32), g)
+            relative_positions(self.param(name, nn.initializers.zeros, shape, jnp.float32), g)
             for name in ("rel_pos_h", "rel_pos_w")
         ]
 
         def attend(qkv: jax.Array) -> jax.Array:
-            """Queries, keys and values of one head, [3, b, l, h] -> [b, l, h]."""
+            """Attention of one head: queries, keys and values [3, b, l, h] -> [b, l, h]."""
             q, k, v = qkv
             grid = q.reshape(b, g, g, head_dim)
             rows = product("bqrh,qkh->bqrk", grid, tables[0], self.dtype)
@@ -107,7 +109,7 @@ class Mlp(nn.Module):
 
 
 class ImageBlock(nn.Module):
-    """Pre-norm block that attends within windows, or on the whole grid with `window=0`."""
+    """Pre-norm block with attention within windows, or over the whole grid with `window=0`."""
 
     heads: int
     mlp_ratio: int
@@ -132,16 +134,16 @@ class ImageBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Normalised square images to an embedding of 1/token_size of their side.
+    """Maps normalised square images to an embedding of 1/token_size of their side.
 
     Attributes:
       token_size: side of a token in pixels.
-      width, depth, heads, mlp_ratio: of the transformer.
+      width, depth, heads, mlp_ratio: sizes of the transformer.
       window: side of the windows in tokens.
-      global_blocks: numbers of the blocks that attend on the whole grid.
+      global_blocks: indices of the blocks with attention over the whole grid.
       features: channels of the embedding.
-      head_by_head: see `RelativeAttention`; for the whole grid alone.
-      dtype: of the operands of products.
+      head_by_head: see `RelativeAttention`; only for attention over the whole grid.
+      dtype: type of the operands of products.
     """
 
     token_size: int
@@ -175,7 +177,7 @@ class ImageEncoder(nn.Module):
                 self.dtype,
                 name=f"blocks_{i}",
             )(x)
-        # The neck: a convolution of one pixel, one of three, each with LayerNorm.
+        # The neck: a 1 x 1 convolution and a 3 x 3 convolution, each with LayerNorm.
         x = x.reshape(b, g * g, self.width)
         x = Dense(self.features, self.dtype, use_bias=False, name="neck_0")(x)
         x = layer_norm("neck_1")(x).reshape(b, g, g, self.features)
@@ -184,7 +186,7 @@ class ImageEncoder(nn.Module):
 
 
 class Convolution3(nn.Module):
-    """Convolution of 3 x 3 pixels without bias, the border filled up with zeros."""
+    """3 x 3 convolution without bias, padded with zeros."""
 
     features: int
     dtype: DTypeLike = jnp.float32

@@ -1,11 +1,11 @@
-"""The mask decoder of Segment Anything: prompts and image attend to each other, then draw masks.
+"""The mask decoder of Segment Anything: attention between prompts and image, then masks.
 
 Kirillov et al., Segment Anything, 2023, appendix A. Submodules have the published names.
 
 Axis letters: q prompts, t tokens of a prompt (IoU, masks, points), l pixels of the embedding of the
 image, d width, n heads, h channels of a head, m masks of a prompt, g side of the embedding.
-What belongs to the image alone has a first axis of 1, and its projections are computed once for all
-prompts.
+Arrays that depend on the image only have a first axis of 1; their projections are computed once for
+all prompts.
 """
 
 import flax.linen as nn
@@ -19,12 +19,12 @@ from saghog_jax.sam.prompt_encoder import Embedding
 
 
 def token_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm of the two-way transformer, whose epsilon is not that of the image encoder."""
+    """LayerNorm of the two-way transformer; its epsilon differs from that of the image encoder."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, name=name)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention with its own projections to `inner` channels."""
+    """Multi-head attention with projections to `inner` channels."""
 
     heads: int
     inner: int
@@ -64,16 +64,15 @@ class TwoWayBlock(nn.Module):
         """[q, t, d] tokens and [1 or q, l, d] image -> the same, the image with q rows.
 
         Args:
-          prompt: [q, t, d], the tokens at the start, which serve as their positions.
-          positions: [1, l, d] of the image's pixels.
+          prompt: [q, t, d], the initial tokens, added to the tokens as their positions.
+          positions: [1, l, d], positions of the pixels of the image.
         """
         d = tokens.shape[-1]
-
-        own = CrossAttention(self.heads, d, self.dtype, name="self_attn")
+        self_attention = CrossAttention(self.heads, d, self.dtype, name="self_attn")
         if self.is_first:
-            tokens = own(tokens, tokens, tokens)
+            tokens = self_attention(tokens, tokens, tokens)
         else:
-            tokens = tokens + own(tokens + prompt, tokens + prompt, tokens)
+            tokens = tokens + self_attention(tokens + prompt, tokens + prompt, tokens)
         tokens = token_norm("norm1")(tokens)
         to_image = CrossAttention(
             self.heads, self.inner, self.dtype, name="cross_attn_token_to_image"
@@ -89,7 +88,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """`depth` two-way blocks and a last look of the tokens at the image."""
+    """`depth` two-way blocks and a final attention of the tokens to the image."""
 
     depth: int
     heads: int
@@ -127,7 +126,7 @@ class Perceptron(nn.Module):
 
 
 class Upscale(nn.Module):
-    """Transposed convolution of 2 x 2 pixels with stride 2, as one product."""
+    """2 x 2 transposed convolution with stride 2, as one product."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -145,13 +144,14 @@ class Upscale(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Draws masks for prompts and predicts how good each is.
+    """Predicts masks for prompts, and the IoU of each mask.
 
     Attributes:
       width: channels of the embeddings.
-      depth, heads, inner, hidden: of the two-way transformer.
-      masks: masks a prompt beside the first, which is for prompts without ambiguity.
-      iou_hidden, iou_depth: of the head that predicts the masks' IoU.
+      depth, heads, inner, hidden: sizes of the two-way transformer.
+      masks: masks per ambiguous prompt, in addition to the first mask for unambiguous prompts.
+      iou_hidden, iou_depth: sizes of the head that predicts the IoU.
+      dtype: type of the operands of products.
     """
 
     width: int
@@ -171,19 +171,20 @@ class MaskDecoder(nn.Module):
         """Decodes the prompts of one image.
 
         Args:
-          image: [1 or q, l, d], embedding of the image plus that of the prompt's mask.
+          image: [1 or q, l, d], embedding of the image plus embedding of the mask prompt.
           positions: [1, l, d].
           prompts: [q, n, d], embedded points.
 
         Returns:
-          logits [q, 1 + m, 4 g, 4 g], above 0 inside; predicted IoU [q, 1 + m].
+          logits [q, 1 + m, 4 g, 4 g], above 0 inside a mask, and predicted IoU [q, 1 + m].
         """
         q, count, d = len(prompts), 1 + self.masks, self.width
         grid = round(image.shape[1] ** 0.5)
-        own = jnp.concatenate(
+        output_tokens = jnp.concatenate(
             [Embedding(1, d, name="iou_token")(), Embedding(count, d, name="mask_tokens")()]
         )
-        tokens = jnp.concatenate([jnp.broadcast_to(own, (q, *own.shape)), prompts], axis=1)
+        tokens = jnp.broadcast_to(output_tokens, (q, *output_tokens.shape))
+        tokens = jnp.concatenate([tokens, prompts], axis=1)
         transformer = TwoWayTransformer(
             self.depth, self.heads, self.inner, self.hidden, self.dtype, name="transformer"
         )
@@ -191,7 +192,7 @@ class MaskDecoder(nn.Module):
         x = Upscale(d // 4, self.dtype, name="output_upscaling_0")(image.reshape(q, grid, grid, d))
         x = gelu(layer_norm("output_upscaling_1")(x))
         x = gelu(Upscale(d // 8, self.dtype, name="output_upscaling_3")(x))
-        # Each kind of mask has a network that turns its token into weights of the channels.
+        # A separate network for each mask turns its token into weights of the channels.
         weights = [
             Perceptron((d, d, d // 8), self.dtype, name=f"output_hypernetworks_mlps_{i}")(
                 tokens[:, 1 + i]

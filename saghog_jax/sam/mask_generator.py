@@ -1,9 +1,9 @@
-"""Masks of everything on a page, from a grid of points: one generator for every form of SAM.
+"""Automatic masks of a page from a grid of points, for every engine of SAM.
 
-Kirillov et al., Segment Anything, 2023, appendix B. Differences from the published generator: all
-is judged in the frame of the model, a page shrunk to 1,024 pixels, rather than on the page, so that
-only masks that are taken are ever enlarged; empty masks are always dropped; no crops of the image.
-Shapes are fixed, so that nothing is compiled twice.
+Kirillov et al., Segment Anything, 2023, appendix B. Differences from the published generator: masks
+are measured in the frame of the model, the page shrunk to 1,024 pixels, so that only selected masks
+are enlarged to the page; empty masks are always dropped; the image is not cropped. Shapes are
+fixed, so that functions are compiled once.
 
 Axis letters: q points, m masks of a point, c candidates (all masks of all points), k masks that are
 kept, s side of the model's images in pixels, l side of the model's logits, h w of the frame.
@@ -18,13 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-# Logits above this are inside a mask; stability is judged this much above and below it.
+# Logits above THRESHOLD are inside a mask; stability compares thresholds at this offset above and
+# below it.
 THRESHOLD = 0.0
 STABILITY_OFFSET = 1.0
 
 
 class Segmenter(Protocol):
-    """A SAM, whatever runs it. `image_size` is the side s of its images in pixels."""
+    """A SAM with any engine.
+
+    Attributes:
+      image_size: side s of its images in pixels.
+    """
 
     image_size: int
 
@@ -35,19 +40,21 @@ class Segmenter(Protocol):
         """Masks of points, float32 [q, 2] (x, y) in pixels of the frame.
 
         Returns:
-          logits [q, m, l, l] over the s x s square that the frame is the upper left part of, and
-          predicted IoU [q, m]; numpy or jax.
+          logits [q, m, l, l] over the s x s square whose upper left part is the frame, and
+          predicted IoU [q, m]; numpy or jax arrays.
         """
 
 
 class Candidates(NamedTuple):
-    """What is known of each candidate, in pixels of the frame.
+    """Measurements of each candidate, in pixels of the frame.
 
-    logits: float32 [c, l, l].
-    iou: float32 [c], predicted.
-    stability: float32 [c], IoU of the masks by a higher and a lower threshold; 0 if both are empty.
-    boxes: float32 [c, 4], x0, y0, x1, y1 of the outermost pixels.
-    area: int32 [c].
+    Attributes:
+      logits: float32 [c, l, l].
+      iou: float32 [c], predicted IoU.
+      stability: float32 [c], IoU of the masks at a higher and at a lower threshold; 0 if both are
+        empty.
+      boxes: float32 [c, 4], x0, y0, x1, y1 of the outermost pixels.
+      area: int32 [c].
     """
 
     logits: jax.Array
@@ -58,18 +65,21 @@ class Candidates(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The masks that are kept, the best first.
+    """The kept masks, the best first.
 
-    masks: bool [k, h, w] in the frame; logits: float32 [k, l, l], see `to_page`.
-    iou: float32 [k], predicted; stability: float32 [k].
-    found: how many there were before only the best were kept.
+    Attributes:
+      masks: bool [k, h, w] in the frame.
+      logits: float32 [k, l, l], see `to_page`.
+      iou: float32 [k], predicted IoU.
+      stability: float32 [k], see `Candidates`.
+      total: number of masks without the limit `max_masks`.
     """
 
     masks: np.ndarray
     logits: np.ndarray
     iou: np.ndarray
     stability: np.ndarray
-    found: int
+    total: int
 
 
 class MaskGenerator:
@@ -77,12 +87,12 @@ class MaskGenerator:
 
     Args:
       segmenter: see `Segmenter`.
-      points_per_side: of the grid of points.
-      points_per_batch: points decoded at once; decides memory, not masks.
-      min_iou: candidates must be predicted an IoU above this.
-      min_stability: and have at least this stability.
-      max_overlap: of two candidates whose boxes overlap by more IoU, the better one is kept.
-      max_masks: at most so many masks are kept.
+      points_per_side: side of the grid of points.
+      points_per_batch: points decoded at once; affects memory, not the masks.
+      min_iou: smallest predicted IoU of a mask (exclusive).
+      min_stability: smallest stability of a mask.
+      max_overlap: of two candidates whose boxes overlap by a larger IoU, the better one is kept.
+      max_masks: largest number of masks.
     """
 
     def __init__(
@@ -107,27 +117,27 @@ class MaskGenerator:
         return self.masks(self._segmenter.encode(frame), frame.shape[:2])
 
     def masks(self, embedding: Any, frame: tuple[int, int]) -> Masks:
-        """The masks of a frame of this height and width, of the embedding that `encode` gave."""
+        """The masks of a frame of height and width `frame` from its embedding by `encode`."""
         side = self._segmenter.image_size
         h, w = frame
         points = (self._grid * [w, h]).astype(np.float32)
-        # The last batch is filled up with its last point again, whose masks are then ignored.
-        missing = -len(points) % self._batch
-        filled = np.concatenate([points, np.tile(points[-1:], (missing, 1))])
+        # The last point is repeated to fill the last batch; masks of repeated points are ignored.
+        padding = -len(points) % self._batch
+        padded = np.concatenate([points, np.tile(points[-1:], (padding, 1))])
         batches = [
             measure(*self._segmenter.decode(embedding, batch), np.int32(frame), side)
-            for batch in np.split(filled, len(filled) // self._batch)
+            for batch in np.split(padded, len(padded) // self._batch)
         ]
         candidates = Candidates(*(jnp.concatenate(parts) for parts in zip(*batches, strict=True)))
-        per_point = len(candidates.iou) // len(filled)
-        wanted = np.arange(len(candidates.iou)) < per_point * len(points)
-        rows, found = select(candidates, wanted, *map(np.float32, self._limits), self._max_masks)
-        # As many rows for every page: compiled once.
+        per_point = len(candidates.iou) // len(padded)
+        valid = np.arange(len(candidates.iou)) < per_point * len(points)
+        rows, total = select(candidates, valid, *map(np.float32, self._limits), self._max_masks)
+        # The number of rows is the same for every page, so this is compiled once.
         logits, iou, stability = jax.device_get([array[rows] for array in candidates[:3]])
         kept = np.asarray(rows) >= 0
         masks = [_enlarge(one, (side, side))[:h, :w] > THRESHOLD for one in logits[kept]]
         masks = np.array(masks, bool).reshape(-1, h, w)
-        return Masks(masks, logits[kept], iou[kept], stability[kept], int(found))
+        return Masks(masks, logits[kept], iou[kept], stability[kept], int(total))
 
 
 def point_grid(side: int) -> np.ndarray:
@@ -138,21 +148,21 @@ def point_grid(side: int) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """Resizes uint8 [h, w, 3] as the published predictor does: its longer side becomes `side`."""
+    """Resizes uint8 [h, w, 3] to the longer side `side`, as the published predictor does."""
     factor = side / max(image.shape[:2])
     h, w = (max(1, int(length * factor + 0.5)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
 
 def to_page(logits: np.ndarray, frame: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """A mask at the size of the page: logits [l, l] -> bool [h, w], the shape given.
+    """Enlarges a mask to the size of the page: logits [l, l] -> bool [h, w].
 
-    As published: to the square of the model, its part that is the frame, then to the page, each
-    time bilinear.
+    As in the published code the logits are enlarged to the square of the model, cropped to the
+    frame, then resized to the page, each time bilinearly.
 
     Args:
       logits: float32, over the square.
-      frame: h, w of the frame, the longer is the side of the square.
+      frame: h, w of the frame; the longer one is the side of the square.
       shape: h, w of the page.
     """
     square = _enlarge(logits, (max(frame), max(frame)))
@@ -166,7 +176,7 @@ def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="side")
 def measure(logits: jax.Array, iou: jax.Array, frame: jax.Array, side: int) -> Candidates:
-    """Measures the masks of some points in the frame.
+    """Measures the masks of points in the frame.
 
     Args:
       logits: float32 [q, m, l, l].
@@ -175,7 +185,7 @@ def measure(logits: jax.Array, iou: jax.Array, frame: jax.Array, side: int) -> C
       side: s; a multiple of l.
 
     Returns:
-      candidates, c = q * m, the masks of a point after each other.
+      c = q * m candidates; the masks of a point follow each other.
     """
     logits = logits.reshape(-1, *logits.shape[2:])
     square = upsample(logits, side // logits.shape[-1])
@@ -197,22 +207,22 @@ def measure(logits: jax.Array, iou: jax.Array, frame: jax.Array, side: int) -> C
 
 
 def upsample(logits: jax.Array, factor: int) -> jax.Array:
-    """Bilinear enlargement by a whole factor, the border repeated: [c, l, l] -> [c, f l, f l].
+    """Bilinear enlargement by an integer factor f, the border repeated: [c, l, l] -> [c, f l, f l].
 
-    Each of the `factor` pixels that one becomes mixes it with one neighbour by fixed weights: sums
-    of shifted images, cheaper than the general matrix product.
+    A pixel becomes `factor` pixels, each a mixture of the pixel and one neighbour with fixed
+    weights: sums of shifted images, cheaper than the general matrix product.
     """
     for axis in (1, 2):
         length = logits.shape[axis]
         pad = [(1, 1) if axis == padded else (0, 0) for padded in range(3)]
         padded = jnp.pad(logits, pad, mode="edge")
-        before, here, after = (
+        before, centre, after = (
             jax.lax.slice_in_dim(padded, start, start + length, axis=axis) for start in range(3)
         )
-        # Where a new pixel's centre lies, in old pixels from the centre of the one it is part of.
+        # Distance in old pixels from the centre of an old pixel to the centres of its new pixels.
         offsets = [(phase + 0.5) / factor - 0.5 for phase in range(factor)]
         phases = [
-            here * (1 - abs(offset)) + (before if offset < 0 else after) * abs(offset)
+            centre * (1 - abs(offset)) + (before if offset < 0 else after) * abs(offset)
             for offset in offsets
         ]
         shape = list(logits.shape)
@@ -222,7 +232,7 @@ def upsample(logits: jax.Array, factor: int) -> jax.Array:
 
 
 def _ends(occupied: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First and last True of each row, bool [c, n] -> int32 [c] twice; 0, 0 where there is none."""
+    """First and last True of each row: bool [c, n] -> int32 [c] twice; 0, 0 for an empty row."""
     n = occupied.shape[1]
     first = jnp.argmax(occupied, axis=1)
     last = jnp.where(occupied.any(1), n - 1 - jnp.argmax(occupied[:, ::-1], axis=1), 0)
@@ -232,43 +242,43 @@ def _ends(occupied: jax.Array) -> tuple[jax.Array, jax.Array]:
 @functools.partial(jax.jit, static_argnames="max_masks")
 def select(
     candidates: Candidates,
-    wanted: jax.Array,
+    valid: jax.Array,
     min_iou: jax.Array,
     min_stability: jax.Array,
     max_overlap: jax.Array,
     max_masks: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Drops bad candidates and those that a better one covers.
+    """Drops bad candidates and candidates that overlap a better one.
 
     Args:
-      candidates: c of them.
-      wanted: bool [c]; others are ignored.
+      candidates: c candidates.
+      valid: bool [c]; False candidates are ignored.
       min_iou, min_stability, max_overlap, max_masks: as for `MaskGenerator`.
 
     Returns:
-      int32 [max_masks], rows of the candidates that are kept, the best first and equal ones in
-      order, filled up with -1; and how many there were without `max_masks`.
+      int32 [max_masks], rows of the kept candidates, the best first and equal ones in order, padded
+      with -1; and the number of kept candidates without the limit `max_masks`.
     """
-    good = wanted & (candidates.iou > min_iou) & (candidates.stability >= min_stability)
+    good = valid & (candidates.iou > min_iou) & (candidates.stability >= min_stability)
     good &= candidates.area > 0
     order = jnp.argsort(jnp.where(good, -candidates.iou, jnp.inf), stable=True)
-    covers = overlap(candidates.boxes[order]) > max_overlap
-    better = jnp.arange(len(order))
+    overlaps = overlap(candidates.boxes[order]) > max_overlap
+    ranks = jnp.arange(len(order))
 
     def step(i: jax.Array, kept: jax.Array) -> jax.Array:
-        return kept.at[i].set(kept[i] & ~(kept & covers[i] & (better < i)).any())
+        return kept.at[i].set(kept[i] & ~(kept & overlaps[i] & (ranks < i)).any())
 
     kept = jax.lax.fori_loop(0, len(order), step, good[order])
-    places = jnp.nonzero(kept, size=max_masks, fill_value=-1)[0]
-    rows = jnp.where(places >= 0, order[places], -1)
+    ranks = jnp.nonzero(kept, size=max_masks, fill_value=-1)[0]
+    rows = jnp.where(ranks >= 0, order[ranks], -1)
     return rows.astype(jnp.int32), kept.sum(dtype=jnp.int32)
 
 
 def overlap(boxes: jax.Array) -> jax.Array:
-    """IoU of every pair of boxes [c, 4] -> [c, c]; 0 where neither has an area."""
+    """IoU of every pair of boxes: [c, 4] -> [c, c]; 0 if neither box has an area."""
     low = jnp.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = jnp.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = jnp.maximum(high - low, 0.0).prod(-1)
+    intersection = jnp.maximum(high - low, 0.0).prod(-1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    union = areas[:, None] + areas[None, :] - shared
-    return jnp.where(union > 0, shared / jnp.maximum(union, 1.0), 0.0)
+    union = areas[:, None] + areas[None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.maximum(union, 1.0), 0.0)

@@ -1,7 +1,7 @@
-"""Segment Anything (SAM): image encoder, prompt encoder and mask decoder as one module, and sizes.
+"""Segment Anything (SAM): sizes, and one module of image encoder, prompt encoder and mask decoder.
 
-Kirillov et al., Segment Anything, 2023. Parameters are those of the published weights under the
-published names (sam_import.py loads them).
+Kirillov et al., Segment Anything, 2023. Parameters have the names of the published weights, which
+weights.py loads.
 
 Axis letters: b images, s side of an image in pixels, g side of its embedding, d width, q prompts,
 n points of a prompt, m masks of a prompt.
@@ -18,31 +18,32 @@ from saghog_jax.sam.image_encoder import ImageEncoder
 from saghog_jax.sam.mask_decoder import MaskDecoder
 from saghog_jax.sam.prompt_encoder import FOREGROUND, NO_POINT, PromptEncoder
 
-# Mean and standard deviation of the pixels that images are normalised with.
+# Mean and standard deviation for the normalisation of pixels.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-# Grids of more tokens than this attend head by head: [l, l] weights of 12 heads of the published
-# grid of 4,096 tokens are 0.8 GB.
+# Larger grids compute attention head by head: the [l, l] weights of 12 heads of the published grid
+# of 4,096 tokens take 0.8 GB.
 _TOKENS_AT_ONCE = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class SamSizes:
-    """What the shapes of a SAM follow from; defaults are what the published ones share.
+    """Sizes of a SAM; the defaults are common to all published models.
 
     Attributes:
-      width, depth, heads: of the image encoder's transformer.
-      global_blocks: numbers of its blocks that attend on the whole grid; the others in windows.
+      width, depth, heads: sizes of the image encoder's transformer.
+      global_blocks: indices of its blocks with attention over the whole grid; the other blocks
+        attend within windows.
       image_size: side of the images in pixels.
       token_size: side of a token in pixels.
       window: side of a window in tokens.
-      mlp_ratio: of the image encoder's blocks.
+      mlp_ratio: MLP ratio of the image encoder's blocks.
       features: channels of the embedding, and width of the mask decoder.
-      decoder_depth, decoder_heads, decoder_hidden: of the mask decoder's transformer, whose
-        attention between tokens and image has `decoder_inner` channels.
-      masks: masks a prompt beside the one for prompts without ambiguity.
-      iou_hidden, iou_depth: of the head that predicts IoU.
-      mask_width: channels between the convolutions on masks given as prompts.
+      decoder_depth, decoder_heads, decoder_hidden: sizes of the mask decoder's transformer.
+      decoder_inner: channels of its attention between tokens and image.
+      masks: masks per ambiguous prompt, in addition to the mask for unambiguous prompts.
+      iou_hidden, iou_depth: sizes of the head that predicts the IoU.
+      mask_width: channels between the convolutions of mask prompts.
     """
 
     width: int
@@ -65,7 +66,7 @@ class SamSizes:
 
     @property
     def grid(self) -> int:
-        """Side of the embedding."""
+        """Side of the embedding in tokens."""
         return self.image_size // self.token_size
 
 
@@ -77,11 +78,11 @@ SIZES = {
 
 
 class Sam(nn.Module):
-    """The three parts; `encode` once an image, `decode` for its prompts.
+    """The whole model: `encode` runs once per image, `decode` for its prompts.
 
     Attributes:
       sizes: see `SamSizes`.
-      dtype: of the operands of products; parameters, sums and everything between are float32.
+      dtype: type of the operands of products; everything else is float32.
     """
 
     sizes: SamSizes
@@ -132,12 +133,12 @@ class Sam(nn.Module):
         Args:
           embedding: [g, g, d].
           points: float32 [q, n, 2], (x, y) in pixels of the s x s image.
-          labels: int32 [q, n], those of sam_prompt.py.
-          masks: logits [q, 4 g, 4 g] of masks that belong to the prompts, or None.
+          labels: int32 [q, n], see prompt_encoder.py.
+          masks: logits [q, 4 g, 4 g] of mask prompts, or None.
 
         Returns:
-          logits [q, 1 + m, 4 g, 4 g], above 0 inside a mask, and predicted IoU [q, 1 + m]; the
-          first is for prompts without ambiguity, the others for a single point.
+          logits [q, 1 + m, 4 g, 4 g], above 0 inside a mask, and predicted IoU [q, 1 + m]. The
+          first mask is for unambiguous prompts, the others are for a single point.
         """
         encoder = self.prompt_encoder
         dense = encoder.no_mask() if masks is None else encoder.masks(masks)
@@ -145,7 +146,7 @@ class Sam(nn.Module):
         return self.mask_decoder(image, encoder.image_positions(), encoder.points(points, labels))
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Touches every parameter, for `init`: the masks of one point with and without a mask."""
+        """Uses every parameter, for `init`: masks of one point with and without a mask prompt."""
         embedding = self.encode(images)[0]
         point, label = single_points(jnp.zeros((1, 2)))
         logits, _ = self.decode(embedding, point, label)
@@ -155,14 +156,14 @@ class Sam(nn.Module):
 def single_points(points: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Prompts of one foreground point each: [q, 2] -> points [q, 2, 2] and labels int32 [q, 2].
 
-    The second point is none, as the published predictor adds to prompts without a box.
+    The second point is NO_POINT, as in the published predictor for prompts without a box.
     """
-    filled = jnp.stack([points, jnp.zeros_like(points)], axis=1)
-    labels = jnp.broadcast_to(jnp.array([FOREGROUND, NO_POINT], jnp.int32), filled.shape[:2])
-    return filled, labels
+    padded = jnp.stack([points, jnp.zeros_like(points)], axis=1)
+    labels = jnp.broadcast_to(jnp.array([FOREGROUND, NO_POINT], jnp.int32), padded.shape[:2])
+    return padded, labels
 
 
 def parameter_shapes(sizes: SamSizes) -> dict:
-    """The tree of parameters as shapes, nothing computed."""
+    """The tree of parameters as ShapeDtypeStructs, without computing them."""
     images = jax.ShapeDtypeStruct((1, sizes.image_size, sizes.image_size, 3), jnp.float32)
     return jax.eval_shape(Sam(sizes).init, jax.random.key(0), images)["params"]

@@ -1,4 +1,4 @@
-"""The prompt encoder of Segment Anything: points, corners of boxes and coarse masks to embeddings.
+"""The prompt encoder of Segment Anything: embeds points, corners of boxes and coarse masks.
 
 Kirillov et al., Segment Anything, 2023, appendix A. Submodules have the published names.
 
@@ -14,12 +14,12 @@ from saghog_jax.models.layers import Dense, gelu
 from saghog_jax.models.vit import patchify
 from saghog_jax.sam.image_encoder import layer_norm
 
-# Labels of points: none (fills a prompt up), background, foreground, the corners of a box.
+# Labels of points: padding of a prompt, background, foreground, the corners of a box.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_START, BOX_END = -1, 0, 1, 2, 3
 
 
 class FourierPositions(nn.Module):
-    """Positions as sines and cosines of random frequencies, which are part of the weights."""
+    """Sines and cosines of positions at random frequencies, which are part of the weights."""
 
     width: int
 
@@ -32,8 +32,8 @@ class FourierPositions(nn.Module):
             (2, self.width // 2),
             jnp.float32,
         )
-        # In float32 throughout: the angles reach many turns. The sum of two terms rather than a
-        # product, which accelerators would round.
+        # In float32, because the angles are large. A sum of two terms, because accelerators would
+        # round the operands of a matrix product.
         p = 2 * positions - 1
         angles = 2 * jnp.pi * (p[..., :1] * frequencies[0] + p[..., 1:] * frequencies[1])
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -44,9 +44,10 @@ class PromptEncoder(nn.Module):
 
     Attributes:
       width: channels of the embeddings.
-      image_size: side of the images in pixels, which coordinates refer to.
+      image_size: side of the images in pixels; coordinates are pixels of these images.
       grid: side of the embedding of the image.
-      mask_width: channels between the convolutions on coarse masks.
+      mask_width: channels between the convolutions of coarse masks.
+      dtype: type of the operands of products.
     """
 
     width: int
@@ -68,29 +69,32 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_6 = Dense(self.width, self.dtype)
 
     def image_positions(self) -> jax.Array:
-        """Positions of the embedding's pixels, [1, g * g, d], row by row."""
+        """Position embeddings of the pixels of the image embedding, [1, g * g, d], row by row."""
         steps = (jnp.arange(self.grid, dtype=jnp.float32) + 0.5) / self.grid
         y, x = jnp.meshgrid(steps, steps, indexing="ij")
         return self.pe_layer(jnp.stack([x, y], axis=-1).reshape(1, -1, 2))
 
     def points(self, points: jax.Array, labels: jax.Array) -> jax.Array:
-        """Embeds points, among them corners of boxes; the published order is points, then corners.
+        """Embeds points and corners of boxes; the published order is points, then corners.
 
         Args:
-          points: float32 [q, n, 2], (x, y) in pixels of the image given to the encoder.
-          labels: int32 [q, n], see above; a prompt of points alone ends with a point that is none.
+          points: float32 [q, n, 2], (x, y) in pixels of the image of the encoder.
+          labels: int32 [q, n], constants of this module; a prompt without a box ends with NO_POINT.
 
         Returns:
           [q, n, d].
         """
         positions = self.pe_layer((points + 0.5) / self.image_size)
-        kinds = [self.not_a_point_embed(), *(embedding() for embedding in self.point_embeddings)]
-        table = jnp.concatenate(kinds)
+        embeddings = [
+            self.not_a_point_embed(),
+            *(embedding() for embedding in self.point_embeddings),
+        ]
+        table = jnp.concatenate(embeddings)
         is_point = (labels != NO_POINT)[..., None]
         return jnp.where(is_point, positions, 0.0) + table[labels - NO_POINT]
 
     def no_mask(self) -> jax.Array:
-        """What stands for the mask of a prompt without one: [1, 1, d]."""
+        """The embedding of a missing mask: [1, 1, d]."""
         return self.no_mask_embed()[None]
 
     def masks(self, masks: jax.Array) -> jax.Array:

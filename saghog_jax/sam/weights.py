@@ -1,8 +1,8 @@
-"""Published weights of Segment Anything to our parameters: names, layouts, sizes from shapes.
+"""Converts published weights of Segment Anything: names, layouts, and sizes from shapes.
 
-Two sets of names are read: the published ones (`image_encoder.blocks.0.attn.qkv.weight`), which our
-modules follow, and those of Hugging Face (`vision_encoder.layers.0.attn.qkv.weight`). PyTorch keeps
-the kernel of a linear map as [out, in], of a convolution as [out, in, h, w], of a transposed
+Two sets of names are accepted: the published ones (`image_encoder.blocks.0.attn.qkv.weight`), which
+our modules follow, and those of Hugging Face (`vision_encoder.layers.0.attn.qkv.weight`). PyTorch
+stores the kernel of a linear map as [out, in], of a convolution as [out, in, h, w], of a transposed
 convolution as [in, out, h, w].
 """
 
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from saghog_jax.sam.model import SamSizes, parameter_shapes
 from saghog_jax.weights.torch_names import Report
 
-# Hugging Face's names -> the published ones, applied one after the other.
+# Hugging Face's names -> the published names; the rules are applied one after the other.
 _HUGGING_FACE = (
     (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
     (r"^vision_encoder\.", "image_encoder."),
@@ -39,7 +39,7 @@ _HUGGING_FACE = (
     (r"upscale_conv2\.", "output_upscaling.3."),
     (r"layer_norm_final_attn\.", "norm_final_attn."),
     (r"\.layer_norm(\d)\.", r".norm\1."),
-    # A perceptron of `proj_in`, `layers` and `proj_out`; three layers, as all published ones have.
+    # A perceptron of `proj_in`, `layers` and `proj_out`; all published models have three layers.
     (r"((?:_mlps\.\d|_head)\.)layers\.0\.", r"\1layers.1."),
     (r"((?:_mlps\.\d|_head)\.)proj_in\.", r"\1layers.0."),
     (r"((?:_mlps\.\d|_head)\.)proj_out\.", r"\1layers.2."),
@@ -55,22 +55,22 @@ def published_name(path: str) -> str:
 
 
 def from_published(weights: Mapping[str, np.ndarray]) -> tuple[dict, SamSizes, Report]:
-    """Our parameters, and the sizes they belong to, from weights under either set of names.
+    """Converts weights under either set of names to our parameters.
 
     Args:
       weights: name -> array.
 
     Returns:
-      the parameters in float32, the sizes, and what became of each key under its given name. All
-      parameters are there: none missing.
+      all parameters in float32, the sizes, and a report with the names in `weights`.
 
     Raises:
-      ValueError: no SAM, keys that are missing, or shapes that do not fit; names both shapes.
+      ValueError: the weights are no SAM, a parameter is missing, or a shape differs from the
+        model's; the message names both shapes.
     """
-    given = published_names(weights)
-    arrays = {name: np.asarray(weights[old], np.float32) for name, old in given.items()}
+    original = published_names(weights)
+    arrays = {name: np.asarray(weights[old], np.float32) for name, old in original.items()}
     sizes = sizes_from(arrays)
-    params, taken, missing, wrong = {}, [], [], []
+    params, used, missing, mismatches = {}, [], [], []
     for path, leaf in flatten_dict(parameter_shapes(sizes), sep="/").items():
         name = published_name(path)
         if name not in arrays:
@@ -78,49 +78,50 @@ def from_published(weights: Mapping[str, np.ndarray]) -> tuple[dict, SamSizes, R
             continue
         array = to_ours(path, arrays[name])
         if array.shape != leaf.shape:
-            wrong.append(
-                f"{given[name]} has shape {arrays[name].shape}, which becomes {array.shape}, "
+            mismatches.append(
+                f"{original[name]} has shape {arrays[name].shape}, which becomes {array.shape}, "
                 f"the model {leaf.shape}"
             )
         params[path] = array
-        taken.append((given[name], path))
+        used.append((original[name], path))
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(missing) + len(taken)} parameters of SAM are missing, the "
+            f"{len(missing)} of {len(missing) + len(used)} parameters of SAM are missing, the "
             f"first is {missing[0]}"
         )
-    if wrong:
-        raise ValueError("weights do not fit the model: " + "; ".join(wrong))
-    used = {name for name, _ in taken}
-    unused = [(name, _reason(name)) for name in weights if name not in used]
-    return unflatten_dict(params, sep="/"), sizes, Report(tuple(taken), (), tuple(unused))
+    if mismatches:
+        raise ValueError("weights do not fit the model: " + "; ".join(mismatches))
+    used_names = {name for name, _ in used}
+    unused = [(name, _reason(name)) for name in weights if name not in used_names]
+    return unflatten_dict(params, sep="/"), sizes, Report(tuple(used), (), tuple(unused))
 
 
 def published_names(weights: Iterable[str]) -> dict[str, str]:
-    """The published name -> the given name, of weights under either set of names."""
-    given = {}
+    """Published name -> name in `weights`, for either set of names."""
+    names = {}
     hugging_face = any(name.startswith("vision_encoder.") for name in weights)
     for name in weights:
         published = name
         if hugging_face and name != _HUGGING_FACE_COPY:
             for pattern, replacement in _HUGGING_FACE:
                 published = re.sub(pattern, replacement, published)
-        given[published] = name
-    return given
+        names[published] = name
+    return names
 
 
 def sizes_from(arrays: Mapping[str, np.ndarray]) -> SamSizes:
-    """Sizes of the SAM that published weights belong to; heads of the decoder are always 8.
+    """Sizes of a SAM from its weights under the published names; the decoder always has 8 heads.
 
     Raises:
-      ValueError: an array that sizes are read from is missing, or has an unexpected rank.
+      ValueError: an array that determines a size is missing or has an unexpected rank.
     """
     blocks = "image_encoder.blocks."
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in arrays:
             raise ValueError(
-                f"no weights of SAM: {name} is missing; the first names are {sorted(arrays)[:5]}"
+                f"not the weights of a SAM: {name} is missing; the first names are "
+                f"{sorted(arrays)[:5]}"
             )
         if arrays[name].ndim != rank:
             raise ValueError(f"{name} has shape {arrays[name].shape}, expected {rank} axes")
@@ -132,11 +133,11 @@ def sizes_from(arrays: Mapping[str, np.ndarray]) -> SamSizes:
     width, _, token_size, _ = shape("image_encoder.patch_embed.proj.weight", 4)
     grid = shape("image_encoder.pos_embed", 4)[1]
     depth = count(re.escape(blocks) + r"(\d+)\.")
-    # Tables of relative positions have 2 side - 1 rows; they also tell the width of a head.
+    # Tables of relative positions have 2 side - 1 rows; their width is that of a head.
     sides = [(shape(f"{blocks}{i}.attn.rel_pos_h", 2)[0] + 1) // 2 for i in range(depth)]
     windows = {side for side in sides if side != grid}
     if len(windows) > 1:
-        raise ValueError(f"windows of SAM's blocks differ in size: {sorted(windows)} tokens")
+        raise ValueError(f"the blocks have windows of different sizes: {sorted(windows)} tokens")
     layers = "mask_decoder.transformer.layers."
     return SamSizes(
         width=width,
@@ -159,7 +160,7 @@ def sizes_from(arrays: Mapping[str, np.ndarray]) -> SamSizes:
 
 
 def to_ours(path: str, array: np.ndarray) -> np.ndarray:
-    """A published array in our layout."""
+    """Converts a published array to our layout."""
     if not path.endswith("/kernel"):
         return array
     if "/output_upscaling_" in path:
@@ -178,4 +179,4 @@ def to_ours(path: str, array: np.ndarray) -> np.ndarray:
 def _reason(name: str) -> str:
     if name == _HUGGING_FACE_COPY:
         return "copy of the prompt encoder's frequencies"
-    return "no parameter of SAM has this name"
+    return "SAM has no parameter of this name"

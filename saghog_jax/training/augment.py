@@ -1,9 +1,9 @@
-"""From shipped bytes to images, and augmentation, on the device, batched.
+"""Augmentation of batches of patches on the device.
 
 Axis letters: b patches, h w c image axes. Images are float32 in [0, 1]; `binary` is 1 on paper and
-0 on ink, float32 [b, h, w, 1]. Everything random is a function of the key alone. Augmentation that
-moves the ink (`move`) acts on images and binary alike, so that targets made of them still fit; the
-rest (`augment`) acts on what the encoder sees.
+0 on ink, float32 [b, h, w, 1]. All random numbers depend on the key only. Augmentation that moves
+the ink (`move`) is applied to images and binary alike, so that targets computed from them still
+match; the rest (`augment`) is applied to the input of the encoder.
 """
 
 import jax
@@ -19,73 +19,75 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def to_gray(images: jax.Array) -> jax.Array:
-    """Luma of [b, h, w, 3], repeated over the three channels."""
+    """Luma of images [b, h, w, 3], repeated over the three channels."""
     gray = images @ jnp.asarray(_LUMA, images.dtype)
     return jnp.broadcast_to(gray[..., None], images.shape)
 
 
 def random_gray(rng: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Patches become grey with the given probability, each by itself."""
+    """Turns each patch grey with the probability `probability`."""
     return _choose(rng, probability, to_gray(images), images)
 
 
 def random_binarize(
     rng: jax.Array, images: jax.Array, binary: jax.Array, probability: float
 ) -> jax.Array:
-    """Patches are replaced by their binary form with the given probability."""
+    """Replaces each patch by its binary form with the probability `probability`."""
     return _choose(rng, probability, jnp.broadcast_to(binary, images.shape), images)
 
 
 def erode(images: jax.Array, kernels: jax.Array) -> jax.Array:
-    """Minimum over each patch's own 3x3 kernel: dark ink grows; outside is ignored.
+    """Erosion: the minimum over a 3x3 kernel per patch; dark ink grows.
+
+    Pixels outside of the image are ignored.
 
     Args:
       images: float32 [b, h, w, c].
-      kernels: bool [b, 3, 3]; out[y, x] is the minimum of in[y + dy, x + dx] where the kernel is
-        set at (dy, dx), the kernel's centre being (0, 0).
+      kernels: bool [b, 3, 3]; out[y, x] is the minimum of in[y + dy, x + dx] over all (dy, dx)
+        where the kernel is set; the centre of the kernel is (0, 0).
     """
     return _morph(images, kernels, jnp.minimum, jnp.inf)
 
 
 def dilate(images: jax.Array, kernels: jax.Array) -> jax.Array:
-    """Maximum over in[y - dy, x - dx] where the kernel is set: dark ink shrinks."""
+    """Dilation: the maximum of in[y - dy, x - dx] over the kernel; dark ink shrinks."""
     return _morph(images, kernels[:, ::-1, ::-1], jnp.maximum, -jnp.inf)
 
 
 def random_kernels(rng: jax.Array, b: int) -> jax.Array:
-    """bool [b, 3, 3], each cell set with probability one half, the centre always."""
+    """Kernels bool [b, 3, 3]: each cell is set with probability 1/2, the centre always."""
     return jax.random.bernoulli(rng, 0.5, (b, 3, 3)).at[:, 1, 1].set(True)
 
 
 def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
-    """Resamples each patch by its own affine map, bilinearly; outside is paper (1).
+    """Resamples each patch by an affine map per patch, bilinearly; the outside is paper (1).
 
     Args:
       images: float32 [b, h, w, c].
-      matrices: float32 [b, 2, 3]; the pixel (x, y) of the result is the patch at
-        matrix @ (x, y, 1), between the centres of pixels.
+      matrices: float32 [b, 2, 3]; pixel (x, y) of the result is interpolated from the patch at the
+        coordinates matrix @ (x, y, 1); whole coordinates are the centres of pixels.
     """
     h, w = images.shape[1:3]
     y, x = jnp.indices((h, w), jnp.float32)
     m = matrices[..., None, None]
-    # One pixel of paper around the patch is as good as endless paper.
+    # One pixel of paper around the patch suffices: it stands for all paper outside.
     from_x = jnp.clip(m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], -1, w)
     from_y = jnp.clip(m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2], -1, h)
     left, top = jnp.floor(from_x), jnp.floor(from_y)
-    right_share, lower_share = (from_x - left)[..., None], (from_y - top)[..., None]
+    right_weight, lower_weight = (from_x - left)[..., None], (from_y - top)[..., None]
     padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=1.0)
     rows, columns = top.astype(jnp.int32) + 1, left.astype(jnp.int32) + 1
 
-    def at(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    def pixels(rows: jax.Array, columns: jax.Array) -> jax.Array:
         take = jax.vmap(lambda p, r, c: p.at[r, c].get(mode="promise_in_bounds"))
         return take(padded, rows, columns)
 
-    def mixed(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-        return a * (1.0 - share) + b * share
+    def interpolate(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+        return a * (1.0 - weight) + b * weight
 
-    upper = mixed(at(rows, columns), at(rows, columns + 1), right_share)
-    lower = mixed(at(rows + 1, columns), at(rows + 1, columns + 1), right_share)
-    return mixed(upper, lower, lower_share)
+    upper = interpolate(pixels(rows, columns), pixels(rows, columns + 1), right_weight)
+    lower = interpolate(pixels(rows + 1, columns), pixels(rows + 1, columns + 1), right_weight)
+    return interpolate(upper, lower, lower_weight)
 
 
 def random_matrices(
@@ -98,22 +100,25 @@ def random_matrices(
     scale_low: float,
     scale_high: float,
 ) -> jax.Array:
-    """Maps for `affine`, float32 [b, 2, 3]: each patch turned, scaled and moved.
+    """Random maps for `affine`, float32 [b, 2, 3]: rotation, scaling and translation per patch.
 
     Args:
-      degrees: turned about the centre by up to this, both ways.
-      translate: moved by up to this share of the sides, both ways.
-      scale_low, scale_high: range of the factor that enlarges.
+      rng: random key.
+      b: number of patches.
+      h, w: sides of the patches in pixels.
+      degrees: largest rotation about the centre, in both directions.
+      translate: largest translation as a fraction of the sides, in both directions.
+      scale_low, scale_high: range of the magnification.
     """
-    turn, shift, zoom = jax.random.split(rng, 3)
+    rotation_key, shift_key, scale_key = jax.random.split(rng, 3)
     limit = float(np.deg2rad(degrees))
-    angle = jax.random.uniform(turn, (b,), minval=-limit, maxval=limit)
-    scale = jax.random.uniform(zoom, (b,), minval=scale_low, maxval=scale_high)
-    moved = jax.random.uniform(shift, (b, 2), minval=-translate, maxval=translate)
+    angle = jax.random.uniform(rotation_key, (b,), minval=-limit, maxval=limit)
+    scale = jax.random.uniform(scale_key, (b,), minval=scale_low, maxval=scale_high)
+    shift = jax.random.uniform(shift_key, (b, 2), minval=-translate, maxval=translate)
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
     linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
     centre = jnp.asarray([(w - 1) / 2, (h - 1) / 2], jnp.float32)
-    target = centre + moved * jnp.asarray([w, h], jnp.float32)
+    target = centre + shift * jnp.asarray([w, h], jnp.float32)
     offset = centre - jnp.einsum("bij,bj->bi", linear, target)
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
@@ -121,41 +126,41 @@ def random_matrices(
 def jitter(
     images: jax.Array, brightness: jax.Array, contrast: jax.Array, saturation: jax.Array
 ) -> jax.Array:
-    """Changes brightness, then contrast, then saturation, each by a factor a patch, [b].
+    """Changes brightness, then contrast, then saturation by one factor [b] per patch.
 
-    The formulas are torchvision's: mixtures with black, with the patch's mean luma, and with its
-    luma, the original weighing as much as the factor, cut to [0, 1]; a factor of 1 changes nothing.
+    The formulas are those of torchvision: the patch, weighted by the factor, is blended with black,
+    with its mean luma, and with its luma, then clipped to [0, 1]. A factor of 1 changes nothing.
     """
 
-    def mix(images: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
+    def blend(images: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
         factor = factor[:, None, None, None]
         return jnp.clip(factor * images + (1.0 - factor) * other, 0.0, 1.0)
 
-    images = mix(images, 0.0, brightness)
-    images = mix(images, to_gray(images).mean((1, 2, 3), keepdims=True), contrast)
-    return mix(images, to_gray(images), saturation)
+    images = blend(images, 0.0, brightness)
+    images = blend(images, to_gray(images).mean((1, 2, 3), keepdims=True), contrast)
+    return blend(images, to_gray(images), saturation)
 
 
 def move(
     rng: jax.Array, images: jax.Array, binary: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Turns, scales and moves patches with the probability `config.affine`.
+    """Rotates, scales and translates each patch with the probability `config.affine`.
 
     Args:
-      rng: the key of this update's movements.
+      rng: random key of the update.
       images: float32 [b, h, w, 3] in [0, 1].
-      binary: float32 [b, h, w, 1]; moved as the images and then rounded, so that it stays binary.
+      binary: float32 [b, h, w, 1]; moved as the images, then rounded so that it stays binary.
       config: the `augment` section.
 
     Raises:
-      UserError: a field of the section is out of its range.
+      UserError: a field of the section is outside of its range.
     """
     _check(config)
     if not config.affine:
         return images, binary
-    chosen, draw = jax.random.split(rng)
+    choice_key, matrix_key = jax.random.split(rng)
     matrices = random_matrices(
-        draw,
+        matrix_key,
         *images.shape[:3],
         config.degrees,
         config.translate,
@@ -164,22 +169,22 @@ def move(
     )
     moved = jnp.where(affine(binary, matrices) > 0.5, 1.0, 0.0)
     return (
-        _choose(chosen, config.affine, affine(images, matrices), images),
-        _choose(chosen, config.affine, moved, binary),
+        _choose(choice_key, config.affine, affine(images, matrices), images),
+        _choose(choice_key, config.affine, moved, binary),
     )
 
 
 def augment(rng: jax.Array, images: jax.Array, binary: jax.Array, config: ConfigDict) -> jax.Array:
-    """The augmentations that leave the ink in place, each with its own probability a patch.
+    """The augmentations that keep the ink in place, each with its probability per patch.
 
     Args:
-      rng: the key of this update's augmentation.
+      rng: random key of the update.
       images: float32 [b, h, w, 3] in [0, 1].
-      binary: float32 [b, h, w, 1], what `binarize` swaps in.
+      binary: float32 [b, h, w, 1], the patch that `binarize` inserts.
       config: the `augment` section.
 
     Raises:
-      UserError: a field of the section is out of its range.
+      UserError: a field of the section is outside of its range.
     """
     _check(config)
     gray, binarize, erosion, dilation, kernel_a, kernel_b, colour, factors = jax.random.split(

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.devices.sharding import check_divisible, laid_like
+from saghog_jax.devices.sharding import check_divisible, shard_like
 from saghog_jax.input_pipeline.batches import loader, plans
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.opening import open_store
@@ -125,7 +125,7 @@ class Finetuning:
                 config, self.model, {"params": params, **rest}, self.store, self.shown
             )
             head = with_centroids(params["netrvlad"], centres, config.netrvlad.normalized)
-            params = {**params, "netrvlad": laid_like(head, params["netrvlad"])}
+            params = {**params, "netrvlad": shard_like(head, params["netrvlad"])}
         return {"params": params, **rest}
 
     def prepare(self, batch: dict, rng: jax.Array) -> dict:

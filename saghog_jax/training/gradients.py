@@ -1,8 +1,8 @@
-"""The loss of a global batch and its gradients: all at once, or by micro-batches, exactly.
+"""The loss of a global batch and its gradients, at once or exactly by micro-batches.
 
-A task splits its loss in three: what needs no model (`prepare`, with all that is random), what the
-model makes of each patch (`outputs`), and the loss of all of these together (`loss`). Only the
-second is done by micro-batches, so that the loss and its miner always see the global batch.
+A task splits its loss into three parts: `prepare` makes the inputs, without the model and with all
+random numbers; `outputs` applies the model to each patch; `loss` is computed from all outputs
+together. Only `outputs` runs by micro-batches: the loss and its miner always see the global batch.
 """
 
 from typing import Protocol
@@ -21,28 +21,29 @@ Tree = dict | jax.Array | tuple
 class Objective(Protocol):
     """The part of a task that is differentiated. Trees of rows have one leading axis, b patches.
 
-    mean_of_rows: the loss is the mean of what single patches give, so that gradients of
-      micro-batches may be averaged; else each micro-batch is computed twice, the second time when
-      the gradient of the loss with respect to its outputs is known.
+    Attributes:
+      mean_of_rows: the loss is the mean of the losses of single patches, so the gradients of
+        micro-batches are averaged. Otherwise each micro-batch is computed twice, the second time
+        with the gradient of the loss with respect to its outputs.
     """
 
     mean_of_rows: bool
 
     def prepare(self, batch: dict, rng: jax.Array) -> Tree:
-        """Rows of inputs from a global batch as loaded: decoded, augmented, with keys and noise."""
+        """Rows of inputs from a global batch of the loader: decoded, augmented, keys, noise."""
 
     def outputs(self, variables: dict, rows: Tree) -> tuple[Tree, dict]:
-        """What the model makes of each row, and the new other collections of the model."""
+        """The outputs of the model for each row, and the model's updated other collections."""
 
     def loss(self, variables: dict, outputs: Tree, rows: Tree) -> jax.Array:
         """The loss of all rows together, a scalar."""
 
 
 def check_accumulation(config: ConfigDict, devices: int) -> None:
-    """Whether the batch divides into micro-batches that the devices divide.
+    """Checks that micro-batches divide the batch and devices divide the micro-batches.
 
     Raises:
-      UserError: it does not.
+      UserError: a division leaves a remainder.
     """
     count, b = config.accumulate, config.global_batch_size
     if count < 1 or b % (count * devices):
@@ -55,7 +56,7 @@ def check_accumulation(config: ConfigDict, devices: int) -> None:
 def batch_loss(
     task: Objective, variables: dict, batch: dict, rng: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """The loss of a batch as loaded, and the new other collections of the model."""
+    """The loss of a batch of the loader, and the model's updated other collections."""
     rows = task.prepare(batch, rng)
     outputs, collections = task.outputs(variables, rows)
     return task.loss(variables, outputs, rows), collections
@@ -64,11 +65,11 @@ def batch_loss(
 def loss_and_gradients(
     task: Objective, variables: dict, batch: dict, rng: jax.Array, micro_batches: int = 1
 ) -> tuple[jax.Array, dict, dict]:
-    """Loss, new other collections, and gradients with respect to the parameters.
+    """Loss, updated other collections, and gradients with respect to the parameters.
 
     Args:
-      micro_batches: the model sees so many parts of the batch one after the other. With more than
-        one its other collections stay as they are.
+      micro_batches: number of parts of the batch that the model processes one after the other. With
+        more than one the other collections are not updated.
     """
     params, rest = split_params(variables)
 
@@ -81,14 +82,14 @@ def loss_and_gradients(
     rows = task.prepare(batch, rng)
     parts = jax.tree.map(lambda x: _split(x, micro_batches), rows)
 
-    def of_part(params: dict, part: Tree) -> jax.Array:
+    def part_loss(params: dict, part: Tree) -> jax.Array:
         variables = {**rest, "params": params}
         return task.loss(variables, task.outputs(variables, part)[0], part)
 
-    def recomputed(params: dict) -> jax.Array:
+    def loss_of_outputs(params: dict) -> jax.Array:
         variables = {**rest, "params": params}
 
-        # Of a micro-batch only the outputs are kept; the backward pass computes it again.
+        # Only the outputs of a micro-batch are stored; the backward pass recomputes the rest.
         @jax.checkpoint
         def forward(part: Tree) -> Tree:
             return task.outputs(variables, part)[0]
@@ -97,12 +98,12 @@ def loss_and_gradients(
         return task.loss(variables, outputs, rows)
 
     if not task.mean_of_rows:
-        loss, gradients = jax.value_and_grad(recomputed)(params)
+        loss, gradients = jax.value_and_grad(loss_of_outputs)(params)
         return loss, rest, gradients
 
     def add(total: tuple[jax.Array, dict], part: Tree) -> tuple[tuple[jax.Array, dict], None]:
-        found = jax.value_and_grad(of_part)(params, part)
-        return jax.tree.map(jnp.add, total, found), None
+        addend = jax.value_and_grad(part_loss)(params, part)
+        return jax.tree.map(jnp.add, total, addend), None
 
     zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     total, _ = jax.lax.scan(add, zeros, parts)
@@ -111,9 +112,9 @@ def loss_and_gradients(
 
 
 def _split(x: jax.Array, n: int) -> jax.Array:
-    """[b, ...] -> [n, b / n, ...], part i the rows i, i + n, ...
+    """[b, ...] -> [n, b / n, ...]; part i has the rows i, i + n, ...
 
-    Neighbours go to different parts, so that each device has its share of every part already.
+    Neighbouring rows go to different parts, so that each device already has its rows of every part.
     """
     return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
 

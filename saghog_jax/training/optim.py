@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, clipping, and a learning rate factor a parameter."""
+"""AdamW with warm-up, cosine decay, clipping, and a learning rate factor per parameter."""
 
 import re
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ def learning_rate(
     total_steps: int,
     xp: ModuleType = jnp,
 ) -> jax.Array | np.ndarray:
-    """The learning rate of update `step`, counted from 0, as the published code has it.
+    """The learning rate of update `step`, counted from 0, as in the published code.
 
-    Warm-up is a line that holds both its ends: update `warmup_steps - 1` already has the peak, and
-    so has the next one, where the cosine begins. The final value is approached, never reached.
+    Warm-up is linear and includes both ends: update `warmup_steps - 1` already has the peak rate,
+    and the next update has it too, as the start of the cosine. The final rate is never reached.
 
     Args:
-      step: any shape; the float type of the result is the default one of `xp`.
-      optim: the `optim` section of a config, rates and `warmup_steps`.
+      step: any shape.
+      optim: the `optim` section of a config: rates and `warmup_steps`.
       total_steps: updates of the whole run.
-      xp: the array module, numpy for float64.
+      xp: the array module; the result has its default float type (numpy: float64).
     """
     warmup, peak = optim.warmup_steps, optim.learning_rate
     step = xp.asarray(step, dtype=float)
     line = optim.start_learning_rate + (peak - optim.start_learning_rate) * step / max(
         warmup - 1, 1
     )
-    turn = xp.pi * (step - warmup) / max(total_steps - warmup, 1)
+    angle = xp.pi * (step - warmup) / max(total_steps - warmup, 1)
     final = optim.final_learning_rate
-    cosine = final + 0.5 * (peak - final) * (1.0 + xp.cos(turn))
+    cosine = final + 0.5 * (peak - final) * (1.0 + xp.cos(angle))
     return xp.where(step < warmup, line, cosine)
 
 
@@ -47,17 +47,20 @@ def parameter_paths(params: dict) -> dict:
 
 
 def match_rules(params: dict, rules: Sequence[tuple[str, float]]) -> dict:
-    """A number a parameter: that of the first rule whose expression is found in its path.
+    """The value of the first matching rule for each parameter.
+
+    Args:
+      rules: (regular expression on the parameter path, value).
 
     Raises:
-      ValueError: a parameter that no rule covers.
+      ValueError: no rule matches a parameter.
     """
 
     def first(path: str) -> float:
         for pattern, value in rules:
             if re.search(pattern, path):
                 return value
-        raise ValueError(f"no rule covers parameter {path!r}; rules: {[p for p, _ in rules]}")
+        raise ValueError(f"no rule matches parameter {path!r}; rules: {[p for p, _ in rules]}")
 
     return jax.tree.map(first, parameter_paths(params))
 
@@ -68,14 +71,15 @@ def make_optimizer(
     rate_rules: Sequence[tuple[str, float]] = ((".*", 1.0),),
     decay_rules: Sequence[tuple[str, float]] | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, decoupled weight decay, schedule, factor a parameter.
+    """Clipping by the global norm, Adam, decoupled weight decay, schedule, factors.
 
     Args:
       optim: the `optim` section of a config.
       total_steps: length of the schedule in updates.
-      rate_rules: (expression, factor) on parameter paths; 0 freezes a parameter.
-      decay_rules: (expression, 0 or 1), which parameters are decayed; without them those of more
-        than one dimension are, as in the published pretraining.
+      rate_rules: (regular expression on the parameter path, factor of the learning rate); 0 freezes
+        a parameter.
+      decay_rules: (regular expression, 1 for weight decay or 0). None applies weight decay to
+        parameters of more than one axis, as in the published pretraining.
     """
 
     def decayed(params: dict) -> dict:
@@ -97,7 +101,7 @@ def make_optimizer(
     )
 
     def update(updates: dict, state: tuple, params: dict | None = None) -> tuple:
-        # Adam's bias correction raises a float to an integer count, which strict promotion refuses.
+        # Adam's bias correction raises a float to an integer count; strict promotion forbids it.
         with jax.numpy_dtype_promotion("standard"):
             return chain.update(updates, state, params)
 

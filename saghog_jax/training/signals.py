@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first signal saves and stops a run, the second ends it at once."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ import threading
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SAVING = b"asked to stop: saving after this step; a second signal stops at once\n"
+_SAVING = b"stop signal received: saving after this step; a second signal stops at once\n"
 
 
 class StopRequest:
-    """`signal` is the number of the signal that came, 0 for none."""
+    """`signal` is the number of the received signal, 0 for none."""
 
     signal = 0
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Takes the signals over while inside; outside of the main thread it takes none.
+def stop_requests() -> Iterator[StopRequest]:
+    """Handles the signals inside the context; ignores them if not in the main thread.
 
-    The signals are read by a thread of their own: Python's handlers run only between two
-    instructions of the main thread, which may be busy in a compilation for minutes.
+    A separate thread reads the signals: Python runs handlers only between two instructions of the
+    main thread, which may be busy with a compilation for minutes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -32,12 +32,12 @@ def listening() -> Iterator[StopRequest]:
     listener = threading.Thread(target=_listen, args=(read, request), daemon=True)
     listener.start()
     old_handle = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    # Handlers that do nothing: without one the signal would end the process.
-    old = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    # Empty handlers: without a handler the signal would end the process.
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     try:
         yield request
     finally:
-        for number, handler in old.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(old_handle)
         os.close(write)

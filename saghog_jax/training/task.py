@@ -1,4 +1,4 @@
-"""What a training stage is to the loop of train.py: a task, its first state and its update."""
+"""The interface of a training stage to the loop: its task, initial state and update."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -15,37 +15,42 @@ from saghog_jax.training.validation import HeldOut
 
 
 class Task(Objective, Protocol):
-    """What a training stage adds to the loop."""
+    """What a training stage adds to the loop.
+
+    Attributes:
+      kind: of the checkpoints, one of `checkpoint.KINDS`.
+      tx: the optimiser.
+      skipped: (page_id, reason) of the pages that could not be used so far.
+      held_out: pages for validation; None without validation.
+    """
 
     kind: str
     tx: optax.GradientTransformation
-    # (page_id, reason) of the pages that could not be used so far.
     skipped: Sequence[tuple[str, str]]
+    held_out: HeldOut | None
 
     def init(self, rng: jax.Array) -> dict:
-        """New variables (`params` and other collections); compiled, so made where they live."""
+        """New variables (`params` and other collections); called inside jit."""
 
     def warm_start(self, variables: dict) -> dict:
-        """Called once before the first update: variables to start from instead, laid out alike."""
-
-    held_out: HeldOut | None
+        """The variables of the first update, with the shardings of `variables`; called once."""
 
     def validate(
         self, variables: dict, batch: dict, segments: jax.Array, rng: jax.Array
     ) -> dict[str, jax.Array]:
-        """See `evaluation.Validate`; needed where patches are held out."""
+        """See `validation.Validate`; needed if pages are held out."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The local rows of the global batches `start_step`, `start_step + 1`, ..."""
 
     def pictures(self, variables: dict) -> list[Picture]:
-        """Of what the model has learned, or is told to; of variables that are whole here."""
+        """Pictures of the model's inputs and results; the variables are whole host arrays."""
 
 
 def make_step(
     task: Task, seed: int, micro_batches: int = 1
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The update: a pure function of state and batch, for the caller to compile."""
+    """The update: a pure function of state and batch, to be compiled by the caller."""
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -1,4 +1,4 @@
-"""Files of weights: arrays by name."""
+"""Reads weights files: arrays by name."""
 
 import zipfile
 from pathlib import Path
@@ -13,14 +13,15 @@ SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name from .pt or .pth (needs PyTorch; nothing but arrays is unpickled),
-    .safetensors or .npz.
+    """Reads arrays by name from a .pt, .pth, .safetensors or .npz file.
+
+    .pt and .pth need PyTorch; only arrays are unpickled.
 
     Raises:
-      UserError: an unknown suffix, a damaged file, PyTorch missing.
+      UserError: the suffix is unknown, the file is damaged, or PyTorch is missing.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown kind of file, known: {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown type of file, known: {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -28,7 +29,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return load_file(path)
     except (ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
-        raise UserError(f"{path} is no readable {path.suffix[1:]} file: {error}") from None
+        raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from None
     return _read_torch(path)
 
 
@@ -42,10 +43,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged or unsafe files
+    except Exception as error:  # torch raises many types for damaged or unsafe files
         raise UserError(f"{path} cannot be read safely: {str(error).splitlines()[0]}") from None
     content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no weights: neither model_state_dict nor a state dict")
+        raise UserError(f"{path} contains no weights: neither model_state_dict nor a state dict")
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}

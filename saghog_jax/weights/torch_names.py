@@ -1,8 +1,8 @@
-"""Published PyTorch weights to our parameters and back: names, layouts, and a report for each key.
+"""Converts published PyTorch weights to our parameters and back: names, layouts, a report.
 
 The published names are those of the state dict: `blocks.0.attn.qkv.weight` in a masked autoencoder,
 the same under `backbone.` beside `nv.*` (NetRVLAD) and `embed_fc.weight` in a writer model. PyTorch
-keeps the kernel of a linear map as [out, in], that of the token embedding as [out, c, h, w].
+stores the kernel of a linear map as [out, in], that of the token embedding as [out, c, h, w].
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from saghog_jax.models.pos_embed import sincos_2d
 
 BACKBONE = "backbone."
-CHANNELS = 3  # Of the images, in the published models.
+CHANNELS = 3  # Channels of the images in the published models.
 # Our path of an encoder's or decoder's parameter -> published name; N is the number of a block.
 BLOCK_NAMES = {
     "norm1/scale": "norm1.weight",
@@ -58,22 +58,22 @@ POSITION_TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each key.
+    """The used, missing and unused weights of a conversion.
 
     Attributes:
-      taken: (published name, our path) of every weight that was used.
-      missing: our paths that the weights do not contain.
-      unused: (published name, reason) of every weight that was not used.
+      used: (published name, our path) of every converted weight.
+      missing: our paths without a weight.
+      unused: (published name, reason) of every other weight.
     """
 
-    taken: tuple[tuple[str, str], ...]
+    used: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     unused: tuple[tuple[str, str], ...]
 
     def lines(self) -> list[str]:
-        """One line a key."""
+        """One line per weight."""
         return [
-            *(f"taken    {name} -> {path}" for name, path in self.taken),
+            *(f"used     {name} -> {path}" for name, path in self.used),
             *(f"missing  {path}" for path in self.missing),
             *(f"unused   {name}: {reason}" for name, reason in self.unused),
         ]
@@ -87,7 +87,7 @@ def published_name(path: str, prefix: str = "") -> str | None:
       prefix: `backbone.` for the encoder and decoder of a writer model, else empty.
 
     Returns:
-      the name, or None for a parameter that the published model does not have.
+      the name; None if the published model has no such parameter.
     """
     block = re.fullmatch(r"(encoder|decoder)/block_(\d+)/(.+)", path)
     if block and block[3] in BLOCK_NAMES:
@@ -100,14 +100,14 @@ def published_name(path: str, prefix: str = "") -> str | None:
 
 
 def architecture(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Sizes of the model that the weights belong to, as far as shapes tell (heads they do not).
+    """Sizes of the model, read from the shapes of its weights (which do not tell the heads).
 
     Returns:
-      `token_size`, `width`, `depth`, `mlp_ratio`, and where present `patch_size`, `decoder_width`,
+      `token_size`, `width`, `depth`, `mlp_ratio`, and if present `patch_size`, `decoder_width`,
       `decoder_depth`, `target_dim`, `num_clusters`, `embed_dim`.
 
     Raises:
-      ValueError: no encoder under the published names.
+      ValueError: there is no encoder under the published names.
     """
     weights = _strip_parallel(weights)
     prefix = _prefix(weights)
@@ -118,7 +118,7 @@ def architecture(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
     embedding, mlp = prefix + "patch_embed.proj.weight", prefix + "blocks.0.mlp.fc1.weight"
     if embedding not in weights or mlp not in weights:
         raise ValueError(
-            f"these weights hold no encoder: neither {embedding} nor {mlp} may be missing; "
+            f"these weights contain no encoder: {embedding} and {mlp} are needed; "
             f"the first names are {sorted(weights)[:5]}"
         )
     width, _, token_size, _ = shape(embedding)
@@ -144,23 +144,24 @@ def architecture(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
 def from_torch_names(
     weights: Mapping[str, np.ndarray], template: Mapping
 ) -> tuple[dict[str, dict], Report]:
-    """Our parameters from weights under the published names.
+    """Converts weights with published names to our parameters.
 
     Args:
       weights: name -> array.
-      template: nested dict of arrays or ShapeDtypeStructs, the parameters wanted (`jax.eval_shape`
-        of a module's `init`): {"encoder", "decoder"} or {"encoder", "netrvlad", ...}.
+      template: nested dict of arrays or ShapeDtypeStructs, the parameters of the model
+        (`jax.eval_shape` of a module's `init`): {"encoder", "decoder"} or
+        {"encoder", "netrvlad", ...}.
 
     Returns:
-      the parameters that were found, float32 numpy in the structure of `template` (missing ones
-      are left out: see the report), and the report.
+      the parameters, float32 numpy arrays in the structure of `template` without the missing
+      parameters, and the report.
 
     Raises:
-      ValueError: shapes that do not fit; names both.
+      ValueError: a shape differs from the model's; the message names both.
     """
     weights = _strip_parallel(weights)
     prefix = _prefix(weights)
-    params, taken, missing, wrong = {}, [], [], []
+    params, used, missing, mismatches = {}, [], [], []
     for path, leaf in flatten_dict(template, sep="/").items():
         name = published_name(path, prefix)
         if name is None or name not in weights:
@@ -169,39 +170,39 @@ def from_torch_names(
         array = _to_ours(path, np.asarray(weights[name], np.float32))
         if array.shape != leaf.shape:
             published = _published_shape(path, leaf.shape)
-            wrong.append(f"{name} has shape {np.shape(weights[name])}, the model {published}")
+            mismatches.append(f"{name} has shape {np.shape(weights[name])}, the model {published}")
         params[path] = array
-        taken.append((name, path))
-    if wrong:
-        raise ValueError("weights do not fit the model: " + "; ".join(wrong))
-    used = {name for name, _ in taken}
-    unused = [(name, _reason(name, weights[name], prefix)) for name in weights if name not in used]
-    return unflatten_dict(params, sep="/"), Report(tuple(taken), tuple(missing), tuple(unused))
+        used.append((name, path))
+    if mismatches:
+        raise ValueError("weights do not fit the model: " + "; ".join(mismatches))
+    unused = weights.keys() - {name for name, _ in used}
+    reasons = [(name, _reason(name, weights[name], prefix)) for name in weights if name in unused]
+    return unflatten_dict(params, sep="/"), Report(tuple(used), tuple(missing), tuple(reasons))
 
 
 def to_torch_names(
     params: Mapping, patch_size: int, target_channels: int = 0
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """Weights under the published names, with the fixed arrays that the published code stores.
+    """Converts our parameters to published names, with the fixed arrays of the published code.
 
     Args:
       params: {"encoder", "decoder"}, {"encoder"}, or {"encoder", "netrvlad", ...}.
-      patch_size: side of the images in pixels (decides the position embedding).
-      target_channels: channels of the images whose HOG is the target, 0 without such a target.
+      patch_size: side of the images in pixels (determines the position embedding).
+      target_channels: channels of the images whose HOG is the target; 0 if the target is not HOG.
 
     Returns:
-      name -> float32 array, and a report whose `missing` lists parameters of ours that have no
-      published name.
+      name -> float32 array, and a report; its `missing` lists our parameters without a published
+      name.
     """
     prefix = BACKBONE if "netrvlad" in params else ""
-    weights, taken, missing = {}, [], []
+    weights, used, missing = {}, [], []
     for path, leaf in flatten_dict(params, sep="/").items():
         name = published_name(path, prefix)
         if name is None:
             missing.append(path)
             continue
         weights[name] = _to_published(path, np.asarray(leaf, np.float32))
-        taken.append((name, path))
+        used.append((name, path))
     token_size = weights[prefix + "patch_embed.proj.weight"].shape[-1]
     side = patch_size // token_size
     tokens = {"encoder": "cls_token", "decoder": "mask_token"}
@@ -213,7 +214,7 @@ def to_torch_names(
         if target_channels:
             stacked = np.broadcast_to(kernel, (1, target_channels, 3, 3))
             weights[prefix + name] = np.ascontiguousarray(stacked)
-    return weights, Report(tuple(taken), tuple(missing), ())
+    return weights, Report(tuple(used), tuple(missing), ())
 
 
 def _to_ours(path: str, array: np.ndarray) -> np.ndarray:
@@ -255,16 +256,16 @@ def _reason(name: str, array: np.ndarray, prefix: str) -> str:
             error = np.abs(array - _positions(array.shape[2], (side, side))).max()
             if error < POSITION_TOLERANCE:
                 return "fixed position embedding, equal to ours"
-        return "WARNING: a position embedding other than ours; results will differ"
+        return "WARNING: the position embedding differs from ours; results will differ"
     if short in FIXED:
         return "fixed gradient kernel of the HOG target"
     if short.startswith(("decoder_", "mask_token")):
-        return "decoder of the pretraining, which this model does not have"
-    return "no parameter of this model has this name"
+        return "decoder of pretraining; this model has no decoder"
+    return "this model has no parameter of this name"
 
 
 def _strip_parallel(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix that PyTorch's data-parallel wrapper adds to every name."""
+    """Removes the prefix that PyTorch's data-parallel wrapper adds to every name."""
     if all(name.startswith("module.") for name in weights):
         return {name.removeprefix("module."): array for name, array in weights.items()}
     return dict(weights)

@@ -1,4 +1,4 @@
-"""Several processes as one run, for real, over the loopback: the same result, and no hanging."""
+"""Several real processes of one run over the loopback: equal results, and no deadlock."""
 
 import json
 import signal
@@ -22,8 +22,8 @@ CHANGES = {"total_steps": 30, "mesh.fsdp": 2}
 def alone(tmp_path_factory):
     """The run folder of one process with two devices."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    (found,) = ended(regression(folder, CHANGES, devices=2))
-    assert found[0] == 0, found[1]
+    (results,) = ended(regression(folder, CHANGES, devices=2))
+    assert results[0] == 0, results[1]
     return folder
 
 
@@ -48,7 +48,7 @@ def test_stopped_with_four_it_goes_on_with_two_and_with_one(tmp_path, alone):
     pause = {"pause": 0.05}
     processes = together(tmp_path, 4, CHANGES, pause)
     wait_for(processes[0], "step  5/30")
-    # One of them is asked; all save the same step.
+    # One process receives the signal; all save the same step.
     processes[2].send_signal(signal.SIGTERM)
     for status, out in ended(*processes):
         assert status == 143, out
@@ -56,13 +56,13 @@ def test_stopped_with_four_it_goes_on_with_two_and_with_one(tmp_path, alone):
     first = newest_step(tmp_path)
     assert 5 <= first < 15
     processes = together(tmp_path, 2, {**CHANGES, "mesh.fsdp": 1}, pause, devices=4)
-    assert str(first) in wait_for(processes[0], "going on from step")
+    assert str(first) in wait_for(processes[0], "continuing from step")
     wait_for(processes[0], "step 20/30")
     processes[0].send_signal(signal.SIGTERM)
     for status, out in ended(*processes):
         assert status == 143, out
-    (found,) = ended(regression(tmp_path, {**CHANGES, "mesh.fsdp": 4}, devices=8))
-    assert found[0] == 0, found[1]
+    (results,) = ended(regression(tmp_path, {**CHANGES, "mesh.fsdp": 4}, devices=8))
+    assert results[0] == 0, results[1]
     assert_same_run(tmp_path, alone)
 
 
@@ -74,12 +74,12 @@ def test_when_one_goes_the_others_say_so_and_stop(tmp_path, alone, kind, victim,
     trouble = {"step": 17, "process": victim, "kind": kind}
     processes = together(tmp_path, n, changes, trouble, devices=devices)
     assert processes[victim].wait(300) != 0
-    found = ended(*processes, within=120)
-    for i, (status, out) in enumerate(found):
+    results = ended(*processes, within=120)
+    for i, (status, out) in enumerate(results):
         assert status != 0
         if i != victim:
-            said = ("stops, because", "another task died", "JAX distributed service detected")
-            assert any(words in out for words in said), out
+            reasons = ("stops, because", "another task died", "JAX distributed service detected")
+            assert any(reason in out for reason in reasons), out
     # The one of step 15 may not have been whole yet; a half one does not count.
     assert newest_step(tmp_path) in (10, 15)
     again = ended(*together(tmp_path, 2, changes))
@@ -102,16 +102,16 @@ def test_processes_find_each_other_by_slurm(tmp_path, alone):
 
 
 def test_alone_it_is_never_taken_for_several(tmp_path):
-    (found,) = ended(regression(tmp_path, {"distributed.mode": "auto"}))
-    assert found[0] == 2
-    assert "config.distributed.mode=auto: the processes could not be joined" in found[1]
+    (results,) = ended(regression(tmp_path, {"distributed.mode": "auto"}))
+    assert results[0] == 2
+    assert "config.distributed.mode=auto: the processes could not be joined" in results[1]
     missing = {
         "distributed.mode": "explicit", "distributed.coordinator": "127.0.0.1:1",
         "distributed.num_processes": 2, "distributed.process_id": 1,
         "distributed.start_timeout": 5,
     }  # fmt: skip
-    (found,) = ended(regression(tmp_path, missing), within=60)
-    assert found[0] != 0
+    (results,) = ended(regression(tmp_path, missing), within=60)
+    assert results[0] != 0
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -126,7 +126,7 @@ def command(words, port, i):
 
 
 def figures(folder):
-    """What was found on held-out pages after the last step."""
+    """The metrics of held-out pages after the last step."""
     lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
     (last,) = [line for line in lines if line["step"] == 4 and "loss" not in line]
     return last
@@ -153,10 +153,10 @@ def test_both_stages_learn_the_same_with_two_processes(tmp_path):
         folder = tmp_path / f"{stage}-two"
         words = ["-m", "saghog_jax.main", f"--config=configs/{stage}.py", f"--workdir={folder}"]
         port = free_port()
-        found = ended(*(command([*words, *flags], port, i) for i in range(2)))
-        assert all(status == 0 for status, _ in found), found
-        # What is to be said once the main process says.
-        assert [out.count("next: ") for _, out in found] == [1, 0]
+        results = ended(*(command([*words, *flags], port, i) for i in range(2)))
+        assert all(status == 0 for status, _ in results), results
+        # Only the main process logs.
+        assert [out.count("next: ") for _, out in results] == [1, 0]
         a, b = losses(folder), losses(tmp_path / stage)
         assert list(a) == [1, 2, 3, 4]
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)

@@ -13,14 +13,14 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.models import build
 
 
-@pytest.mark.parametrize("pays", [True, False])
-def test_auto_is_what_suits_the_machine(monkeypatch, pays):
-    monkeypatch.setattr(precision, "_mixed_pays", lambda: pays)
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_is_what_suits_the_machine(monkeypatch, faster):
+    monkeypatch.setattr(precision, "_mixed_is_faster", lambda: faster)
     config = ConfigDict({"precision": "auto"}).lock()
-    assert precision.resolve(config).precision == ("mixed" if pays else "float32")
+    assert precision.resolve(config).precision == ("mixed" if faster else "float32")
     assert config.precision == "auto"
-    for given in ("float32", "mixed"):
-        assert precision.resolve(ConfigDict({"precision": given})).precision == given
+    for name in ("float32", "mixed"):
+        assert precision.resolve(ConfigDict({"precision": name})).precision == name
 
 
 def test_unknown_precision_is_refused():

@@ -40,7 +40,7 @@ def test_largest_divisible_axis_is_sharded_and_vectors_are_not():
     assert set(alone.values()) == {jax.P()}
 
 
-def test_batches_lie_across_all_devices():
+def test_batches_are_split_across_all_devices():
     batch = sharding.to_device({"patches": np.arange(32.0).reshape(16, 2)}, mesh(-1, 2))
     assert {s.data.shape for s in batch["patches"].addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(batch["patches"], np.arange(32.0).reshape(16, 2))
@@ -52,7 +52,7 @@ def test_batch_that_devices_do_not_divide_is_refused():
         sharding.check_divisible("global_batch_size", 12, 8)
 
 
-def test_rules_decide_by_name_and_what_cannot_be_split_is_named():
+def test_rules_decide_by_name_and_unsplittable_arrays_are_named():
     state = {
         "block": {"kernel": jax.ShapeDtypeStruct((8, 64), np.float32)},
         "cls_token": jax.ShapeDtypeStruct((1, 1, 64), np.float32),
@@ -69,12 +69,12 @@ def test_rules_decide_by_name_and_what_cannot_be_split_is_named():
     specs = jax.tree.map(lambda s: s.spec, sharding.state_shardings(state, four, rules))
     assert specs["block"]["kernel"] == jax.P()
     assert specs["cls_token"] == jax.P(None, None, "fsdp")
-    with pytest.raises(ValueError, match="no rule covers 'odd/kernel'"):
+    with pytest.raises(ValueError, match="no rule matches 'odd/kernel'"):
         sharding.state_shardings(state, four, ((r"^(b|c)", "split"),))
 
 
-def test_parameters_are_made_in_parts():
-    """Nothing in the compiled initialisation holds a whole parameter that is to be split."""
+def test_parameters_are_initialised_in_parts():
+    """The compiled initialisation never stores a whole parameter that is split."""
     eight = mesh(1, 8)
 
     def init():
@@ -88,12 +88,12 @@ def test_parameters_are_made_in_parts():
     assert memory.temp_size_in_bytes < whole // 2
 
 
-def test_host_arrays_are_laid_out_like_placed_ones():
+def test_host_arrays_get_the_shardings_of_device_arrays():
     four = mesh(-1, 4)
     place = sharding.NamedSharding(four, jax.P(None, "fsdp"))
     old = {"kernel": jax.device_put(np.zeros((6, 8), np.float32), place)}
     host = np.arange(48.0).reshape(6, 8)
-    new = sharding.laid_like({"kernel": host}, old)["kernel"]
+    new = sharding.shard_like({"kernel": host}, old)["kernel"]
     assert new.sharding == place
     assert new.dtype == np.float32
     np.testing.assert_array_equal(new, host)

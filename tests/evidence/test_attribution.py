@@ -13,7 +13,7 @@ from saghog_jax.evidence.attribution import (
 )
 from saghog_jax.models import netrvlad
 from saghog_jax.retrieval import whitening
-from saghog_jax.retrieval.aggregate import l2_normalize, power_norm, side_by_side
+from saghog_jax.retrieval.aggregate import concatenate, l2_normalize, power_norm
 
 POWER = 0.4
 
@@ -102,7 +102,7 @@ def test_contributions_to_several_parts_add_up_together(whitened):
 
     def descriptor(parts):
         rows = [l2_normalize(power_norm(part.total[None], part.power)) for part in parts]
-        return side_by_side(rows, [part.share for part in parts])[0]
+        return concatenate(rows, [part.share for part in parts])[0]
 
     mine = parts(0)
     z, fitted = descriptor(mine), None

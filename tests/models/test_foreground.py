@@ -1,4 +1,4 @@
-"""Foreground tokens as descriptors, to the loss and to the page descriptor, by plain loops."""
+"""Foreground tokens as descriptors: the loss and the page descriptor against plain loops."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from saghog_jax.training import finetuning, labels, losses
 from saghog_jax.training.gradients import batch_loss
 
 TINY = Corpus(train_writers=3, test_writers=2, pages=1, width=360, height=200, lines=3)
-LEAST = 0.2
-PLAIN = {"checkpoint": "", "min_token_ink": LEAST, "dropout": 0.0, "augment.erode": 0.0,
+MIN_INK = 0.2
+PLAIN = {"checkpoint": "", "min_token_ink": MIN_INK, "dropout": 0.0, "augment.erode": 0.0,
          "augment.dilate": 0.0, "total_steps": 2, "labels": "writer",
          "patches_per_class": 16}  # fmt: skip
 
@@ -37,28 +37,28 @@ def folder(tmp_path_factory):
     return folder
 
 
-def written_out(config, variables, batch):
-    """The unit vector [n, v * d] of every patch, one token after the other, float64."""
+def loop_vectors(config, variables, batch):
+    """The unit VLAD vector of every patch, [n, v * d], token by token in float64."""
     images, binary = inputs.decode(batch)
     model = make_writer_model(config)
-    shown = inputs.normalize(jnp.broadcast_to(binary, images.shape))
-    tokens = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, shown)
+    images = inputs.normalize(jnp.broadcast_to(binary, images.shape))
+    tokens = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
     tokens, ink = np.asarray(tokens, np.float64), 1 - np.asarray(binary)[..., 0]
     head = {k: np.asarray(v, np.float64) for k, v in variables["params"]["netrvlad"].items()}
     vectors = np.zeros((len(tokens), *head["centroids"].shape))
-    counted = 0
+    tokens_with_ink = 0
     for patch in range(len(tokens)):
         for row in range(8):
             for column in range(8):
                 share = ink[patch, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean()
-                if share < LEAST:
+                if share < MIN_INK:
                     continue
                 x = tokens[patch, 8 * row + column]
                 logits = np.exp(x @ head["kernel"] + head["bias"])
                 weights = logits / logits.sum()
                 vectors[patch] += weights[:, None] * (x - head["centroids"])
-                counted += 1
-    assert 0 < counted < 64 * len(tokens) / 2
+                tokens_with_ink += 1
+    assert 0 < tokens_with_ink < 64 * len(tokens) / 2
     vectors = vectors.reshape(len(tokens), -1)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, 1e-12)
@@ -73,28 +73,28 @@ def test_the_loss_and_the_page_descriptor_are_those_of_the_tokens(folder):
         batch = {k: jnp.asarray(v) for k, v in next(batches).items()}
     step = jax.jit(jax.value_and_grad(lambda v: batch_loss(task, v, batch, jax.random.key(1))[0]))
     loss, gradient = step(variables)
-    vectors = written_out(config, variables, batch)
+    vectors = loop_vectors(config, variables, batch)
     gram = jnp.asarray(vectors @ vectors.T, jnp.float32)
     expected = losses.multi_similarity(gram, batch["label"], 2.0, 40.0, config.loss.base, 0.1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    # It reaches every parameter that lies before NetRVLAD.
+    # The gradient reaches every parameter before NetRVLAD.
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["params"]["encoder"]))
 
     run_stage(config, folder / "finetune")
-    taken = toy(embed_config.get_config("plain"), folder)
-    run_stage(taken, folder / "embed")
-    found = load_embeddings(folder / "embed")
+    embedding_config = toy(embed_config.get_config("plain"), folder)
+    run_stage(embedding_config, folder / "embed")
+    embeddings = load_embeddings(folder / "embed")
     variables = load_variables(folder / "finetune", ("writer",))[0]
-    manifest = load_manifest(taken.data)
-    assert len(found) == len(manifest.pages) == 2
+    manifest = load_manifest(embedding_config.data)
+    assert len(embeddings) == len(manifest.pages) == 2
     for i, page in enumerate(manifest.pages):
-        image = load_page(manifest.root / page.path, page.box, taken.data.max_pixels)
-        cut = cut_page(image, Rule.from_config(taken.store))
+        image = load_page(manifest.root / page.path, page.box, embedding_config.data.max_pixels)
+        cut = cut_page(image, Rule.from_config(embedding_config.store))
         batch = {"patches": jnp.asarray(cut.patches), "ink": jnp.asarray(cut.ink)}
-        total = written_out(config, variables, batch).sum(0)
+        total = loop_vectors(config, variables, batch).sum(0)
         total = np.sign(total) * np.abs(total) ** 0.4
         total /= np.linalg.norm(total)
         # The power 0.4 enlarges rounding near zero: an element off by 1e-7 of a sum near 1 comes
         # out as 1e-3.
-        np.testing.assert_allclose(found.descriptors[i], total, atol=2e-3)
-        assert found.descriptors[i] @ total > 1 - 1e-6
+        np.testing.assert_allclose(embeddings.descriptors[i], total, atol=2e-3)
+        assert embeddings.descriptors[i] @ total > 1 - 1e-6

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saghog_jax.models.layers import Block, Dense, affine, gelu, normalize, product
+from saghog_jax.models.blocks import Block
+from saghog_jax.models.layers import Dense, affine, gelu, normalize, product
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6)])
@@ -17,7 +18,7 @@ def test_bfloat16_product_rounds_operands_and_cotangent_only(shape):
     cotangent = jax.random.normal(jax.random.key(2), (*shape[:-1], 5))
     out, pull = jax.vjp(lambda x, y: product(equation, x, y, jnp.bfloat16), x, y)
     gradients = pull(cotangent)
-    # Operands of 8 bits have products of 16: float32 sums of them are exact but for the last bit.
+    # Products of 8-bit operands have 16 bits: their float32 sums are exact except for the last bit.
     x, y, c = (np.asarray(a.astype(jnp.bfloat16)).astype(np.float64) for a in (x, y, cotangent))
     flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
     for ours, expected in [
@@ -31,7 +32,7 @@ def test_bfloat16_product_rounds_operands_and_cotangent_only(shape):
 
 @pytest.mark.parametrize("sizes", [(6, 5), (5, 6)])
 def test_affine_rounds_as_product_does(sizes):
-    # The gradient of the kernel is made in two ways, by which side is the longer one.
+    # The gradient of the kernel has two forms, depending on the longer side.
     x = jax.random.normal(jax.random.key(0), (2, 3, sizes[0]))
     kernel = jax.random.normal(jax.random.key(1), sizes)
     bias, cotangent = jnp.arange(sizes[1], dtype=jnp.float32), jnp.ones((2, 3, sizes[1])) / 3

@@ -6,7 +6,7 @@ import pytest
 from saghog_jax.configs import finetune, training
 from saghog_jax.models.build import make_encoder, make_mae, make_writer_model
 
-# No two alike, and none of a default.
+# All different, and different from the defaults.
 SIZES = {
     "patch_size": 24, "token_size": 6, "width": 30, "depth": 7, "heads": 5, "mlp_ratio": 3,
     "decoder_width": 22, "decoder_depth": 8, "decoder_heads": 11,
@@ -42,9 +42,17 @@ def test_choices_of_the_writer_model(model):
     }  # fmt: skip
     config.update_from_flattened_dict(changes)
     config.model = model
-    made = make_writer_model(config)
-    assert (made.encoder.width, made.num_clusters, made.normalized) == (30, 17, True)
-    assert (made.descriptor, made.min_token_ink) == ("foreground", 0.2)
-    assert (made.embed_dim, made.dropout, made.dtype) == (21, 0.4, jnp.bfloat16)
+    writer = make_writer_model(config)
+    assert (writer.encoder.width, writer.num_clusters, writer.normalized) == (
+        30,
+        17,
+        True,
+    )
+    assert (writer.descriptor, writer.min_token_ink) == ("foreground", 0.2)
+    assert (writer.embed_dim, writer.dropout, writer.dtype) == (
+        21,
+        0.4,
+        jnp.bfloat16,
+    )
     config.encoder = "resnet56"
     assert make_writer_model(config).encoder.size == "resnet56"

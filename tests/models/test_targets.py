@@ -1,4 +1,4 @@
-"""Targets: which image each kind is taken from, normalised pixels, widths, errors."""
+"""Targets: the image of each kind, normalised pixels, widths, errors."""
 
 import jax
 import jax.numpy as jnp

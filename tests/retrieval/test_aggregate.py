@@ -54,11 +54,11 @@ def test_mean_is_the_sum_after_normalising():
 def test_generalised_max_pooling_is_ridge_regression(b):
     x = np.random.default_rng(b).standard_normal((b, 20))
     ridge = 0.3
-    found = aggregate.pool(x, "gmp", ridge)
+    pooled = aggregate.pool(x, "gmp", ridge)
     # The minimiser of |X v - 1|^2 + r |v|^2: its gradient vanishes.
-    gradient = x.T @ (x @ found.astype(np.float64) - 1) + ridge * found
+    gradient = x.T @ (x @ pooled.astype(np.float64) - 1) + ridge * pooled
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
-    assert not np.allclose(found, aggregate.pool(x, "gmp", 3.0), atol=1e-3)
+    assert not np.allclose(pooled, aggregate.pool(x, "gmp", 3.0), atol=1e-3)
 
 
 def test_lse_of_large_values_does_not_overflow():

@@ -1,4 +1,4 @@
-"""The embeddings folder: what is written is read, and what does not fit is refused in one line."""
+"""The embeddings folder: it is read as written, and wrong content is refused in one line."""
 
 import csv
 import json
@@ -8,12 +8,8 @@ import pytest
 from planted import page, pages_of, planted
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.retrieval.embeddings import (
-    check_comparable,
-    load_embeddings,
-    relabel,
-    save_embeddings,
-)
+from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
+from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
 
 @pytest.fixture
@@ -27,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "e"
 
 
-def test_what_is_saved_is_loaded(folder, tmp_path):
+def test_saved_embeddings_are_loaded(folder, tmp_path):
     e = load_embeddings(folder)
     assert len(e) == 3
     assert e.descriptors.dtype == np.float32
@@ -61,7 +57,7 @@ def test_pages_get_other_labels_and_keep_their_descriptors(folder, tmp_path):
     assert relabel(folder, pages, tmp_path / "moved")
     image = load_embeddings(folder).image(0).resolve()
     assert image == (tmp_path / "moved" / "a.png").resolve()
-    with pytest.raises(UserError, match="holds other pages"):
+    with pytest.raises(UserError, match="contains other pages"):
         relabel(folder, pages[::-1], tmp_path / "moved")
     assert (folder / "embeddings.npy").read_bytes() == bits
 
@@ -85,15 +81,15 @@ def test_pages_and_embeddings_may_be_moved_together(folder, tmp_path):
 
 
 def test_name_falls_back_to_the_folder(tmp_path):
-    assert planted(tmp_path / "mine", pages_of(1, 2)).name == "mine"
+    assert planted(tmp_path / "named", pages_of(1, 2)).name == "named"
 
 
-def test_missing_folder_says_what_makes_it(tmp_path):
+def test_the_message_of_a_missing_folder_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"does not exist.*--config=configs/embed\.py"):
         load_embeddings(tmp_path / "none")
 
 
-def test_killed_while_writing_never_looks_whole(folder, monkeypatch):
+def test_an_interrupted_folder_is_incomplete(folder, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -106,7 +102,7 @@ def test_killed_while_writing_never_looks_whole(folder, monkeypatch):
     assert len(planted(folder, pages_of(2, 2))) == 4
 
 
-def test_other_files_in_the_folder_are_left_alone(folder):
+def test_other_files_in_the_folder_are_kept(folder):
     planted(folder / "random", pages_of(2, 2))
     planted(folder, pages_of(3, 2))
     assert len(load_embeddings(folder / "random")) == 4
@@ -123,7 +119,7 @@ def broken(folder, name, array):
         ("embeddings", np.zeros(3, np.float32), "expected float32"),
         ("embeddings", np.zeros((3, 8), np.float32), "width 8, but meta.json says 16"),
         ("embeddings", np.zeros((2, 16), np.float32), "has 3 rows, embeddings.npy 2"),
-        ("embeddings", np.full((3, 16), np.nan, np.float32), r"row 0\) holds NaN"),
+        ("embeddings", np.full((3, 16), np.nan, np.float32), r"row 0\) contains NaN"),
         ("embeddings", np.array([[{}]], object), "not a readable .npy of plain values"),
         ("writers", np.array([1, 2, 3]), "expected strings"),
         ("writers", np.array([{}, {}, {}], object), "not a readable .npy of plain values"),
@@ -143,11 +139,11 @@ def test_an_empty_gallery(folder):
         np.save(folder / f"{name}.npy", np.zeros(0, "U1"))
     np.save(folder / "embeddings.npy", np.zeros((0, 16), np.float32))
     (folder / "manifest.csv").write_text("path,writer,page\n")
-    with pytest.raises(UserError, match="no embeddings in it"):
+    with pytest.raises(UserError, match="contains no embeddings"):
         load_embeddings(folder)
 
 
-def test_blocks_are_written_as_they_come(tmp_path):
+def test_descriptors_are_written_block_by_block(tmp_path):
     pages = pages_of(2, 3)
     x = np.arange(24, dtype=np.float32).reshape(6, 4)
     save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
@@ -155,7 +151,7 @@ def test_blocks_are_written_as_they_come(tmp_path):
     x[5, 0] = np.nan
     with pytest.raises(UserError, match=r"'w01/p2\.png' \(row 1\)"):
         save_embeddings(tmp_path / "e", (x[i : i + 4] for i in (0, 4)), pages, tmp_path, {})
-    # What is broken off never looks whole.
+    # An interrupted folder is incomplete.
     with pytest.raises(UserError, match="incomplete"):
         load_embeddings(tmp_path / "e")
 
@@ -215,10 +211,10 @@ def test_saving_refuses_what_loading_would(tmp_path):
     assert not (tmp_path / "e").exists()
 
 
-def test_nan_is_found_in_any_block(tmp_path, monkeypatch):
+def test_nan_is_detected_in_every_block(tmp_path, monkeypatch):
     from saghog_jax.retrieval import embeddings
 
-    monkeypatch.setattr(embeddings, "_ROWS_A_CHECK", 32)
+    monkeypatch.setattr(embeddings, "_CHECKED_VALUES", 32)
     x = np.ones((9, 16), np.float32)
     x[7, 3] = np.inf
     with pytest.raises(UserError, match=r"'w00/p7\.png' \(row 7\)"):
@@ -229,7 +225,7 @@ def test_only_one_model_is_compared(tmp_path):
     a = planted(tmp_path / "a", pages_of(2, 2))
     check_comparable(a, planted(tmp_path / "b", pages_of(2, 2)))
     check_comparable(a, planted(tmp_path / "c", pages_of(2, 2), checkpoint=""))
-    with pytest.raises(UserError, match=r"made by checkpoint abc, .* by xyz"):
+    with pytest.raises(UserError, match=r"embedded with checkpoint abc, .* with xyz"):
         check_comparable(a, planted(tmp_path / "d", pages_of(2, 2), checkpoint="xyz"))
     with pytest.raises(UserError, match=r"of width 16, .* of width 8"):
         check_comparable(a, planted(tmp_path / "f", pages_of(2, 2), dim=8))

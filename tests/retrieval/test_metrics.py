@@ -65,7 +65,7 @@ def sort_from(request, monkeypatch):
 
 @pytest.fixture(params=[1, 10_000], ids=["near", "all"])
 def sparse(request, monkeypatch):
-    """Scores as near as the last partner are taken out of their rows, or rows are as they are."""
+    """Both ways: distant pages are removed from the rows, or rows are left unchanged."""
     monkeypatch.setattr(metrics, "_SPARSE", request.param)
 
 
@@ -79,10 +79,12 @@ def test_every_figure_equals_plain_loops(seed, grouped, sort_from, sparse):
     expected = loops(
         score(np.arange(len(x))), labels, groups if grouped else np.full(len(x), -1), ks
     )
-    assert e.rows.tolist() == [q for q, found in expected.items() if found]
-    assert sorted(e.lonely.tolist()) == [q for q, found in expected.items() if not found]
+    assert e.rows.tolist() == [q for q, figures in expected.items() if figures]
+    assert sorted(e.without_relevant.tolist()) == [
+        q for q, figures in expected.items() if not figures
+    ]
     assert e.distractors.tolist() == np.flatnonzero(labels < 0).tolist()
-    assert len(e.lonely) >= 3
+    assert len(e.without_relevant) >= 3
     for i, q in enumerate(e.rows):
         for key in ("first", "relevant", "gallery"):
             assert getattr(e, key)[i] == expected[q][key], key
@@ -193,15 +195,15 @@ def test_nearest_equals_a_stable_sort(k, maxima, monkeypatch):
     x, _, groups = gallery(4)
     groups = np.minimum(groups, 2)  # the group of most pages: its galleries are short
     score, _ = exact_scores(x)
-    found, values = ranking.nearest(score, np.arange(60), groups, 60, k)
-    assert found.shape == (60, min(k, 59))
+    pages, values = ranking.nearest(score, np.arange(60), groups, 60, k)
+    assert pages.shape == (60, min(k, 59))
     all_scores = score(np.arange(60))
     for q in range(60):
         others = [g for g in range(60) if g != q and (groups[q] < 0 or groups[g] != groups[q])]
         others.sort(key=lambda g: (-all_scores[q, g], g))
         others = others[:k]
-        assert found[q, : len(others)].tolist() == others
-        assert (found[q, len(others) :] == -1).all()
+        assert pages[q, : len(others)].tolist() == others
+        assert (pages[q, len(others) :] == -1).all()
         np.testing.assert_array_equal(values[q, : len(others)], all_scores[q, others])
 
 
@@ -211,11 +213,11 @@ def test_conventions_differ_by_pages_without_partner():
     e = metrics.evaluate(ranking.score_rows(x), labels, ks=(1, 2))
     figures = {name: metrics.summarize(e, name) for name in metrics.CONVENTIONS}
     counts = {"queries": 2, "queries_without_partner": 1, "distractors": 1}
-    for found in figures.values():
-        assert found["map"] == 1
-        assert counts.items() <= found.items()
-    top = {name: found["top1"] for name, found in figures.items()}
-    soft = {name: found["soft@1"] for name, found in figures.items()}
+    for summary in figures.values():
+        assert summary["map"] == 1
+        assert counts.items() <= summary.items()
+    top = {name: summary["top1"] for name, summary in figures.items()}
+    soft = {name: summary["soft@1"] for name, summary in figures.items()}
     assert top == {"partners": 1, "published": 1, "hisir19": 2 / 3}
     assert soft == {"partners": 1, "published": 2 / 3, "hisir19": 2 / 3}
     assert figures["partners"]["hard@2"] == 0
@@ -226,14 +228,14 @@ def test_conventions_differ_by_pages_without_partner():
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [0, 1, 2], [0], []])
-def test_nothing_to_ask(labels):
+def test_without_queries(labels):
     x = np.eye(4, dtype=np.float32)[: len(labels)]
     e = metrics.evaluate(ranking.score_rows(x), np.array(labels, np.int64))
     figures = metrics.summarize(e)
     assert figures["queries"] == 0
     assert "map" not in figures
-    assert metrics.per_label(e, np.array(labels)) == {}
-    assert metrics.confidence(e, np.array(labels), 10) == {}
+    assert metrics.per_label(e, np.array(labels, np.int64)) == {}
+    assert metrics.confidence(e, np.array(labels, np.int64), 10) == {}
 
 
 def test_one_writer_only():
@@ -254,23 +256,28 @@ def test_labels_by_several_columns():
     assert by_page[3:].tolist() == [-1, -1]
 
 
+def queries_of(evaluation, queries):
+    """An evaluation with some of its queries."""
+    names = ("rows", "relevant", "ap", "ndcg", "first", "hits", "gallery")
+    columns = {name: getattr(evaluation, name)[queries] for name in names}
+    return metrics.Evaluation(**{**vars(evaluation), **columns})
+
+
 def test_per_label_means():
     x, labels, _ = gallery(6)
     e = metrics.evaluate(ranking.score_rows(x), labels, ks=(2, 5))
-    found = metrics.per_label(e, labels)
-    assert set(found) == set(labels[e.rows].tolist())
-    for code, figures in found.items():
-        mine = labels[e.rows] == code
-        alone = {name: getattr(e, name)[mine] for name in ("rows", "ap", "ndcg", "first", "hits")}
-        alone = metrics.Evaluation(**{**vars(e), **alone})
-        expected = metrics.summarize(alone)
-        assert figures.pop("top1") == pytest.approx((e.first[mine] == 1).mean())
+    by_label = metrics.per_label(e, labels)
+    assert set(by_label) == set(labels[e.rows].tolist())
+    for code, figures in by_label.items():
+        own = labels[e.rows] == code
+        expected = metrics.summarize(queries_of(e, own))
+        assert figures.pop("top1") == pytest.approx((e.first[own] == 1).mean())
         assert figures == pytest.approx({name: expected[name] for name in figures})
         assert figures.keys() == expected.keys() - {"queries_without_partner", "distractors"}
 
 
 def test_confidence_draws_writers():
-    # Half of the writers are always found, half never: over queries the interval would be narrow.
+    # Half of the writers have AP 1, half have 0: an interval over queries would be narrow.
     labels = np.repeat(np.arange(10), 20)
     e = metrics.evaluate(ranking.score_rows(np.ones((200, 2), np.float32)), labels)
     ap = (labels % 2).astype(float)
@@ -297,17 +304,17 @@ def test_difference_pairs_the_queries_and_draws_writers():
     assert gain == pytest.approx(0.1)
     assert (low, high) == pytest.approx((0.04, 0.16), abs=0.021)
     assert metrics.difference(b, a, labels, 100)[0] == -gain
-    other = metrics.Evaluation(**{**vars(e), "rows": e.rows[:-1]})
+    other = queries_of(e, slice(-1))
     with pytest.raises(ValueError, match="different queries"):
         metrics.difference(a, other, labels, 100)
-    with pytest.raises(ValueError, match="1 label asks"):
+    with pytest.raises(ValueError, match="the queries have 1 label"):
         metrics.difference(a, b, np.zeros(200, int), 100)
 
 
 def test_bad_arguments():
     score = ranking.score_rows(np.eye(3, dtype=np.float32))
     with pytest.raises(ValueError, match="labels"):
-        metrics.evaluate(score, np.zeros(3), np.zeros(2))
+        metrics.evaluate(score, np.zeros(3, int), np.zeros(2, int))
     with pytest.raises(ValueError, match="at least 1"):
         metrics.evaluate(score, np.zeros(3, np.int64), ks=(0,))
     with pytest.raises(ValueError, match="known: cosine, euclidean"):

@@ -101,7 +101,7 @@ def test_published_sgr_leaks_labels_of_sorted_noise():
 
 
 def plain_gnn(x, k, k1, layers, sequential=False, top=None):
-    """Plain loops. `top(row, count)` says which of a row of A are taken."""
+    """Plain loops. `top(row, count)` selects the columns of a row of A."""
     s, p = x @ x.T, len(x)
     ranked = [sorted(range(p), key=lambda j, i=i: (j != i, -s[i, j], j)) for i in range(p)]
     a = np.zeros((p, p), np.float32)
@@ -174,7 +174,7 @@ def test_published_gnn_is_the_sequential_one_with_another_choice_of_equals(k1, k
     np.testing.assert_allclose(loops, GOLDEN[key], atol=ATOL)
     # Pages with the same neighbours become equal, as above.
     published_figures(loops, key, atol=1e-2, equals=True)
-    # Which of equal values are taken is not imitated (and moves mAP by up to 0.11 here).
+    # The published order of equal values is not reproduced (it changes mAP by up to 0.11 here).
     assert not np.allclose(rerank.gnn(X, k, k1, layers, sequential=True), loops, atol=1e-2)
 
 
@@ -188,7 +188,7 @@ def test_query_expansion_equals_plain_loops(alpha):
     ours = rerank.query_expansion(X, 3, alpha)
     np.testing.assert_allclose(ours, l2_normalize(np.array(expected)), atol=ATOL)
     scores = rerank.rerank("qe", X, {"k": 3, "alpha": alpha})
-    # The expanded page asks, plain pages answer.
+    # The query is expanded, the gallery is not.
     np.testing.assert_allclose(scores(np.arange(4)), ours[:4] @ X.T, atol=ATOL)
 
 
@@ -235,7 +235,7 @@ def test_parameters_are_chosen_by_map(monkeypatch):
         for alpha in grid["alpha"]
     }
     assert (chosen["k"], chosen["alpha"]) == max(figures, key=figures.get)
-    with pytest.raises(ValueError, match="none of which has a partner"):
+    with pytest.raises(ValueError, match="chosen on pages without any relevant page"):
         rerank.choose("qe", X, np.arange(60))
 
 

@@ -23,7 +23,7 @@ EVERYTHING = -100.0
 
 
 class Planted:
-    """Gives planted masks, in the order of the points it is asked for."""
+    """Returns planted masks in the order of the points."""
 
     image_size = 64
 
@@ -69,7 +69,7 @@ def test_page_of_the_models_size_is_as_published(rule):
     np.testing.assert_array_equal(ours.masks, masks)
     np.testing.assert_array_equal(ours.iou, iou)
     np.testing.assert_allclose(ours.stability, stability, rtol=1e-6)
-    assert ours.found == len(masks)
+    assert ours.total == len(masks)
     assert planted.points[:2] == [[6.0, 8.0], [18.0, 8.0]]
 
 
@@ -96,7 +96,7 @@ def test_batches_decide_nothing(points_per_batch):
     whole, _ = generate((64, 48))
     batched, planted = generate((64, 48), points_per_batch=points_per_batch)
     np.testing.assert_array_equal(batched.masks, whole.masks)
-    assert batched.found == whole.found
+    assert batched.total == whole.total
     expected = -(-16 // min(points_per_batch, 16)) * min(points_per_batch, 16)
     assert len(planted.points) == expected
 
@@ -105,13 +105,13 @@ def test_the_best_masks_are_kept_and_the_others_counted():
     whole, _ = generate((64, 48))
     best, _ = generate((64, 48), max_masks=4)
     np.testing.assert_array_equal(best.masks, whole.masks[:4])
-    assert best.found == whole.found == 24
+    assert best.total == whole.total == 24
 
 
 def test_no_mask_at_all():
     nothing, _ = generate((64, 48), min_iou=2.0)
     assert nothing.masks.shape == (0, 64, 48)
-    assert nothing.found == 0
+    assert nothing.total == 0
 
 
 def loop(boxes, iou, stability, area, limits):
@@ -144,14 +144,14 @@ def test_selection_against_a_loop(seed):
     stability = (rng.integers(0, 5, n) / 4).astype(np.float32)
     area = rng.integers(0, 4, n).astype(np.int32)
     limits = (np.float32(0.125), np.float32(0.25), np.float32(rng.choice([0.01, 0.3, 0.7])))
-    rows, found = select(
+    rows, total = select(
         Candidates(jnp.zeros((n, 1, 1)), *map(jnp.asarray, (iou, stability, boxes, area))),
         np.ones(n, bool), *limits, most,
     )  # fmt: skip
     kept = loop(boxes.tolist(), iou, stability, area, limits)
-    assert found == len(kept) > 3
-    wanted = (kept + [-1] * most)[:most]
-    np.testing.assert_array_equal(rows, wanted)
+    assert total == len(kept) > 3
+    expected = (kept + [-1] * most)[:most]
+    np.testing.assert_array_equal(rows, expected)
 
 
 def test_limits_at_their_values():
@@ -178,9 +178,9 @@ def test_ignored_candidates_are_not_kept():
         jnp.ones(2, jnp.int32),
     )  # fmt: skip
     limits = (np.float32(v) for v in (0, 0, 1))
-    rows, found = select(candidates, np.array([False, True]), *limits, 2)
+    rows, total = select(candidates, np.array([False, True]), *limits, 2)
     assert rows.tolist() == [1, -1]
-    assert found == 1
+    assert total == 1
 
 
 def test_measures_of_a_frame():
@@ -189,25 +189,25 @@ def test_measures_of_a_frame():
     logits[0, 0, :2, 1:3] = 9
     logits[0, 1, 6:] = 9
     logits[0, 2] = -0.5
-    found = measure(logits, np.float32([[0.1, 0.2, 0.3]]), np.int32([10, 16]), 16)
-    np.testing.assert_array_equal(found.area, [4 * 4, 0, 0])
-    np.testing.assert_array_equal(found.boxes, [[2, 0, 5, 3], [0, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(found.iou, np.float32([0.1, 0.2, 0.3]))
-    np.testing.assert_array_equal(found.stability[1:], [0, 0])
+    candidates = measure(logits, np.float32([[0.1, 0.2, 0.3]]), np.int32([10, 16]), 16)
+    np.testing.assert_array_equal(candidates.area, [4 * 4, 0, 0])
+    np.testing.assert_array_equal(candidates.boxes, [[2, 0, 5, 3], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(candidates.iou, np.float32([0.1, 0.2, 0.3]))
+    np.testing.assert_array_equal(candidates.stability[1:], [0, 0])
 
 
 def test_stability_counts_pixels_above_and_below():
     logits = np.float32([[[[2.0, 0.5], [-0.5, -2.0]]]])
-    found = measure(logits, np.float32([[0.5]]), np.int32([2, 2]), 2)
-    assert found.stability.tolist() == [pytest.approx(1 / 3)]
+    candidates = measure(logits, np.float32([[0.5]]), np.int32([2, 2]), 2)
+    assert candidates.stability.tolist() == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 5])
 def test_enlarging_is_bilinear(factor):
     logits = np.random.default_rng(0).normal(size=(3, 6, 6)).astype(np.float32)
     size = (6 * factor, 6 * factor)
-    wanted = [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in logits]
-    np.testing.assert_allclose(upsample(jnp.asarray(logits), factor), wanted, atol=1e-5)
+    expected = [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in logits]
+    np.testing.assert_allclose(upsample(jnp.asarray(logits), factor), expected, atol=1e-5)
 
 
 def test_boxes_without_area_overlap_nothing():

@@ -204,10 +204,12 @@ def test_weights_of_something_else(regions, tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"fc.weight": np.zeros((2, 2), np.float32)}, path)
     regions.sam.weights = str(path)
-    with pytest.raises(UserError, match=r"other.safetensors: no weights of SAM: .*fc.weight"):
+    message = r"other.safetensors: not the weights of a SAM: .*fc.weight"
+    with pytest.raises(UserError, match=message):
         make_backend(regions).find(PAGE, None)
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"^[^:]*other.safetensors is no readable safetensors file"):
+    message = r"^[^:]*other.safetensors is not a readable safetensors file"
+    with pytest.raises(UserError, match=message):
         make_backend(regions).find(PAGE, None)
 
 

@@ -74,7 +74,7 @@ def test_operands_of_half_the_width_change_little_but_something():
     assert 1e-4 < error < 0.1
 
 
-def test_windows_there_and_back():
+def test_windows_and_their_inverse():
     x = jnp.arange(2 * 5 * 5 * 3, dtype=jnp.float32).reshape(2, 5, 5, 3)
     windows = image_encoder.to_windows(x, 2)
     assert windows.shape == (2 * 9, 2, 2, 3)
@@ -141,13 +141,13 @@ def test_names_of_hugging_face():
     assert sizes == SIZES
     assert jax.tree.all(jax.tree.map(np.array_equal, params, PARAMS))
     assert report.unused == ((frequencies, "copy of the prompt encoder's frequencies"),)
-    assert len(report.taken) == len(WEIGHTS)
+    assert len(report.used) == len(WEIGHTS)
 
 
 def test_every_key_is_reported_and_mistakes_are_named():
     _, _, report = from_published({**WEIGHTS, "extra.weight": np.zeros(1)})
-    assert report.unused == (("extra.weight", "no parameter of SAM has this name"),)
-    assert {name for name, _ in report.taken} == set(WEIGHTS)
+    assert report.unused == (("extra.weight", "SAM has no parameter of this name"),)
+    assert {name for name, _ in report.used} == set(WEIGHTS)
     name = "mask_decoder.iou_prediction_head.layers.1.bias"
     with pytest.raises(
         ValueError, match=f"1 of {len(WEIGHTS)} .* are missing, the first is {name}"
@@ -162,7 +162,7 @@ def test_every_key_is_reported_and_mistakes_are_named():
         from_published({**WEIGHTS, "image_encoder.pos_embed": np.zeros(4)})
 
 
-def test_single_points_are_filled_up_with_a_point_that_is_none():
+def test_single_points_are_padded_with_no_point():
     points, labels = sam.single_points(jnp.array([[3.0, 4.0]]))
     np.testing.assert_array_equal(points, [[[3, 4], [0, 0]]])
     np.testing.assert_array_equal(labels, [[1, NO_POINT]])

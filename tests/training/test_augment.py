@@ -1,4 +1,4 @@
-"""Decoding shipped bytes, and augmentation."""
+"""Decoding of batches, and augmentation."""
 
 import functools
 
@@ -26,7 +26,7 @@ IMAGES = jnp.asarray(RNG.random((64, 32, 32, 3)), jnp.float32)
 BINARY = jnp.asarray(RNG.random((64, 32, 32, 1)) > 0.3, jnp.float32)
 
 
-# Strengths that leave everything as it is.
+# Strengths that change nothing.
 STILL = {"degrees": 0.0, "translate": 0.0, "scale_low": 1.0, "scale_high": 1.0}
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
@@ -164,8 +164,8 @@ def test_the_probability_of_movements_is_obeyed_and_reproducible():
     move = jax.jit(lambda key, p: augment.move(key, IMAGES, BINARY, section(affine=p)),
                    static_argnums=1)  # fmt: skip
     key = jax.random.key(3)
-    for same, given in zip(move(key, 0.0), (IMAGES, BINARY), strict=True):
-        np.testing.assert_array_equal(same, given)
+    for unmoved, original in zip(move(key, 0.0), (IMAGES, BINARY), strict=True):
+        np.testing.assert_array_equal(unmoved, original)
     images, binary = map(np.asarray, move(key, 0.5))
     changed = np.any(images != IMAGES, axis=(1, 2, 3))
     assert 16 <= changed.sum() <= 48
@@ -253,25 +253,25 @@ def store(tmp_path_factory):
 
 
 def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monkeypatch):
-    class SeenError(Exception):
+    class TargetsError(Exception):
         pass
 
     def make_targets(kind, images, binary, *rest):
-        raise SeenError(images, binary)
+        raise TargetsError(images, binary)
 
     monkeypatch.setattr(pretrain, "make_targets", make_targets)
     batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
-    given = inputs.decode(batch)
+    decoded = inputs.decode(batch)
     move_rng = jax.random.split(jax.random.key(0), 3)[0]
     for affine in (0.0, 1.0):
         changes = {"augment.affine": affine, "augment.gray": 1.0, "augment.binarize": 0.0}
         config = toy(pretrain_config.get_config(), tmp_path, **changes)
         task = pretraining.Pretraining(config, store)
-        with pytest.raises(SeenError) as seen:
+        with pytest.raises(TargetsError) as error:
             task.prepare(batch, jax.random.key(0))
-        expected = augment.move(move_rng, *given, config.augment) if affine else given
-        for shown, wanted in zip(seen.value.args, expected, strict=True):
-            np.testing.assert_array_equal(shown, wanted)
+        expected = augment.move(move_rng, *decoded, config.augment) if affine else decoded
+        for ours, theirs in zip(error.value.args, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_finetuning_augments_its_loss_and_not_its_first_centres(store, tmp_path):

@@ -45,7 +45,7 @@ def everything(embeddings, labels):
             functions[f"{key}{base}"] = lambda e, base=base, epsilon=epsilon: (
                 losses.multi_similarity(cosines(e), labels, 2, 40, base, epsilon)
             )
-    masks = losses.mine(cosines(embeddings), labels, 0.1)
+    masks = losses.hard_pairs(cosines(embeddings), labels, 0.1)
     return masks, {key: jax.value_and_grad(f)(embeddings) for key, f in functions.items()}
 
 

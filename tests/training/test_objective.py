@@ -73,8 +73,8 @@ def plain(request, store, tmp_path_factory):
 
 
 def test_micro_batches_equal_the_large_batch(plain, store):
-    stage, folder, wanted = plain
-    assert_same(gradients(*build(stage, store, folder), 8), wanted)
+    stage, folder, expected = plain
+    assert_same(gradients(*build(stage, store, folder), 8), expected)
 
 
 def test_the_metric_loss_of_parts_would_be_another(store, tmp_path):
@@ -97,11 +97,11 @@ def temporary_bytes(stage, store, folder, remat):
 
 
 def test_recomputation_changes_nothing_and_keeps_less(plain, store):
-    stage, folder, wanted = plain
+    stage, folder, expected = plain
     task, variables, batch = build(stage, store, folder, remat="blocks")
-    assert_same(gradients(task, variables, batch), wanted)
+    assert_same(gradients(task, variables, batch), expected)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(2, 4), sharding.AXES)
-    assert_same(gradients(task, variables, batch, 2, mesh), wanted)
+    assert_same(gradients(task, variables, batch, 2, mesh), expected)
     kept = [temporary_bytes(stage, store, folder, remat) for remat in ("none", "blocks")]
     assert kept[1] < 0.6 * kept[0], kept
 
@@ -109,10 +109,10 @@ def test_recomputation_changes_nothing_and_keeps_less(plain, store):
 @pytest.mark.parametrize(("data", "fsdp", "n"), [(2, 1, 1), (8, 1, 1), (1, 8, 1), (2, 4, 2)])
 def test_every_mesh_gives_the_same_loss_and_gradients(plain, store, data, fsdp, n):
     """So the metric loss and its miner see the global batch on any number of devices."""
-    stage, folder, wanted = plain
+    stage, folder, expected = plain
     devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
     mesh = jax.sharding.Mesh(devices, sharding.AXES)
-    assert_same(gradients(*build(stage, store, folder), n, mesh), wanted)
+    assert_same(gradients(*build(stage, store, folder), n, mesh), expected)
 
 
 def test_dropout_belongs_to_the_patch_and_not_to_its_batch(store, tmp_path):

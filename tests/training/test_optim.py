@@ -66,7 +66,7 @@ def test_first_matching_rule_wins_and_every_parameter_needs_one():
         "encoder": {"block_0": {"kernel": 0.25}, "norm": {"scale": 0.5}},
         "head": {"kernel": 1.0},
     }
-    with pytest.raises(ValueError, match="no rule covers parameter 'encoder/norm/scale'"):
+    with pytest.raises(ValueError, match="no rule matches parameter 'encoder/norm/scale'"):
         optim.match_rules(params, [("kernel", 1.0)])
 
 

@@ -1,4 +1,4 @@
-"""What a run survives: signals, kills, full disks, damage, a second run, clocks."""
+"""Interruptions of runs: signals, kills, full disks, damage, a second run, clocks."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def fit(folder, **changes):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Parameters of a run of 12 steps that nothing happened to."""
+    """Parameters of an uninterrupted run of 12 steps."""
     return fit(tmp_path_factory.mktemp("undisturbed") / "run")
 
 
@@ -36,7 +36,7 @@ def assert_same_bits(ours, theirs):
 
 
 def at_step(monkeypatch, step, action):
-    """Does something when the batch of a step (from 0) is fetched."""
+    """Calls `action` when the batch of a step (from 0) is fetched."""
     fetch = Batches.__next__
 
     def fetching(batches):
@@ -56,14 +56,14 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, undisturbed, number):
             fit(tmp_path)
     assert stopped.value.signal == number
     assert signal.getsignal(number) is before
-    # Asked for at step 7; a few updates later at most, not at the next multiple of five.
+    # The signal comes at step 7; the run saves a few updates later, not at a multiple of five.
     assert newest_step(tmp_path) in (7, 8, 9)
     assert_same_bits(fit(tmp_path), undisturbed)
-    # The signal travels with the metrics of a step, but is none.
+    # The signal travels with the metrics of a step, but is not logged.
     assert '"stop"' not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, undisturbed, capsys):
+def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path, undisturbed, capsys):
     fit(tmp_path)
     files = [p for p in (tmp_path / "checkpoints" / "12").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, undisturbed, cap
     out = capsys.readouterr().out
     assert out.count("checkpoint 12") == 1
     assert "has changed): taking the one before" in out
-    assert "going on from step 10" in out
+    assert "continuing from step 10" in out
     assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["12-0"]
     # A file that is gone is damage too; with both gone there is none to go on from.
     for step in (10, 12):
@@ -95,8 +95,8 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
 
 
 def test_clocks_may_jump(tmp_path, monkeypatch, undisturbed):
-    drawn = random.Random(0)
-    monkeypatch.setattr(time, "time", lambda: 1.7e9 + drawn.uniform(-1, 1) * 1e8)
+    rng = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + rng.uniform(-1, 1) * 1e8)
     assert_same_bits(fit(tmp_path, log_every=1), undisturbed)
     lines = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 12
@@ -111,7 +111,7 @@ LONG = {"total_steps": 120, "checkpoint_every": 2}
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_in_the_same_bits(tmp_path):
     """Kills while training, and while a checkpoint is being written."""
-    drawn = random.Random(7)
+    rng = random.Random(7)
     pause = {"pause": 0.03}
     ((status, out),) = ended(regression(tmp_path / "whole", LONG))
     assert status == 0, out
@@ -120,12 +120,12 @@ def test_killed_at_twenty_moments_it_ends_in_the_same_bits(tmp_path):
         process = regression(folder, LONG, pause)
         reached = int(wait_for(process, "step ").split("step ")[1].split("/")[0].split()[0])
         if kill % 2:
-            wait_for(process, f"step {reached + drawn.randrange(1, 3):3d}/120")
-            time.sleep(drawn.uniform(0, 0.1))
+            wait_for(process, f"step {reached + rng.randrange(1, 3):3d}/120")
+            time.sleep(rng.uniform(0, 0.1))
         else:
             while process.poll() is None and not list(folder.glob("checkpoints/*tmp*")):
                 time.sleep(0.0005)
-            time.sleep(drawn.choice([0, 0.002, 0.01]))
+            time.sleep(rng.choice([0, 0.002, 0.01]))
         in_saving += bool(list(folder.glob("checkpoints/*tmp*")))
         process.kill()
         process.communicate()
@@ -162,15 +162,15 @@ def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path):
     trouble = {"step": 7, "kind": "full", "after": str(tmp_path / "checkpoints" / "5")}
     ((status, out),) = ended(regression(tmp_path, changes, trouble))
     assert status == 1, out
-    said = (
+    message = (
         f"error: checkpoint 10 could not be written to {tmp_path}: File too large; "
         "the last whole one is 5"
     )
     # A library's threads may complain before or after, of a loop that is closed.
-    assert said in out
+    assert message in out
     assert "never retrieved" not in out
     ((status, out),) = ended(regression(tmp_path, changes))
     assert status == 0, out
-    assert "going on from step 5" in out
+    assert "continuing from step 5" in out
     ((status, out),) = ended(regression(tmp_path / "whole", changes))
     assert_same_bits(parameters(tmp_path), parameters(tmp_path / "whole"))

@@ -28,8 +28,8 @@ def test_learns_and_writes_the_run_folder(tmp_path, capsys):
     lines = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in lines] == [4, 8, 12]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    wanted = {"loss", "grad_norm", "learning_rate", "patches_per_second", "data_wait_share"}
-    assert wanted <= set(lines[0])
+    names = {"loss", "grad_norm", "learning_rate", "patches_per_second", "data_wait_share"}
+    assert names <= set(lines[0])
     assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 12
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "12"]
     out = capsys.readouterr().out
@@ -102,10 +102,10 @@ def test_seed_decides(tmp_path):
     assert np.abs(a["kernel"] - c["kernel"]).max() > 1e-3
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
     with pytest.raises(RunError, match="the loss of step 8 is nan; the last checkpoint is 5"):
         fit(config(), tmp_path / "between", spoil_step=7)
-    # Also where that step would have made a checkpoint.
+    # Also if that step would have saved a checkpoint.
     with pytest.raises(RunError, match="the loss of step 10 is nan; the last checkpoint is 5"):
         fit(config(), tmp_path / "saved", spoil_step=9)
     assert [p.name for p in (tmp_path / "saved" / "checkpoints").iterdir()] == ["5"]
@@ -120,12 +120,12 @@ def test_params_are_loaded_only_for_what_they_can_do(tmp_path):
     variables, meta = load_variables(tmp_path, ("mae", "writer"))
     assert (meta["kind"], meta["step"]) == ("mae", 12)
     assert variables["params"]["encoder"]["kernel"].shape == (8, 16)
-    # What the model keeps beside its parameters goes on from step to step, and is saved.
-    seen = sum(Batches(step).__next__()["x"].mean() for step in range(12))
-    assert variables["batch_stats"]["seen"] == pytest.approx(seen, abs=1e-5)
+    # Other collections of the model are updated in every step, and are saved.
+    total = sum(Batches(step).__next__()["x"].mean() for step in range(12))
+    assert variables["batch_stats"]["seen"] == pytest.approx(total, abs=1e-5)
 
 
-def test_the_host_looks_at_an_update_only_when_two_more_are_under_way(tmp_path, monkeypatch):
+def test_the_host_waits_for_an_update_only_when_two_more_are_unfinished(tmp_path, monkeypatch):
     c = config(checkpoint_every=100)
     task, fetched, get = Regression(c), [], jax.device_get
 
@@ -136,7 +136,7 @@ def test_the_host_looks_at_an_update_only_when_two_more_are_under_way(tmp_path, 
 
     monkeypatch.setattr(jax, "device_get", recording)
     Run(c, tmp_path, "mae").fit(task)
-    # Update 1 when three batches are under way, ..., all before the last state is saved.
+    # Update 1 when three batches are fetched, ..., all updates before the last state is saved.
     assert fetched == [*range(3, 13), 12, 12]
 
 

@@ -1,4 +1,4 @@
-"""Published weights, imported by the command, go on: to finetuning, to embedding, by every kind."""
+"""Imported published weights of every kind in finetuning and embedding."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ def test_finetune_starts_from_it(folder, tmp_path, name):
     run_stage(config, tmp_path / "run")
     ours = load_variables(tmp_path / "run", ("writer",))[0]["params"]["encoder"]
     theirs = load_variables(folder / name, KINDS)[0]["params"]["encoder"]
-    # Nothing was learned at a rate of zero: what is there is what was imported.
+    # The learning rate is zero: the parameters are those of the import.
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -119,12 +119,12 @@ def test_finetune_starts_from_it(folder, tmp_path, name):
 def test_embed_takes_it(folder, tmp_path, name, width, models):
     config = toy(embed_config.get_config(), folder, checkpoint=str(folder / name))
     assert len(run_stage(config, tmp_path / "embed").skipped) == 0
-    found = load_embeddings(tmp_path / "embed")
-    assert found.descriptors.shape == (4, width)
-    assert found.name == models[0]
+    embeddings = load_embeddings(tmp_path / "embed")
+    assert embeddings.descriptors.shape == (4, width)
+    assert embeddings.name == models[0]
     random = load_embeddings(tmp_path / "embed" / models[1])
     assert len(random) == 4
-    assert np.linalg.matrix_rank(found.descriptors) == 4
+    assert np.linalg.matrix_rank(embeddings.descriptors) == 4
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_embed_takes_it(folder, tmp_path, name, width, models):
         ("writer", ("encoder", "mae"), ["convert", "pretrain"]),
     ],
 )
-def test_a_wrong_kind_is_said(folder, name, kinds, makers):
+def test_a_wrong_kind_is_refused(folder, name, kinds, makers):
     """Pictures of reconstructions need the decoder, which only `mae` has."""
     with pytest.raises(UserError, match=f"is of kind '{name}', but this needs '{kinds[0]}'") as e:
         load_variables(folder / name, kinds)

@@ -35,7 +35,7 @@ def assert_same(a, b):
 
 def test_published_to_ours_and_back_is_exact():
     params, report = from_torch_names(PUBLISHED, mae_template())
-    assert (len(report.taken), report.missing, report.unused) == (50 - 2, (), ())
+    assert (len(report.used), report.missing, report.unused) == (50 - 2, (), ())
     back, _ = to_torch_names(params, 32)
     fixed = {"pos_embed", "decoder_pos_embed"}
     assert set(back) - fixed == set(PUBLISHED)
@@ -91,13 +91,13 @@ def test_every_key_is_reported():
     assert report.missing == ("encoder/block_1/fc2/bias",)
     assert "bias" not in params["encoder"]["block_1"]["fc2"]
     reasons = dict(report.unused)
-    assert reasons["extra.weight"] == "no parameter of this model has this name"
-    assert reasons["pos_embed"].startswith("WARNING: a position embedding other than ours")
+    assert reasons["extra.weight"] == "this model has no parameter of this name"
+    assert reasons["pos_embed"].startswith("WARNING: the position embedding differs from ours")
     assert len(report.lines()) == len(weights) + 1
     assert "missing  encoder/block_1/fc2/bias" in report.lines()
     encoder, report = from_torch_names(PUBLISHED, {"encoder": mae_template()["encoder"]})
     assert set(encoder) == {"encoder"}
-    assert dict(report.unused)["mask_token"].startswith("decoder of the pretraining")
+    assert dict(report.unused)["mask_token"].startswith("decoder of pretraining")
 
 
 def test_a_shape_that_does_not_fit_names_both():

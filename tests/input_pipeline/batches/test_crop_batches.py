@@ -256,7 +256,7 @@ class TestStage:
             )
             == 1
         )
-        assert "going on from step 2" in capsys.readouterr().out
+        assert "continuing from step 2" in capsys.readouterr().out
         digests = {
             params_digest(load_variables(tmp_path / run, ("mae",))[0])
             for run in ("whole", "stopped")
