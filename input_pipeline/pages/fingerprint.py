@@ -8,12 +8,13 @@ does, a file whose size and modification time are those of the last run is taken
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+
+from saghog_jax.input_pipeline.files import replacing
 
 # A file modified this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
@@ -68,9 +69,6 @@ def _read_cache(cache: Path) -> dict[str, list]:
 
 
 def _write_cache(cache: Path, known: dict[str, list]) -> None:
-    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
     # Whoever builds next to it reports a full disk or a missing permission.
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known, indent=0, sort_keys=True))
-        os.replace(temporary, cache)
+    with suppress(OSError), replacing(cache, "w") as file:
+        file.write(json.dumps(known, indent=0, sort_keys=True))
