@@ -29,11 +29,11 @@ from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
+from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.runs.checkpoint import params_digest
-from saghog_jax.runs.metrics_log import Pace
 from saghog_jax.runs.stage_result import NextStage, StageResult
 
 logger = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ def _embed(
             results[view] = PageResult(count, ink, reason)
             yield cut
 
-    pace = Pace(len(missing))
+    timer = ProgressTimer(len(missing))
     finished = patches = 0
     with contextlib.closing(record):
         for view, descriptors in zip(views, encoder.pool(cuts()), strict=True):
@@ -282,9 +282,8 @@ def _embed(
                 continue
             record.append(view, descriptors, results[view])
             finished, patches = finished + 1, patches + results[view].patches
-            if due := pace.due(finished):
-                spent, eta = due
-                rate = patches / spent
+            if progress := timer.due(finished):
+                rate, eta = patches / progress.elapsed, duration(progress.remaining)
                 logger.info(
                     f"{finished // scales:,}/{len(missing) // scales:,} pages  "
                     f"{rate:,.0f} patches/s  ETA {eta}"

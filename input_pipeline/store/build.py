@@ -31,6 +31,7 @@ from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.progress import ProgressTimer
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_view
@@ -45,7 +46,6 @@ from saghog_jax.input_pipeline.store.writer import (
     shard_name,
 )
 
-LOG_SECONDS = 10.0
 # Skipped pages that a summary names; all are in the store's manifest.csv.
 NAMED_SKIPPED = 5
 FINGERPRINTS = "page_fingerprints.json"
@@ -274,24 +274,21 @@ def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None
 
 
 class _Progress:
-    """Says how far the build is, once every LOG_SECONDS."""
+    """Reports the progress of a build."""
 
     def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
         self.done = ready
         self._total, self._ready, self._log = total, ready, log
-        self._start = self._last = time.monotonic()
+        self._timer = ProgressTimer(total - ready)
 
     def add(self, pages: int) -> None:
         self.done += pages
-        now = time.monotonic()
-        if now - self._last < LOG_SECONDS or self.done == self._total:
-            return
-        self._last = now
-        rate = (self.done - self._ready) / (now - self._start)
-        self._log(
-            f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
-            f"{(self._total - self.done) / rate:,.0f} s left"
-        )
+        cut = self.done - self._ready
+        if progress := self._timer.due(cut):
+            self._log(
+                f"{self.done:,} of {self._total:,} pages, {cut / progress.elapsed:.1f} pages/s, "
+                f"{progress.remaining:,.0f} s left"
+            )
 
 
 @contextmanager

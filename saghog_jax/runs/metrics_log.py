@@ -14,37 +14,10 @@ import jax
 from saghog_jax.devices import distributed
 from saghog_jax.input_pipeline.errors import RunError
 from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.progress import duration
 from saghog_jax.runs.trackers import Sink
 
 logger = logging.getLogger(__name__)
-
-_PACE_SECONDS = 10.0
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1m15s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
-class Pace:
-    """When it is time to say how far a work of `total` pieces is: every ten seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._began = self._last = time.monotonic()
-
-    def due(self, done: int) -> tuple[float, str] | None:
-        """Seconds since the beginning, and how long the rest will take; None if not now."""
-        now = time.monotonic()
-        if now - self._last <= _PACE_SECONDS or done >= self._total:
-            return None
-        self._last = now
-        spent = now - self._began
-        return spent, duration(spent / done * (self._total - done))
 
 
 class MetricsLog:

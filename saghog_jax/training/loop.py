@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed, sharding
 from saghog_jax.input_pipeline.errors import RunError, StoppedError
+from saghog_jax.input_pipeline.progress import duration
 from saghog_jax.runs import report
 from saghog_jax.runs.checkpoint import (
     DISK_ERRORS,
@@ -30,7 +31,7 @@ from saghog_jax.runs.checkpoint import (
     read_meta,
 )
 from saghog_jax.runs.folder import check_config, locked, write_config
-from saghog_jax.runs.metrics_log import MetricsLog, duration
+from saghog_jax.runs.metrics_log import MetricsLog
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.profiler import Profiler
 from saghog_jax.runs.trackers import open_sinks
