@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str) -> Iterator[IO]:
+def atomic_write(path: Path, mode: str) -> Iterator[IO]:
     """Opens a temporary file, which is renamed to `path` when the block ends without an error.
 
     Readers of `path` see the old content or the whole new content. Several processes may write the

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     chosen = _chosen(found, config.sheet_pages)
     figures = "\n".join(_figures(config, manifest, found, infos, chosen))
     head = html.escape(_head(config, manifest, found, infos, len(chosen)))
-    with replacing(workdir / "report.html", "w") as file:
+    with atomic_write(workdir / "report.html", "w") as file:
         file.write(_HTML.substitute(head=head, figures=figures))
     logger.info(f"masks: {masks.folder}")
     logger.info(f"table: {workdir / 'pages.csv'}")
@@ -90,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
 def _write_table(
     path: Path, manifest: Manifest, found: Sequence[PageMask], infos: Sequence[dict]
 ) -> None:
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         table = csv.writer(file)
         table.writerow(("page_id", "status", "reason", "share", "keypoints", "mask"))
         for page, mask, info in zip(manifest.pages, found, infos, strict=True):

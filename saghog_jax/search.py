@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, tables
 from saghog_jax.reports.sheets import Sheets, chosen, write_sheets
 from saghog_jax.retrieval import faiss_search, metrics, whitening
@@ -207,6 +207,6 @@ def _write_json(
         "reading": reading,
         "calibration": steps,
     }
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
 # A file modified this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
@@ -70,5 +70,5 @@ def _read_cache(cache: Path) -> dict[str, list]:
 
 def _write_cache(cache: Path, known: dict[str, list]) -> None:
     # Whoever builds next to it reports a full disk or a missing permission.
-    with suppress(OSError), replacing(cache, "w") as file:
+    with suppress(OSError), atomic_write(cache, "w") as file:
         file.write(json.dumps(known, indent=0, sort_keys=True))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, replacing
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, atomic_write
 
 COLUMNS = ("canvas", "manifest")
 # Largest manifest and image that a server may send, in bytes, and seconds it may take.
@@ -174,7 +174,7 @@ def _fetch(address: str, hosts: Sequence[str], cache: Path, most: int) -> Path:
         return path
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
-        with opener.open(address, timeout=_TIMEOUT) as reply, replacing(path, "wb") as file:
+        with opener.open(address, timeout=_TIMEOUT) as reply, atomic_write(path, "wb") as file:
             size = 0
             while block := reply.read(1 << 20):
                 size += len(block)

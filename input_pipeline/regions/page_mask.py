@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.regions import keypoint_filter
@@ -162,7 +162,7 @@ def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> di
     mask = np.ascontiguousarray(result.mask, bool)
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, the page {image.shape[:2]}")
-    with replacing(job.folder / f"{job.name}.png", "wb") as file:
+    with atomic_write(job.folder / f"{job.name}.png", "wb") as file:
         Image.fromarray(mask).save(file, "PNG")
     info = {
         "page_id": job.page.page_id,
@@ -241,7 +241,7 @@ def _read_info(job: MaskJob) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a file that is whole or not there."""
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 

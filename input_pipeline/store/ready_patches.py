@@ -26,7 +26,7 @@ import numpy as np
 
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages import image_names
 from saghog_jax.input_pipeline.pages.fingerprint import SETTLED_NS
 from saghog_jax.input_pipeline.pages.images import load_page
@@ -281,7 +281,7 @@ def _content_digest(source: Path, names: list[str], cache: Path) -> str:
     known[key] = contents.hexdigest()
     if settled:
         # Whoever builds next reports a full disk or a missing permission.
-        with suppress(OSError), replacing(cache, "w") as file:
+        with suppress(OSError), atomic_write(cache, "w") as file:
             file.write(json.dumps(known, indent=0, sort_keys=True))
     return known[key]
 

@@ -18,7 +18,7 @@ from saghog_jax.embedding import sift
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.cutting.rules import published_rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.models.inputs import INPUTS
 from saghog_jax.retrieval.aggregate import POOLINGS, l2_normalize, power_norm, side_by_side
 
@@ -260,7 +260,7 @@ def finetuned_recipe(config: ConfigDict) -> PageRecipe:
 
 def write_recipe(recipe: PageRecipe, run_folder: Path) -> None:
     """Keeps the recipe in a run folder."""
-    with replacing(run_folder / FILE, "w") as file:
+    with atomic_write(run_folder / FILE, "w") as file:
         file.write(json.dumps(recipe.to_json(), indent=2) + "\n")
 
 

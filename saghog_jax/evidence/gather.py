@@ -21,7 +21,7 @@ from saghog_jax.embedding.encoder import (
 from saghog_jax.evidence.match import DescribedPage, Evidence, match_evidence
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -244,5 +244,5 @@ def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: i
         "query_side": evidence.query.side,
         "match_side": evidence.match.side,
     }
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez(file, **arrays)

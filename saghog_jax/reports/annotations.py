@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 
@@ -95,7 +95,7 @@ def write(
             )
     name = uuid.uuid5(_NAMES, json.dumps([item["id"] for item in items])).urn
     content = {"@context": CONTEXT, "id": name, "type": "AnnotationPage", "items": items}
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.write("\n")
 

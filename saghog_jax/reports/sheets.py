@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports.evidence import Evidence, pictures
 from saghog_jax.reports.thumbnails import thumbnails
 from saghog_jax.retrieval.embeddings import Embeddings
@@ -69,7 +69,7 @@ def write_sheets(
         if name == names[0]:
             data["points"] = [{**p, "file": where.get(p["row"], "")} for p in sheets.points]
         body = [_missing_note(data["pages"]), _file_links(names, name, sheets)]
-        with replacing(folder / name, "w") as file:
+        with atomic_write(folder / name, "w") as file:
             file.write(_page(title, [head if name == names[0] else "", *body], data))
     return folder / names[0]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
@@ -26,7 +26,7 @@ CORRECT = {"right": "1", "wrong": "0", "unknown": ""}
 
 def write_per_query(path: Path, pages: Embeddings, e: metrics.Evaluation) -> None:
     """One line a page, `status` `scored`, `no partner` or `no label`."""
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         hits = [f"hits@{k}" for k in e.ks]
         header = ["query", "writer", "page", "status", "relevant", "gallery", "ap", "ndcg"]
@@ -56,7 +56,7 @@ def write_ranking(
     Args:
       shares: [q, k], adds the column `same_writer_share` (empty for NaN).
     """
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         header = ["query", "rank", "page", "writer", "distance", "correct"]
         writer.writerow(header if shares is None else [*header, "same_writer_share"])
@@ -96,7 +96,7 @@ def write_metrics(
             per_label_rows(main, results[-1].evaluation, labels, config.relevance)
         ),
     }
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import Embeddings
 
 FORMATS = ("npz", "parquet")
@@ -31,7 +31,7 @@ def write(pages: Embeddings, form: str) -> Path:
     if form not in FORMATS:
         raise UserError(f"unknown form of embeddings {form!r}, known: {', '.join(FORMATS)}")
     path = pages.folder / f"embeddings.{form}"
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         if form == "npz":
             _write_npz(file, pages)
         else:

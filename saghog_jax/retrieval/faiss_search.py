@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 # Rows that go into the index at a time: 256 MiB at width 512.
@@ -112,6 +112,6 @@ def _index(
     index_file.parent.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     faiss.write_index(index, str(index_file))
-    with replacing(mark, "w") as file:
+    with atomic_write(mark, "w") as file:
         json.dump(identity, file)
     return index

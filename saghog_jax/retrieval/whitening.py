@@ -12,7 +12,7 @@ import numpy as np
 from scipy import linalg
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 MODES = ("none", "transductive", "inductive")
@@ -124,7 +124,7 @@ def apply(whitening: Whitening, x: np.ndarray) -> np.ndarray:
 
 def save(whitening: Whitening, path: str | os.PathLike, checkpoint: str = "") -> None:
     """Writes an .npz that `load` reads; `checkpoint` is the digest of the model it belongs to."""
-    with replacing(Path(path), "wb") as file:
+    with atomic_write(Path(path), "wb") as file:
         np.savez(file, **whitening._asdict(), checkpoint=np.str_(checkpoint))
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
 # Orbax writes times into this file, as the last thing it does.
 _TIMES = "_CHECKPOINT_METADATA"
@@ -17,7 +17,7 @@ def write_checksums(run_folder: Path, step: int) -> None:
       OSError: the disk is full.
     """
     (written,) = (run_folder / "checkpoints").glob(f"{step}.*tmp*")
-    with replacing(_path(run_folder, step), "w") as file:
+    with atomic_write(_path(run_folder, step), "w") as file:
         json.dump(_sums(written), file, indent=1, sort_keys=True)
     for path in (run_folder / "checksums").glob("*.json"):
         if path.stem != str(step) and not (run_folder / "checkpoints" / path.stem).is_dir():

@@ -23,7 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
 # Fields that change neither data nor, but for rounding, mathematics: a run may go on with others.
 _FREE_FIELDS = (
@@ -64,7 +64,7 @@ def write_config(config: ConfigDict, folder: Path) -> None:
     """Writes config.json where there is none."""
     path = folder / "config.json"
     if not path.exists():
-        with replacing(path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(config.to_json(indent=2, sort_keys=True) + "\n")
 
 

@@ -13,7 +13,7 @@ import jax
 
 from saghog_jax.devices import distributed
 from saghog_jax.input_pipeline.errors import RunError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.progress import duration
 from saghog_jax.runs.trackers import Sink
 
@@ -40,7 +40,7 @@ class MetricsLog:
         self._silent = not distributed.is_main()
         if self._path.exists() and not self._silent:
             kept = [s for s in self._path.read_text().splitlines() if _step(s) <= start_step]
-            with replacing(self._path, "w") as file:
+            with atomic_write(self._path, "w") as file:
                 file.write("".join(line + "\n" for line in kept))
         self._last_step, self._last_time, self._waited = start_step, time.monotonic(), 0.0
         self._sinks = sinks

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.runs.pictures import Picture
 
 REPORT = "report.html"
@@ -78,7 +78,7 @@ def write(folder: Path, pictures: Sequence[Picture] = (), note: str = "") -> Pat
         *(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in _fields(config)),
         "</dl>",
     ]
-    with replacing(folder / REPORT, "w") as file:
+    with atomic_write(folder / REPORT, "w") as file:
         file.write(_page(title, "\n".join(parts)))
     return folder / REPORT
 

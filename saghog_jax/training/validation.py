@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import distributed, sharding
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Page, load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.sampling import evenly
@@ -81,7 +81,7 @@ def plan(config: ConfigDict, folder: Path, pages: Sequence[Page]) -> frozenset[s
     def stored() -> list[str]:
         if not path.exists():
             drawn = _draw(share, config.seed, pages)
-            with replacing(path, "w") as file:
+            with atomic_write(path, "w") as file:
                 json.dump({"share": share, "seed": config.seed, **drawn}, file, indent=1)
         return json.loads(path.read_text())["pages"]
 

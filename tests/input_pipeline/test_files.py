@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
 TEXTS = ("a" * 100_000, "b" * 50_000)
 
@@ -14,7 +14,7 @@ TEXTS = ("a" * 100_000, "b" * 50_000)
 def write_often(path, text, start):
     start.wait(timeout=60)
     for _ in range(100):
-        with replacing(path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(text)
 
 
@@ -42,7 +42,7 @@ def test_writers_at_the_same_time_leave_one_whole_file(tmp_path, kind):
 
 def test_one_of_two_files_that_are_open_at_once_is_complete(tmp_path):
     path = tmp_path / "table.csv"
-    with replacing(path, "w") as first, replacing(path, "w") as second:
+    with atomic_write(path, "w") as first, atomic_write(path, "w") as second:
         first.write(TEXTS[0])
         second.write(TEXTS[1])
     # The first one was closed last.
@@ -58,7 +58,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
         path.write_bytes(old)
 
     def fail():
-        with replacing(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             file.write(b"half of the new content")
             file.flush()
             raise error
@@ -69,6 +69,6 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
 
 
 def test_text_is_utf8_with_its_own_line_breaks(tmp_path):
-    with replacing(tmp_path / "a.csv", "w") as file:
+    with atomic_write(tmp_path / "a.csv", "w") as file:
         file.write("ä\r\nö\n")
     assert (tmp_path / "a.csv").read_bytes() == b"\xc3\xa4\r\n\xc3\xb6\n"
