@@ -27,7 +27,7 @@ from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.pages.manifest import Manifest, load_manifest
 from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
@@ -196,12 +196,9 @@ def _note_other_scale(checkpoint: Checkpoint, recipe: PageRecipe) -> None:
 
 
 def _check(config: ConfigDict) -> None:
-    if config.input not in INPUTS:
-        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
-    unknown = sorted(set(config.export_formats) - set(exports.FORMATS))
-    if unknown:
-        known = ", ".join(exports.FORMATS)
-        raise UserError(f"unknown config.export_formats {unknown[0]!r}, known: {known}")
+    check_choice("config.input", config.input, INPUTS)
+    for name in config.export_formats:
+        check_choice("config.export_formats", name, exports.FORMATS)
     patch_whitening.check(config)
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, tables
 from saghog_jax.reports.sheets import Sheets, chosen, write_sheets
@@ -43,8 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     """
     if config.top_k < 1:
         raise UserError(f"config.top_k={config.top_k}: at least 1")
-    if config.backend not in BACKENDS:
-        raise UserError(f"unknown config.backend {config.backend!r}, known: {', '.join(BACKENDS)}")
+    check_choice("config.backend", config.backend, BACKENDS)
     decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
     queries = load_embeddings(config.queries)
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 
 # For each name of `config.regions.backend` the module and function that make it of the section
 # `config.regions.NAME`. Imported when it is used: those on a device import jax or onnxruntime.
@@ -96,10 +96,7 @@ def make_backend(regions: ConfigDict) -> Backend | None:
     Raises:
       UserError: an unknown name, or what the backend finds wrong with its section.
     """
-    if regions.backend not in BACKENDS:
-        raise UserError(
-            f"unknown regions.backend {regions.backend!r}, known: {', '.join(BACKENDS)}"
-        )
+    check_choice("regions.backend", regions.backend, BACKENDS)
     if regions.backend == "none":
         return None
     module, function = _MAKERS[regions.backend]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
-from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.errors import PageError, UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages import image_names
 from saghog_jax.input_pipeline.pages.fingerprint import SETTLED_NS
@@ -109,8 +109,7 @@ def ensure_ready_store(
         used are left out: the column `reason` of the store's manifest names them, and `log` their
         number.
     """
-    if ink not in INKS:
-        raise UserError(f"unknown ink {ink!r}, known: {', '.join(INKS)}")
+    check_choice("ink", ink, INKS)
     if patch_size < 1 or patch_size**2 % 8:
         raise UserError(f"patch_size={patch_size}: its square must be a multiple of 8")
     if not page_regex:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import RunError, UserError
+from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
 
 MODES = ("off", "auto", "explicit")
 PEER_FAILED = 4  # Exit status of a process that stops because another one has.
@@ -46,10 +46,7 @@ def initialize(config: ConfigDict) -> None:
       UserError: an unknown mode, nothing detected, fields missing, others that do not come.
     """
     global _watch
-    if config.mode not in MODES:
-        raise UserError(
-            f"unknown config.distributed.mode {config.mode!r}, known: {', '.join(MODES)}"
-        )
+    check_choice("config.distributed.mode", config.mode, MODES)
     if config.mode == "off":
         return
     # jax would take SIGTERM for itself; a run tells the others by its batches that it should stop.

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from saghog_jax.input_pipeline.errors import check_choice
+
 WIDTHS = (16, 32, 64)
 DEPTHS = {"resnet20": 3, "resnet56": 9}  # Blocks a stage: 6 n + 2 layers.
 
@@ -95,8 +97,7 @@ class ResNet(nn.Module):
           ValueError: an unknown depth.
         """
         del dropout_keys
-        if self.size not in DEPTHS:
-            raise ValueError(f"unknown ResNet {self.size!r}, known: {', '.join(DEPTHS)}")
+        check_choice("ResNet", self.size, DEPTHS)
         x = nn.relu(_ConvNorm(WIDTHS[0], 1, self.dtype, name="stem")(images, train))
         for stage, features in enumerate(WIDTHS):
             for i in range(DEPTHS[self.size]):

@@ -6,6 +6,7 @@ Axis letters: b patches, l tokens, t target size, h w c image axes.
 import jax
 import jax.numpy as jnp
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.hog import hog, hog_dim
 from saghog_jax.models.vit import patchify
 
@@ -71,5 +72,4 @@ def normalized_pixels(images: jax.Array, token_size: int) -> jax.Array:
 
 
 def _check(kind: str) -> None:
-    if kind not in TARGETS:
-        raise ValueError(f"unknown target {kind!r}, known: {', '.join(TARGETS)}")
+    check_choice("target", kind, TARGETS)

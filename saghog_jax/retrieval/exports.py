@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import Embeddings
 
@@ -28,8 +28,7 @@ def write(pages: Embeddings, form: str) -> Path:
     Raises:
       UserError: an unknown form.
     """
-    if form not in FORMATS:
-        raise UserError(f"unknown form of embeddings {form!r}, known: {', '.join(FORMATS)}")
+    check_choice("form of embeddings", form, FORMATS)
     path = pages.folder / f"embeddings.{form}"
     with atomic_write(path, "wb") as file:
         if form == "npz":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.retrieval.ranking import CHUNK_VALUES, ScoreRows, chunks, in_tiles, without_own
 
 CONVENTIONS = ("partners", "published", "hisir19")
@@ -118,8 +119,7 @@ def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str,
     Raises:
       ValueError: an unknown convention.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown convention {convention!r}, known: {', '.join(CONVENTIONS)}")
+    check_choice("convention", convention, CONVENTIONS)
     e = evaluation
     counts = {
         "queries": len(e.rows),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.input_pipeline.processes.workers import usable_cores
 
 # Scores of some rows against all pages: int64 [q] -> float32 [q, p], larger is nearer.
@@ -64,11 +65,10 @@ def score_rows(descriptors: np.ndarray, metric: str = "cosine") -> ScoreRows:
         unit = jnp.asarray(x / np.maximum(norms, np.float32(1e-12)))
         # A copy, which may be written to.
         return lambda rows: np.array(_products(unit, rows))
-    if metric == "euclidean":
-        half = np.einsum("pd,pd->p", x, x) / 2
-        every = jnp.array(x)
-        return lambda rows: np.asarray(_products(every, rows)) - half
-    raise ValueError(f"unknown metric {metric!r}, known: cosine, euclidean")
+    check_choice("metric", metric, ("cosine", "euclidean"))
+    half = np.einsum("pd,pd->p", x, x) / 2
+    every = jnp.array(x)
+    return lambda rows: np.asarray(_products(every, rows)) - half
 
 
 @jax.jit

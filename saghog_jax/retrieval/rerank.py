@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import sparse
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.metrics import evaluate, summarize
 from saghog_jax.retrieval.ranking import (
@@ -52,8 +53,7 @@ def rerank(
       ValueError: an unknown method, a parameter outside of its range; `sequential` where there is
         no such form, or with groups.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown re-ranking {method!r}, known: {', '.join(METHODS)}")
+    check_choice("re-ranking", method, METHODS)
     x = np.asarray(x, np.float32)
     mine = {name: params[name] for name in GRID.get(method, {})}
     for name, value in mine.items():

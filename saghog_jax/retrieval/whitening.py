@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.aggregate import l2_normalize
 
@@ -90,8 +90,7 @@ def fit(
     p, d = x.shape
     if not 1 <= dim <= min(p - 1, d):
         raise ValueError(f"dim {dim} for {p} pages of width {d}; at most {min(p - 1, d)}")
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}, known: {', '.join(SOLVERS)}")
+    check_choice("solver", solver, SOLVERS)
     if solver == "auto":
         exact = "gram" if p <= d else "covariance"
         solver = exact if min(p, d) <= _EXACT_UP_TO else "randomized"

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
 from saghog_jax.devices.sharding import laid_like
-from saghog_jax.input_pipeline.errors import RunError, UserError
+from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
 from saghog_jax.runs.checksums import damage, write_checksums
 from saghog_jax.runs.train_state import TrainState
 
@@ -285,8 +285,7 @@ def load_variables(
     Raises:
       UserError: no checkpoint, or one of another kind.
     """
-    if which not in CHOICES:
-        raise UserError(f"unknown checkpoint {which!r}, known: {', '.join(CHOICES)}")
+    check_choice("checkpoint", which, CHOICES)
     commands = " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
     step = newest_undamaged(run_folder)
     if step is None:

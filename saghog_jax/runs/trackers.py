@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 
 WANDB_MODES = ("offline", "online")
 TENSORBOARD_FOLDER = "tensorboard"
@@ -79,10 +79,7 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, config: ConfigDict, folder: Path) -> None:
-        if config.wandb.mode not in WANDB_MODES:
-            raise UserError(
-                f"unknown config.wandb.mode {config.wandb.mode!r}, known: {', '.join(WANDB_MODES)}"
-            )
+        check_choice("config.wandb.mode", config.wandb.mode, WANDB_MODES)
         try:
             with warnings.catch_warnings():
                 # Its own use of what others have deprecated is not ours to mend.

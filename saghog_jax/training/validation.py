@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed, sharding
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Page, load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -256,10 +256,7 @@ def check(config: ConfigDict, held_out: HeldOut, has_loss: bool) -> None:
       UserError: it cannot, or the metric is unknown.
     """
     monitor = config.validation.monitor
-    if monitor not in MONITORS:
-        raise UserError(
-            f"unknown config.validation.monitor {monitor!r}, known: {', '.join(MONITORS)}"
-        )
+    check_choice("config.validation.monitor", monitor, MONITORS)
     if monitor == "loss" and not has_loss:
         raise UserError("config.validation.monitor=loss is for pretraining; finetuning has map")
     if held_out.queries:
