@@ -1,7 +1,6 @@
 """Stage search: the nearest pages of a gallery for new pages, to matches.csv and report.html."""
 
 import hashlib
-import html
 import json
 import logging
 from pathlib import Path
@@ -14,7 +13,7 @@ from saghog_jax.evidence.gather import Compared
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, tables
-from saghog_jax.reports.sheets import Sheets, chosen, write_sheets
+from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
 from saghog_jax.retrieval import faiss_search, metrics, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
@@ -85,13 +84,11 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     first = sorted(nearest, key=lambda row: (nearest[row], row))
     known = gather.gather(compared, first, config.report, workdir)
     shown = {row for row, _ in known}
-    order = chosen(nearest, len(queries), config.report.max_queries, shown)
+    order = select_queries(nearest, len(queries), config.report.max_queries, shown)
     sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)
-    head = (
-        f"<p>{len(queries)} pages searched for in {len(gallery)} pages of "
-        f"{html.escape(str(gallery.folder))}.</p><p>{html.escape(reading)}</p>"
-    )
-    path = write_sheets(workdir, "report", "Search", head, sheets, config.report)
+    searched = f"{len(queries)} pages searched for in {len(gallery)} pages of {gallery.folder}."
+    head = Head("Search", [searched, reading])
+    path = write_sheets(workdir, "report", head, sheets, config.report)
     matches = workdir / "matches.csv"
     logger.info(f"{len(queries)} pages, {found.shape[1]} answers each: {matches}")
     logger.info(reading)

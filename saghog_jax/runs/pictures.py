@@ -22,7 +22,7 @@ class Picture(NamedTuple):
     """A picture of a report: its file, what it shows in a sentence, and what its columns are."""
 
     title: str
-    says: str
+    description: str
     png: bytes
     width: int
     columns: Sequence[str] = ()

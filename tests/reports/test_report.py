@@ -69,7 +69,7 @@ def test_sheets_say_what_the_ranking_says(small):
     sheet = data["sheets"][0]
     assert sheet["q"] == "p0"
     assert len(sheet["hits"]) == 10
-    assert sheet["partners"] == 3
+    assert sheet["relevant"] == 3
     for key, distance, mark, share in sheet["hits"]:
         same = data["pages"][key]["writer"] == "w00"
         known = bool(data["pages"][key]["writer"])
@@ -77,17 +77,17 @@ def test_sheets_say_what_the_ranking_says(small):
         assert 0 <= distance <= 2
         assert share is None
     assert data["sheets"][20]["why"] == "writer unknown"
-    assert data["sheets"][21]["why"] == "no partner in the collection"
+    assert data["sheets"][21]["why"] == "no relevant page in the collection"
 
 
 def test_without_writers_the_sheets_are_the_result(tmp_path):
     text = report(tmp_path, [page(f"{i}.png", "", "1") for i in range(3)]).read_text()
-    assert "No page has a known writer, so there are no figures: the sheets are the result" in text
+    assert "No page has a known writer, so there are no metrics: the sheets are the result" in text
     alone = report(tmp_path, [page("a.png", "w", "1"), page("b.png", "", "1")]).read_text()
-    assert "No page has a partner, so there are no figures" in alone
+    assert "No page has a relevant page, so there are no metrics" in alone
 
 
-def test_queries_with_partners_come_first(tmp_path):
+def test_queries_with_relevant_pages_come_first(tmp_path):
     pages = [page("a.png"), page("b.png", "only"), *pages_of(2, 2), page("z.png")]
     data = data_of(report(tmp_path, pages, images=False))
     assert [sheet["row"] for sheet in data["sheets"]] == [2, 3, 4, 5, 0, 1, 6]
@@ -644,7 +644,7 @@ def test_search_report(tmp_path):
         """
 log.sheets = sheets();
 log.shares = [...document.querySelectorAll(".share")].map((n) => n.textContent);
-log.said = document.querySelector(".query .said")?.textContent ?? "";
+log.said = document.querySelector(".query .note-ap")?.textContent ?? "";
 log.orders = [...byId("order").options].map((o) => o.value);
 """,
     )

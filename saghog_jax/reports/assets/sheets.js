@@ -116,10 +116,10 @@ function querySheet(sheet) {
   const caption = element("figcaption");
   named(caption, page);
   if ("ap" in sheet) {
-    const partners = sheet.partners > 1 ? `${sheet.partners} partners` : "1 partner";
-    const said = `AP ${(100 * sheet.ap).toFixed(1)} · ${partners}, the nearest at rank ${sheet.first}`;
-    caption.append(element("div", "said label", said));
-  } else if (sheet.why) caption.append(element("div", "said label", sheet.why));
+    const pages = sheet.relevant > 1 ? `${sheet.relevant} relevant pages` : "1 relevant page";
+    const note = `AP ${(100 * sheet.ap).toFixed(1)} · ${pages}, the first at rank ${sheet.first}`;
+    caption.append(element("div", "note-ap label", note));
+  } else if (sheet.why) caption.append(element("div", "note-ap label", sheet.why));
   figure.append(caption);
   box.append(figure);
   return box;
