@@ -87,7 +87,7 @@ def _summary(pages: Embeddings, result: Result, labels: np.ndarray, config: Conf
         facts[0] += f", {len(known)} of a known {config.relevance}"
         facts[0] += f" ({len(np.unique(known))} {config.relevance}s)"
         facts.append(
-            f"Every page of a known {config.relevance} is a query; its gallery are all other pages"
+            f"Every page of a known {config.relevance} is a query; all other pages are its gallery"
             f"{excluded}"
         )
     lonely = result.figures["queries_without_partner"]

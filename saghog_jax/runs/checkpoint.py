@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import distributed
 from saghog_jax.devices.sharding import laid_like
 from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
-from saghog_jax.runs.checksums import damage, write_checksums
+from saghog_jax.runs.checksums import find_corruption, write_checksums
 from saghog_jax.runs.train_state import TrainState
 
 KINDS = ("encoder", "mae", "writer")
@@ -214,7 +214,7 @@ def newest_undamaged(run_folder: Path, say: bool = True, move_away: bool = False
     found = -1
     if distributed.is_main():
         for step in sorted(_steps(run_folder), reverse=True):
-            reason = damage(run_folder, step)
+            reason = find_corruption(run_folder, step)
             if not reason:
                 found = step
                 break
@@ -303,7 +303,7 @@ def load_variables(
                 f"{run_folder} has no best checkpoint, because it was trained without "
                 "config.validation; take the last one"
             )
-        reason = damage(run_folder, step)
+        reason = find_corruption(run_folder, step)
         if reason:
             raise UserError(f"the best checkpoint {step} in {run_folder} is damaged ({reason})")
         meta = read_meta(run_folder, step)

@@ -92,7 +92,7 @@ def test_a_reconstruction_is_one_picture_with_its_error(target):
     assert len(picture.columns) == 6
     # Only what the encoder did not see counts: 0.1 squared.
     assert "saw 25% of the tokens" in picture.description
-    assert "unseen ones 0.0100;" in picture.description
+    assert "removed tokens: 0.0100;" in picture.description
     # The ink of a patch without any is white.
     assert np.asarray(image)[:side, side + gap : 2 * side + gap].min() == 255
 
