@@ -99,6 +99,6 @@ def click_through(path, script, frame=None):
     done = subprocess.run(
         [*command, profile, looked.as_uri()], capture_output=True, text=True, timeout=240
     )
-    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found.group(1)))
+    output = re.search(r"<pre>(.*?)</pre>", done.stdout, re.S)
+    assert output, done.stderr[-2000:]
+    return json.loads(html.unescape(output.group(1)))

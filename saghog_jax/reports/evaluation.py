@@ -90,10 +90,11 @@ def _summary(pages: Embeddings, result: Result, labels: np.ndarray, config: Conf
             f"Every page of a known {config.relevance} is a query; all other pages are its gallery"
             f"{excluded}"
         )
-    lonely = result.figures["queries_without_partner"]
-    if lonely:
+    without_relevant = result.figures["queries_without_partner"]
+    if without_relevant:
         facts.append(
-            f"{lonely} of them have no relevant page: they are in the gallery, but not averaged"
+            f"{without_relevant} of them have no relevant page: they are in the gallery, but "
+            "not averaged"
         )
     if not result.figures["queries"]:
         why = "has a relevant page" if len(known) else f"has a known {config.relevance}"

@@ -35,12 +35,12 @@ def write_per_query(path: Path, pages: Embeddings, e: metrics.Evaluation) -> Non
         header = ["query", "writer", "page", "status", "relevant", "gallery", "ap", "ndcg"]
         writer.writerow([*header, "first_rank", *hits])
         scored = {int(row): i for i, row in enumerate(e.rows)}
-        lonely = set(e.lonely.tolist())
+        without_relevant = set(e.lonely.tolist())
         for row in range(len(pages)):
             names = [pages.page_ids[row], pages.writers[row], pages.pages[row]]
             i = scored.get(row)
             if i is None:
-                status = "no partner" if row in lonely else "no label"
+                status = "no partner" if row in without_relevant else "no label"
                 writer.writerow([*names, status, *[""] * (5 + len(hits))])
                 continue
             figures = [e.relevant[i], e.gallery[i], f"{e.ap[i]:.6f}", f"{e.ndcg[i]:.6f}"]
@@ -133,8 +133,8 @@ def describe(results: Sequence[Result], labels: np.ndarray) -> list[str]:
     if figures["queries"]:
         lines += _table(results)
     if figures["queries"] and figures["queries_without_partner"]:
-        lonely = figures["queries_without_partner"]
-        lines.append(f"{lonely} labelled pages have no relevant page and are no queries")
+        without_relevant = figures["queries_without_partner"]
+        lines.append(f"{without_relevant} labelled pages have no relevant page and are not queries")
     return lines
 
 

@@ -28,7 +28,7 @@ type("order", "hard");
 log.hard = shown.slice(0, 20).map((s) => s.ap);
 type("order", "given");
 type("find", "W03");
-log.found = sheets();
+log.matching = sheets();
 type("find", "nothing like it");
 log.none = sheets();
 type("find", "");
@@ -51,7 +51,7 @@ log.went = sheets().includes("p21");
     assert log["all"] == 22
     assert log["more"] is True
     assert log["hard"] == sorted(log["hard"])
-    assert log["found"] == ["p12", "p13", "p14", "p15"]
+    assert log["matching"] == ["p12", "p13", "p14", "p15"]
     assert log["none"] == []
     assert log["failed"] is True
     assert log["sorted"] == [f"w0{i}" for i in range(5)]
@@ -163,7 +163,7 @@ log.buttons = [...document.querySelectorAll("#p2 .both")].map((n) => n.textConte
 document.querySelector("#p2 .hits figure").focus();
 press("c");
 const crop = (i) => panes[i].querySelector(".crop");
-log.said = byId("explanation").textContent;
+log.note = byId("explanation").textContent;
 log.pairs = [...document.querySelectorAll("#pairs .caption")].map((n) => n.textContent);
 log.patches = document.querySelectorAll("#pairs li:first-child img").length;
 log.heat = panes.map((pane) => pane.querySelector(".heat").src.slice(0, 10));
@@ -180,10 +180,10 @@ document.activeElement.click();
 log.pressed = [...document.querySelectorAll("#pairs .pair")].map((n) => n.ariaPressed);
 log.on = [...crop(1).querySelectorAll(".place")].map((n) => n.classList.contains("on"));
 log.zoom = Number(byId("zoom").value);
-const seen = (query) => getComputedStyle(crop(0).querySelector(query)).display !== "none";
+const visible = (query) => getComputedStyle(crop(0).querySelector(query)).display !== "none";
 byId("heat").click();
 byId("places").click();
-log.seen = [seen(".heat"), seen(".place")];
+log.visible = [visible(".heat"), visible(".place")];
 log.plainly = filter();
 byId("close").click();
 document.querySelectorAll("#p2 .both")[1].click();
@@ -198,8 +198,8 @@ log.went = sheets().includes("p7");
     )
     assert log["sheets"] == ["p2"]
     assert log["buttons"][:3] == ["evidence", "evidence", "compare"]
-    assert "an average page here: 0.750" in log["said"]
-    assert "not who wrote it" in log["said"]
+    assert "an average page here: 0.750" in log["note"]
+    assert "not who wrote it" in log["note"]
     assert log["pairs"] == ["1 cosine 0.90", "2 cosine 0.50"]
     assert log["patches"] == 2
     assert log["heat"] == ["data:image"] * 2
@@ -209,7 +209,7 @@ log.went = sheets().includes("p7");
     assert log["pressed"] == ["false", "true"]
     assert log["on"] == [False, True]
     assert log["zoom"] == 2
-    assert log["seen"] == [False, False]
+    assert log["visible"] == [False, False]
     # Pages of one grey: there is no ink to tell from paper.
     assert log["bleached"] == "grayscale(1) brightness(1) contrast(1)"
     assert log["plainly"] == "none"
@@ -322,14 +322,14 @@ def test_search_report(tmp_path):
         """
 log.sheets = sheets();
 log.shares = [...document.querySelectorAll(".share")].map((n) => n.textContent);
-log.said = document.querySelector(".query .note-ap")?.textContent ?? "";
+log.note = document.querySelector(".query .note-ap")?.textContent ?? "";
 log.orders = [...byId("order").options].map((o) => o.value);
 """,
     )
     assert log["sheets"] == ["q0"]
     assert len(log["shares"]) == 10
     assert all(re.fullmatch(r"one writer in [\d.]+ % of such pairs", s) for s in log["shares"])
-    assert log["said"] == ""
+    assert log["note"] == ""
     assert log["orders"] == ["given", "near"]
 
 

@@ -54,6 +54,6 @@ def test_paper_becomes_white_and_ink_black_under_the_colours(paper, ink):
 
 def test_evidence_of_pages_whose_images_are_gone_is_left_out(proven, tmp_path):
     e = load_embeddings(tmp_path / "e")
-    found = {(2, 3): evidence_of(e, 2, 3), (4, 5): evidence_of(e, 4, 5)}
+    evidence = {(2, 3): evidence_of(e, 2, 3), (4, 5): evidence_of(e, 4, 5)}
     e.image(5).unlink()
-    assert list(pictures(e, e, found, 10**6)) == [(2, 3)]
+    assert list(pictures(e, e, evidence, 10**6)) == [(2, 3)]

@@ -96,9 +96,9 @@ def test_boxes_are_cropped(tmp_path):
     pages = [page("a.png", "w", str(i), box=(10 * i, 0, 10 * i + 10, 40)) for i in range(4)]
     pages.append(page("a.png", "w", "out", box=(100, 100, 120, 120)))
     planted(tmp_path / "e", pages, images=True)
-    made = thumbnails(load_embeddings(tmp_path / "e"), range(5), 320, 10**6)
-    assert [made[i]["size"] for i in range(4)] == [(10, 40)] * 4
-    assert made[4] == {"missing": "box outside of the image"}
+    pictures = thumbnails(load_embeddings(tmp_path / "e"), range(5), 320, 10**6)
+    assert [pictures[i]["size"] for i in range(4)] == [(10, 40)] * 4
+    assert pictures[4] == {"missing": "box outside of the image"}
 
 
 def test_thumbnails_are_bounded(tmp_path):

@@ -78,12 +78,17 @@ def test_a_reconstruction_is_one_picture_with_its_error(target):
     config = pretrain.get_config(f"target={target}")
     rng = np.random.default_rng(2)
     width = {"hog_binary": 9, "pixel": 48}[target]
-    wanted = rng.random((3, 64, width))
+    target_values = rng.random((3, 64, width))
     mask = np.zeros((3, 64))
     mask[:, :48] = 1
     off = np.where(mask[..., None] > 0, 0.1, 0.9)
     picture = pictures.reconstruction(
-        rng.random((3, S, S, 3)), np.ones((3, S, S, 1)), mask, wanted, wanted + off, config
+        rng.random((3, S, S, 3)),
+        np.ones((3, S, S, 1)),
+        mask,
+        target_values,
+        target_values + off,
+        config,
     )
     image = Image.open(io.BytesIO(picture.png))
     side, gap = S * pictures.SCALE, pictures.GAP

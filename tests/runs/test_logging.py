@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
         sink.close()
     # Started again within the same second, too.
     first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
-    found = []
+    events = []
     for path in (first, second):
         data = path.read_bytes()
         while data:
@@ -72,6 +72,6 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
             if event.session_log.status == SessionLog.START:
-                found.append(("forget", event.step))
-            found += [(value.tag, event.step) for value in event.summary.value]
-    assert found == [("loss", 1), ("forget", 5), ("loss", 5)]
+                events.append(("forget", event.step))
+            events += [(value.tag, event.step) for value in event.summary.value]
+    assert events == [("loss", 1), ("forget", 5), ("loss", 5)]
