@@ -74,8 +74,10 @@ def test_nothing_comes_from_the_network(small):
 
 def test_names_are_shown_never_run(tmp_path):
     pages = [*pages_of(2, 2), page(EVIL, "<b>writer</b>", "1"), page("x.png", "<b>writer</b>", "2")]
-    path = report(tmp_path, pages, images=False)
+    path = report(tmp_path, pages, name="<i>e", images=False)
     text = path.read_text(encoding="utf-8")
+    assert "<i>e" not in text
+    assert text.count("Retrieval: &lt;i&gt;e") == 2
     assert "<b>writer" not in text
     assert "<img src=x" not in text
     assert text.count("<script") == 2
