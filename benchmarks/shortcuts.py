@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.measure import FOLDER, Report, alternate
 from saghog_jax.configs import training
+from saghog_jax.input_pipeline.errors import unknown_choice
 from saghog_jax.models.build import make_encoder, make_mae
 from saghog_jax.models.mae import mask_noise, masked_loss, random_masking, removed_errors
 from saghog_jax.models.netrvlad import cosine_gram, l2_normalize, page_sum
@@ -173,8 +174,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     cases = arguments.only.split(",")
-    if unknown := set(cases) - set(CASES):
-        parser.error(f"unknown case {sorted(unknown)[0]!r}, known: {', '.join(CASES)}")
+    for case in set(cases) - set(CASES):
+        parser.error(unknown_choice("case", case, CASES))
     report = Report("shortcuts")
     for case in cases:
         if case in ("gram", "pages"):

@@ -1,9 +1,10 @@
 """What several stages share: arguments of configs, and sections for pages, stores and processes."""
 
-import difflib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import unknown_choice
 
 
 def parse_arg(arg: str | None, variants: Sequence[str], **defaults: object) -> ConfigDict:
@@ -41,9 +42,7 @@ def one_of(word: str, known: Sequence[str], what: str) -> str:
     """
     if word in known:
         return word
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {word!r}, known: {', '.join(known) or 'none'}{hint}")
+    raise ValueError(unknown_choice(what, word, known, suggest=True))
 
 
 def _typed(key: str, text: str, default: object) -> object:

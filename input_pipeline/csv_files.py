@@ -1,4 +1,4 @@
-"""Reading a CSV of any dialect that spreadsheets write: UTF-8; comma, semicolon or tab."""
+"""Reads CSV files of all dialects that spreadsheets write: UTF-8; comma, semicolon or tab."""
 
 import csv
 import io
@@ -8,14 +8,14 @@ from saghog_jax.input_pipeline.errors import UserError
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and rows of a CSV; empty lines are left out.
+    """Reads the header and the rows of a CSV file; empty lines are skipped.
 
     Returns:
-      the column names without space around them, and for each row the number of its last line and
+      the column names without surrounding spaces, and for each row the number of its last line and
       its cells.
 
     Raises:
-      UserError: a file that cannot be read, is no UTF-8, no CSV, or empty.
+      UserError: the file cannot be read, is empty, or is not a CSV in UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -23,7 +23,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is no CSV in UTF-8 ({error.reason} at byte {error.start})"
+            f"{path} is not a CSV in UTF-8 ({error.reason} at byte {error.start})"
         ) from None
     first = text.split("\n", 1)[0]
     separator = max(",;\t", key=first.count)

@@ -1,21 +1,50 @@
-"""What can go wrong other than by a fault of the program; each has a message of one line."""
+"""Errors that are no faults of the program, each with a message of one line, and checks."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can put right; printed as one line, without a traceback."""
+    """A mistake of the user; printed as one line, without a traceback."""
 
 
 class PageError(ValueError):
-    """One page cannot be used; its message is the reason listed beside the page."""
+    """A page cannot be used; the message is the reason that is listed with the page."""
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, for a reason that lies in its data or its machine; also one line."""
+    """A run cannot continue because of its data or its machine; also printed as one line."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop and has saved its state; `signal` is the number of the signal."""
+    """A signal stopped a run, which has saved its state; `signal` is the number of the signal."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Checks that a value is one of the known ones.
+
+    Args:
+      name: what the value is, such as `config.loss.kind`.
+
+    Raises:
+      UserError: the value is unknown; the message lists the known ones.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise UserError(unknown_choice(name, value, known))
+
+
+def unknown_choice(name: str, value: object, known: Iterable[str], suggest: bool = False) -> str:
+    """The message about a value that is not one of the known ones.
+
+    Args:
+      suggest: adds the most similar known value.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0) if suggest else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {name} {value!r}, known: {', '.join(known) or 'none'}{hint}"

@@ -1,11 +1,12 @@
-"""Names of image files, and writing a file whole or not at all."""
+"""Suffixes of image files, and atomic writing of a file."""
 
 import contextlib
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# Endings of the names of image files; other files in a folder of pages are not read.
+# Suffixes of image files; other files in a folder of pages are ignored.
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".j2k", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
@@ -13,11 +14,24 @@ IMAGE_SUFFIXES = (
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str) -> Iterator[IO]:
-    """A file open for writing (`w`, UTF-8, or `wb`) that takes its name when it is closed whole."""
+def atomic_write(path: Path, mode: str) -> Iterator[IO]:
+    """Opens a temporary file, which is renamed to `path` when the block ends without an error.
+
+    Readers of `path` see the old content or the whole new content. Several processes may write the
+    same path: the last one to finish wins. If the block fails, the temporary file is removed and an
+    old file stays as it was.
+
+    Args:
+      path: folders above it are created.
+      mode: `w` for text in UTF-8, with line breaks as written, or `wb`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
-    with temporary.open(mode, **text) as file:
-        yield file
-    temporary.replace(path)
+    try:
+        with temporary.open(mode, **text) as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from saghog_jax.devices import precision
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.models.build import make_mae, make_writer_model
 from saghog_jax.runs.checkpoint import (
     KINDS,
@@ -154,7 +154,7 @@ def _save_run(workdir: Path, run_config: ConfigDict, params: dict, kind: str) ->
         if meta["kind"] == kind and params_digest(variables["params"]) == params_digest(params):
             return False
         raise UserError(f"{workdir} holds another run; give another --workdir")
-    with replacing(workdir / "config.json", "w") as file:
+    with atomic_write(workdir / "config.json", "w") as file:
         file.write(run_config.to_json(indent=2, sort_keys=True) + "\n")
     checkpoints = Checkpoints(workdir, keep=1, kind=kind)
     state = TrainState(step=jnp.int32(0), params=params, model_state={}, opt_state=())
@@ -174,7 +174,7 @@ def _export(source: Path, workdir: Path) -> Path:
     )
     _write_report(workdir, report)
     path = workdir / "weights.safetensors"
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(save(weights, metadata={"format": "pt", "kind": meta["kind"]}))
     logger.info(f"exported {source} of kind {meta['kind']!r}, {len(weights)} arrays, to {path}")
     return path
@@ -182,7 +182,7 @@ def _export(source: Path, workdir: Path) -> Path:
 
 def _write_report(workdir: Path, report: Report) -> None:
     path = workdir / "report.txt"
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write("\n".join(report.lines()) + "\n")
     counts = {name: len(getattr(report, name)) for name in ("used", "missing", "unused")}
     logger.info(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; every key in {path}")

@@ -27,14 +27,14 @@ from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe, listed
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.pages.sources import load_manifest
+from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.runs.checkpoint import params_digest
-from saghog_jax.runs.metrics_log import Pace
 from saghog_jax.runs.stage_result import NextStage, StageResult
 
 logger = logging.getLogger(__name__)
@@ -197,12 +197,9 @@ def _note_other_scale(checkpoint: Checkpoint, recipe: PageRecipe) -> None:
 
 
 def _check(config: ConfigDict) -> None:
-    if config.input not in INPUTS:
-        raise UserError(f"unknown config.input {config.input!r}, known: {', '.join(INPUTS)}")
-    unknown = sorted(set(config.export_formats) - set(exports.FORMATS))
-    if unknown:
-        known = ", ".join(exports.FORMATS)
-        raise UserError(f"unknown config.export_formats {unknown[0]!r}, known: {known}")
+    check_choice("config.input", config.input, INPUTS)
+    for name in config.export_formats:
+        check_choice("config.export_formats", name, exports.FORMATS)
     patch_whitening.check(config)
 
 
@@ -275,7 +272,7 @@ def _embed(
             results[view] = PageResult(count, ink, reason)
             yield cut
 
-    pace = Pace(len(missing))
+    timer = ProgressTimer(len(missing))
     finished = patches = 0
     with contextlib.closing(record):
         for view, descriptors in zip(views, encoder.pool(cuts()), strict=True):
@@ -283,9 +280,8 @@ def _embed(
                 continue
             record.append(view, descriptors, results[view])
             finished, patches = finished + 1, patches + results[view].patches
-            if due := pace.due(finished):
-                spent, eta = due
-                rate = patches / spent
+            if progress := timer.due(finished):
+                rate, eta = patches / progress.elapsed, duration(progress.remaining)
                 logger.info(
                     f"{finished // scales:,}/{len(missing) // scales:,} pages  "
                     f"{rate:,.0f} patches/s  ETA {eta}"

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import distributed, precision
 from saghog_jax.embedding import sift
 from saghog_jax.embedding.recipe import finetuned_recipe, write_recipe
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.models import inputs
 from saghog_jax.models.build import ENCODERS
 from saghog_jax.models.writer_model import DESCRIPTORS
@@ -64,8 +64,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         ("loss.kind", config.loss.kind, LOSSES),
         ("optim.rates", config.optim.rates, RATES),
     ):
-        if value not in known:
-            raise UserError(f"unknown config.{field} {value!r}, known: {', '.join(known)}")
+        check_choice(f"config.{field}", value, known)
     if config.checkpoint and config.encoder != "vit":
         raise UserError(
             f"config.encoder={config.encoder!r} starts from scratch, but config.checkpoint names "

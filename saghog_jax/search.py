@@ -1,7 +1,6 @@
 """Stage search: the nearest pages of a gallery for new pages, to matches.csv and report.html."""
 
 import hashlib
-import html
 import json
 import logging
 from pathlib import Path
@@ -11,10 +10,10 @@ from ml_collections import ConfigDict
 
 from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.errors import UserError, check_choice
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, tables
-from saghog_jax.reports.sheets import Sheets, chosen, write_sheets
+from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
 from saghog_jax.retrieval import faiss_search, metrics, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
@@ -43,8 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     """
     if config.top_k < 1:
         raise UserError(f"config.top_k={config.top_k}: at least 1")
-    if config.backend not in BACKENDS:
-        raise UserError(f"unknown config.backend {config.backend!r}, known: {', '.join(BACKENDS)}")
+    check_choice("config.backend", config.backend, BACKENDS)
     decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
     queries = load_embeddings(config.queries)
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()
@@ -86,13 +84,11 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     first = sorted(nearest, key=lambda row: (nearest[row], row))
     known = gather.gather(compared, first, config.report, workdir)
     shown = {row for row, _ in known}
-    order = chosen(nearest, len(queries), config.report.max_queries, shown)
+    order = select_queries(nearest, len(queries), config.report.max_queries, shown)
     sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)
-    head = (
-        f"<p>{len(queries)} pages searched for in {len(gallery)} pages of "
-        f"{html.escape(str(gallery.folder))}.</p><p>{html.escape(reading)}</p>"
-    )
-    path = write_sheets(workdir, "report", "Search", head, sheets, config.report)
+    searched = f"{len(queries)} pages searched for in {len(gallery)} pages of {gallery.folder}."
+    head = Head("Search", [searched, reading])
+    path = write_sheets(workdir, "report", head, sheets, config.report)
     matches = workdir / "matches.csv"
     logger.info(f"{len(queries)} pages, {found.shape[1]} answers each: {matches}")
     logger.info(reading)
@@ -207,6 +203,6 @@ def _write_json(
         "reading": reading,
         "calibration": steps,
     }
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.runs import report
 from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.runs.pictures import Picture
@@ -28,10 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
       UserError: the run or its checkpoint does not exist, the checkpoint is of another kind, or a
         choice is unknown.
     """
-    if config.pictures not in PICTURES:
-        raise UserError(
-            f"unknown config.pictures {config.pictures!r}, known: {', '.join(PICTURES)}"
-        )
+    check_choice("config.pictures", config.pictures, PICTURES)
     folder = Path(config.checkpoint)
     run_config = read_config(folder)
     pictures: list[Picture] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.runs.stage_result import StageResult
 
 STAGES = (
@@ -26,7 +26,6 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> StageResult:
       RunError: the stage cannot continue: the disk is full, or the loss is NaN.
       StoppedError: a signal has stopped a training; its state is saved.
     """
-    if config.stage not in STAGES:
-        raise UserError(f"unknown stage {config.stage!r}, known: {', '.join(STAGES)}")
+    check_choice("stage", config.stage, STAGES)
     stage = importlib.import_module(f"saghog_jax.{config.stage}")
     return stage.run(config, Path(workdir).resolve())

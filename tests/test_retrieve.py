@@ -82,7 +82,7 @@ def test_all_that_is_written_agrees(tmp_path, folder, capsys):
     assert len(by_writer) == 6
     assert np.mean([f["map"] for f in by_writer.values()]) == pytest.approx(result["map"])
     printed = capsys.readouterr().out
-    assert "1 labelled pages have no partner" in printed
+    assert "1 labelled pages have no relevant page" in printed
     assert printed.rstrip().endswith(f"report: {out / 'report.html'}")
 
 
@@ -145,8 +145,8 @@ def test_collections_without_figures(tmp_path, capsys, labels):
     (result,) = run(tmp_path, tmp_path / "e")["results"]
     said = {
         "none": "no page has a label",
-        "single": "no page has a partner",
-        "one writer": "all pages share one label",
+        "single": "no page has a relevant page",
+        "one writer": "all pages have the same label",
     }
     assert said[labels] in capsys.readouterr().out
     assert result["queries"] == (5 if labels == "one writer" else 0)
@@ -158,7 +158,7 @@ def test_one_page_only(tmp_path):
     planted(tmp_path / "e", pages_of(1, 1))
     run(tmp_path, tmp_path / "e")
     assert lines(tmp_path / "out" / "ranking.csv") == []
-    assert "no partner" in (tmp_path / "out" / "report.html").read_text()
+    assert "no relevant page in the collection" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_transductive_whitening_stands_beside_the_plain_figures(tmp_path, folder, capsys):

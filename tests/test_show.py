@@ -107,8 +107,8 @@ def test_a_profile_is_written_of_the_steps_asked_for(folder):
 
 @pytest.mark.parametrize(
     ("span", "message"),
-    [("10", "is not FIRST,LAST"), ("a,b", "is not FIRST,LAST"), ("0,3", "counted from 1"),
-     ("5,4", "the first comes first")],
+    [("10", "must be FIRST,LAST"), ("a,b", "must be FIRST,LAST"), ("0,3", "counted from 1"),
+     ("5,4", "FIRST must not exceed LAST")],
 )  # fmt: skip
 def test_spans_that_cannot_be_traced(span, message, tmp_path):
     with pytest.raises(UserError, match=f"config.profile='{span}'.*{message}"):

@@ -8,7 +8,7 @@ import doxapy
 import numpy as np
 from PIL import Image
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 
 GREYS = ("pillow", "opencv")
 BINARIZATIONS = ("isauvola", "sauvola", "su", "otsu")
@@ -39,11 +39,10 @@ def to_grey(image: np.ndarray, method: str) -> np.ndarray:
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"a page is uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
+    check_choice("grey conversion", method, GREYS)
     if method == "pillow":
         return np.array(Image.fromarray(np.ascontiguousarray(image)).convert("L"))
-    if method == "opencv":
-        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    raise UserError(f"unknown grey conversion {method!r}, known: {', '.join(GREYS)}")
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
@@ -65,10 +64,9 @@ def ink_mask(grey: np.ndarray, method: str) -> np.ndarray:
     """
     if grey.ndim != 2 or grey.dtype != np.uint8:
         raise ValueError(f"a grey page is uint8 [h, w], got {grey.dtype} {list(grey.shape)}")
+    check_choice("binarisation", method, BINARIZATIONS)
     if method == "otsu":
         return cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1]
-    if method not in _PARAMETERS:
-        raise UserError(f"unknown binarisation {method!r}, known: {', '.join(BINARIZATIONS)}")
     h, w = grey.shape
     # doxapy writes outside of its buffers if a side is shorter than half of the window.
     window = _PARAMETERS[method]["window"]

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting import binarize, keypoints
-from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.errors import PageError, UserError, check_choice
 
 _CHOICES = {
     "grey": binarize.GREYS,
@@ -80,9 +80,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise UserError(f"unknown store.{name} {value!r}, known: {', '.join(known)}")
+            check_choice(f"store.{name}", getattr(self, name), known)
         if self.patch_size < 4 or self.patch_size % 4:
             raise UserError(f"store.patch_size={self.patch_size} must be a multiple of 4")
         if self.max_patches_per_page < -1 or self.max_patches_per_page == 0:

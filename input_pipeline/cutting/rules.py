@@ -1,7 +1,7 @@
 """The cutting rules of the published code, by name; configs/common.py explains each field."""
 
 from saghog_jax.input_pipeline.cutting.patches import Rule
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 
 RULES = ("pretrain", "offline", "offline_color", "eval", "eval_color")
 
@@ -16,8 +16,7 @@ def published_rule(name: str) -> Rule:
     Raises:
       UserError: an unknown name.
     """
-    if name not in RULES:
-        raise UserError(f"unknown store.rule {name!r}, known: {', '.join(RULES)}")
+    check_choice("store.rule", name, RULES)
     offline = name.startswith("offline")
     return Rule(
         rule=name,

@@ -7,7 +7,6 @@
 The images are read in place, without copying. TFDS itself is not needed.
 """
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -26,7 +25,7 @@ from saghog_jax.input_pipeline.datasets import (
 )
 from saghog_jax.input_pipeline.datasets.collection import Collection, Row
 from saghog_jax.input_pipeline.datasets.layout import read_rows
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, unknown_choice
 
 PREFIX = "tfds:"
 COLLECTIONS: dict[str, Collection] = {
@@ -63,7 +62,7 @@ def find(name: str) -> tuple[Collection, str]:
     """
     base, slash, variant = name.partition("/")
     if base not in COLLECTIONS:
-        raise UserError(_unknown("collection", base, list(COLLECTIONS)))
+        raise UserError(unknown_choice("collection", base, COLLECTIONS, suggest=True))
     collection = COLLECTIONS[base]
     if not slash:
         return collection, next(iter(collection.variants))
@@ -71,14 +70,8 @@ def find(name: str) -> tuple[Collection, str]:
         known = [name for name in collection.variants if name]
         if not known:
             raise UserError(f"{base} has no variants, so {variant!r} is unknown; use {base}")
-        raise UserError(_unknown(f"variant of {base}", variant, known))
+        raise UserError(unknown_choice(f"variant of {base}", variant, known, suggest=True))
     return collection, variant
-
-
-def _unknown(what: str, word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {word!r}, known: {', '.join(known)}{hint}"
 
 
 def default_manual_dir() -> Path:

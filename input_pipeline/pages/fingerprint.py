@@ -9,13 +9,14 @@ the last run.
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from saghog_jax.input_pipeline.files import atomic_write
 
 # A file modified this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
@@ -111,9 +112,6 @@ def _read_cache(cache: Path) -> dict[str, Any]:
 
 
 def _write_cache(cache: Path, known: dict[str, Any]) -> None:
-    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}")
     # The cache is optional. What is written next reports a full disk or a missing permission.
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known, indent=0, sort_keys=True))
-        os.replace(temporary, cache)
+    with suppress(OSError), atomic_write(cache, "w") as file:
+        file.write(json.dumps(known, indent=0, sort_keys=True))

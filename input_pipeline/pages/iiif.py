@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, atomic_write
 
 COLUMNS = ("canvas", "manifest")
 # Largest manifest and image that a server may send, in bytes; longest time in seconds.
@@ -176,10 +176,8 @@ def _fetch(address: str, hosts: Sequence[str], cache: Path, most: int) -> Path:
     if path.exists():
         return path
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with opener.open(address, timeout=_TIMEOUT) as reply, temporary.open("wb") as file:
+        with opener.open(address, timeout=_TIMEOUT) as reply, atomic_write(path, "wb") as file:
             size = 0
             while block := reply.read(1 << 20):
                 size += len(block)
@@ -188,5 +186,4 @@ def _fetch(address: str, hosts: Sequence[str], cache: Path, most: int) -> Path:
                 file.write(block)
     except (urllib.error.URLError, OSError) as error:
         raise UserError(f"cannot fetch {address!r}: {getattr(error, 'reason', error)}") from None
-    temporary.replace(path)
     return path

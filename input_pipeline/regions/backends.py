@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 
 # Name of the backend -> module and function that make the backend from `config.regions.NAME`. A
 # module is imported when it is used, because `sam` imports jax.
@@ -96,10 +96,7 @@ def make_backend(regions: ConfigDict) -> Backend | None:
       UserError: an unknown backend, a config without the backend's section, or a wrong field in
         that section.
     """
-    if regions.backend not in BACKENDS:
-        raise UserError(
-            f"unknown regions.backend {regions.backend!r}, known: {', '.join(BACKENDS)}"
-        )
+    check_choice("regions.backend", regions.backend, BACKENDS)
     if regions.backend == "none":
         return None
     if regions.backend not in regions:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.cutting.keypoints import detect
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 
 _ON = ("page", "masked")
 _CANNY = (100, 200)
@@ -19,10 +19,7 @@ _SIGMA = 1.6
 
 def check(regions: ConfigDict) -> None:
     """Raises UserError if a field of the filter is out of its range."""
-    if regions.keypoints_on not in _ON:
-        raise UserError(
-            f"unknown regions.keypoints_on {regions.keypoints_on!r}, known: {', '.join(_ON)}"
-        )
+    check_choice("regions.keypoints_on", regions.keypoints_on, _ON)
     for name in ("min_keypoints", "keypoints_side"):
         if regions[name] < 0:
             raise UserError(f"regions.{name}={regions[name]} must not be negative")

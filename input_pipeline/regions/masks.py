@@ -18,7 +18,6 @@ import logging
 import os
 import posixpath
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.progress import ProgressTimer
 from saghog_jax.input_pipeline.regions import keypoint_filter
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_mask import (
@@ -52,7 +52,6 @@ FORMAT_VERSION = 1
 
 # Pages that are decoded while the device processes another page.
 _AHEAD = 2
-_LOG_SECONDS = 10.0
 # Failed pages that a summary names.
 _NAMED = 5
 
@@ -156,16 +155,13 @@ class RegionMasks:
         beam: str,
     ) -> None:
         """Runs the jobs and adds their results to `masks`."""
-        start = last = time.monotonic()
+        timer = ProgressTimer(len(jobs))
         for done, (row, mask) in enumerate(self._run(jobs, beam), start=1):
             masks[row] = mask
-            now = time.monotonic()
-            if now - last > _LOG_SECONDS and done < len(jobs):
-                last = now
-                rate = done / (now - start)
+            if progress := timer.due(done):
                 log(
-                    f"regions: {done:,} of {len(jobs):,} pages, {rate:.1f} pages/s, "
-                    f"{(len(jobs) - done) / rate:,.0f} s left"
+                    f"regions: {done:,} of {len(jobs):,} pages, "
+                    f"{done / progress.elapsed:.1f} pages/s, {progress.remaining:,.0f} s left"
                 )
 
     def _run(self, jobs: Sequence[MaskJob], beam: str) -> Iterator[tuple[int, PageMask]]:

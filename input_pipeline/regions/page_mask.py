@@ -1,8 +1,6 @@
 """The mask of one page: computing, writing, filtering and reading it; see `masks`."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.regions import keypoint_filter
@@ -166,9 +165,8 @@ def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> di
     mask = np.ascontiguousarray(result.mask, bool)
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, the page {image.shape[:2]}")
-    temporary = job.folder / f"{job.name}.{secrets.token_hex(4)}.tmp"
-    Image.fromarray(mask).save(temporary, "PNG")
-    os.replace(temporary, job.folder / f"{job.name}.png")
+    with atomic_write(job.folder / f"{job.name}.png", "wb") as file:
+        Image.fromarray(mask).save(file, "PNG")
     info = {
         "page_id": job.page.page_id,
         "size": [mask.shape[1], mask.shape[0]],
@@ -246,9 +244,8 @@ def _read_info(job: MaskJob) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file atomically."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def one_line(error: object) -> str:

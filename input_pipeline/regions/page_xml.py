@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.errors import PageError, check_choice
 from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 from saghog_jax.input_pipeline.regions.mask_images import (
@@ -46,8 +46,7 @@ def make(section: ConfigDict) -> Backend:
     Raises:
       UserError: the folder does not exist, or the level is unknown.
     """
-    if section.level not in LEVELS:
-        raise UserError(f"unknown regions.xml.level {section.level!r}, known: {', '.join(LEVELS)}")
+    check_choice("regions.xml.level", section.level, LEVELS)
     folder = existing_folder(section.folder, "regions.xml.folder") if section.folder else None
 
     def source(root: Path, path: str) -> Path | None:

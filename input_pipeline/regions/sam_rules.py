@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 
 ENGINES = ("flax", "onnx")
 RULES = ("published_code", "paper")
@@ -38,13 +38,9 @@ class Choice(NamedTuple):
 def check(section: ConfigDict) -> None:
     """Raises UserError for unknown names."""
     for field, known in (("input", INPUTS), ("rules", RULES)):
-        if section[field] not in known:
-            raise UserError(f"unknown {field} {section[field]!r} of SAM, known: {', '.join(known)}")
-    if section.published_code.inversion not in INVERSIONS:
-        raise UserError(
-            f"unknown published_code.inversion {section.published_code.inversion!r} of SAM, "
-            f"known: {', '.join(INVERSIONS)}"
-        )
+        check_choice(f"{field} of SAM", section[field], known)
+    inversion = section.published_code.inversion
+    check_choice("published_code.inversion of SAM", inversion, INVERSIONS)
 
 
 def edges(image: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
+from saghog_jax.input_pipeline.progress import ProgressTimer
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_view
@@ -277,7 +278,7 @@ class _Progress:
     def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
         self.done = ready
         self._total, self._ready, self._log = total, ready, log
-        self._start = self._last = time.monotonic()
+        self._timer = ProgressTimer(total - ready)
 
     def add(self, pages: int) -> None:
         self.done += pages

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.pages import image_names
 from saghog_jax.input_pipeline.pages.fingerprint import folder_fingerprint
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
@@ -77,8 +77,7 @@ def ensure_ready_store(
         left out if others remain: the column `reason` of the store's manifest names them, and `log`
         is called with their number.
     """
-    if ink not in INKS:
-        raise UserError(f"unknown ink {ink!r}, known: {', '.join(INKS)}")
+    check_choice("ink", ink, INKS)
     if patch_size < 1 or patch_size**2 % 8:
         raise UserError(f"patch_size={patch_size}: its square must be a multiple of 8")
     if not page_regex:

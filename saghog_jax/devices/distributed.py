@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import RunError, UserError
+from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
 
 MODES = ("off", "auto", "explicit")
 PEER_FAILED = 4  # Exit status of a process that stops because another process has failed.
@@ -49,10 +49,7 @@ def initialize(config: ConfigDict) -> None:
         processes do not join in time.
     """
     global _watch
-    if config.mode not in MODES:
-        raise UserError(
-            f"unknown config.distributed.mode {config.mode!r}, known: {', '.join(MODES)}"
-        )
+    check_choice("config.distributed.mode", config.mode, MODES)
     if config.mode == "off":
         return
     # jax would catch SIGTERM; a run passes stop requests to the other processes in its updates.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 
 PRECISIONS = ("auto", "float32", "mixed")
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -23,10 +23,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: the precision is unknown.
     """
-    if config.precision not in PRECISIONS:
-        raise UserError(
-            f"unknown config.precision {config.precision!r}, known: {', '.join(PRECISIONS)}"
-        )
+    check_choice("config.precision", config.precision, PRECISIONS)
     if config.precision == "auto":
         config = config.copy_and_resolve_references()
         config.precision = "mixed" if _mixed_is_faster() else "float32"

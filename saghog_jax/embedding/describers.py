@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
 from saghog_jax.embedding.recipe import PageRecipe, default_recipe, read_recipe
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.models.build import (
     init_variables,
     init_writer_variables,
@@ -227,9 +227,8 @@ def compared_describers(
     Raises:
       UserError: an unknown name.
     """
-    unknown = sorted(set(names) - set(COMPARE))
-    if unknown:
-        raise UserError(f"unknown config.compare {unknown[0]!r}, known: {', '.join(COMPARE)}")
+    for name in names:
+        check_choice("config.compare", name, COMPARE)
     order = [name for name in ("pretrained", "random", *COMPARE[2:]) if name in names]
     describers = [checkpoint.compared(name, recipe) for name in order if name not in known]
     return [describer for describer in describers if describer is not None]

@@ -16,7 +16,7 @@ from saghog_jax.embedding import patch_whitening
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.embeddings import load_embeddings
@@ -234,7 +234,7 @@ def read_skipped(workdir: Path) -> list[tuple[str, str]]:
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
 
 class PageResult(NamedTuple):
@@ -36,7 +36,7 @@ def begin(folder: Path, input_digest: str) -> None:
     mark = folder / "input_digest.txt"
     if not mark.exists() or mark.read_text() != input_digest:
         shutil.rmtree(folder, ignore_errors=True)
-        with replacing(mark, "w") as file:
+        with atomic_write(mark, "w") as file:
             file.write(input_digest)
 
 

@@ -15,7 +15,7 @@ from saghog_jax.devices import distributed
 from saghog_jax.embedding.describers import PatchDescriber
 from saghog_jax.embedding.pooler import PagePooler, Pooling
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.masks import PageMask
 from saghog_jax.input_pipeline.sampling import evenly
@@ -40,10 +40,7 @@ def check(config: ConfigDict) -> None:
       UserError: an unknown mode, `load` without a file, too few samples.
     """
     section = config.patch_whitening
-    if section.mode not in MODES:
-        raise UserError(
-            f"unknown config.patch_whitening.mode {section.mode!r}, known: {', '.join(MODES)}"
-        )
+    check_choice("config.patch_whitening.mode", section.mode, MODES)
     if section.mode == "load" and not section.file:
         raise UserError(
             f"config.patch_whitening.mode=load needs config.patch_whitening.file: the {FILE} of an "

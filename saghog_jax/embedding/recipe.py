@@ -17,8 +17,8 @@ from saghog_jax.devices import precision
 from saghog_jax.embedding import sift
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.cutting.rules import published_rule
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.errors import UserError, check_choice
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.models.inputs import INPUTS
 from saghog_jax.retrieval.aggregate import POOLINGS, concatenate, l2_normalize, power_norm
 
@@ -42,9 +42,7 @@ class PartRecipe:
     weight: float
 
     def __post_init__(self) -> None:
-        if self.descriptor not in DESCRIPTORS:
-            known = ", ".join(DESCRIPTORS)
-            raise UserError(f"unknown descriptor {self.descriptor!r}, known: {known}")
+        check_choice("descriptor", self.descriptor, DESCRIPTORS)
         if not 0 < self.power <= 1:
             raise UserError(f"config.power={self.power} must lie in (0, 1]")
 
@@ -80,13 +78,10 @@ class PageRecipe:
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0 or len(set(self.scales)) < len(self.scales):
             raise UserError(f"config.scales={self.scales}: give different positive factors")
-        if self.pooling not in POOLINGS:
-            known = ", ".join(POOLINGS)
-            raise UserError(f"unknown config.pooling {self.pooling!r}, known: {known}")
+        check_choice("config.pooling", self.pooling, POOLINGS)
         if self.gmp_lambda <= 0:
             raise UserError(f"config.gmp_lambda={self.gmp_lambda} must be positive")
-        if self.input not in INPUTS:
-            raise UserError(f"unknown input {self.input!r}, known: {', '.join(INPUTS)}")
+        check_choice("input", self.input, INPUTS)
 
     @property
     def cutting_rule(self) -> Rule:
@@ -260,7 +255,7 @@ def finetuned_recipe(config: ConfigDict) -> PageRecipe:
 
 def write_recipe(recipe: PageRecipe, run_folder: Path) -> None:
     """Keeps the recipe in a run folder."""
-    with replacing(run_folder / FILE, "w") as file:
+    with atomic_write(run_folder / FILE, "w") as file:
         file.write(json.dumps(recipe.to_json(), indent=2) + "\n")
 
 

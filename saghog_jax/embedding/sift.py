@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 from saghog_jax.input_pipeline.sampling import evenly
@@ -144,7 +144,7 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
     folder.mkdir(parents=True, exist_ok=True)
     for kind in lacking:
         centres = sift_vlad.centres(_described(kind, store, chosen), words)
-        with replacing(folder / words_file(kind), "wb") as file:
+        with atomic_write(folder / words_file(kind), "wb") as file:
             np.save(file, centres, allow_pickle=False)
 
 

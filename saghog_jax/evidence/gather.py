@@ -21,15 +21,15 @@ from saghog_jax.embedding.encoder import (
 from saghog_jax.evidence.match import DescribedPage, Evidence, match_evidence
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
+from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.whitening import Whitening
-from saghog_jax.runs.metrics_log import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class _Pages:
     def read(self, queries: Iterable[int], gallery: Iterable[int]) -> None:
         """Cuts and describes pages; the pages that fail go to `failed`."""
         keys = {self._key(r, True) for r in queries} | {self._key(r, False) for r in gallery}
-        pace, finished = Pace(len(keys)), 0
+        timer, finished = ProgressTimer(len(keys)), 0
         for of_query in sorted({of_query for of_query, _ in keys}):
             source = self._compared.queries if of_query else self._compared.gallery
             rows = sorted(row for is_query, row in keys if is_query == of_query)
@@ -174,8 +174,9 @@ class _Pages:
                 except PageError as error:
                     self.failed[str(source.page_ids[row])] = str(error)
                 finished += 1
-                if due := pace.due(finished):
-                    logger.info(f"{finished:,}/{len(keys):,} pages  ETA {due[1]}")
+                if progress := timer.due(finished):
+                    eta = duration(progress.remaining)
+                    logger.info(f"{finished:,}/{len(keys):,} pages  ETA {eta}")
 
     def _cuts(
         self, source: Embeddings, rows: Sequence[int]
@@ -243,5 +244,5 @@ def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: i
         "query_side": evidence.query.side,
         "match_side": evidence.match.side,
     }
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez(file, **arrays)

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from saghog_jax.devices.precision import operand_dtype
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.mae import MaskedAutoencoder
 from saghog_jax.models.resnet import DEPTHS, ResNet
 from saghog_jax.models.targets import target_dim
@@ -26,8 +26,7 @@ def use_remat(config: ConfigDict) -> bool:
     Raises:
       UserError: the choice is unknown.
     """
-    if config.remat not in REMATS:
-        raise UserError(f"unknown config.remat {config.remat!r}, known: {', '.join(REMATS)}")
+    check_choice("config.remat", config.remat, REMATS)
     return config.remat == "blocks"
 
 

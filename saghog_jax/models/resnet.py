@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.arrays import AnyArray
 
 WIDTHS = (16, 32, 64)
@@ -102,8 +103,7 @@ class ResNet(nn.Module):
           ValueError: the size is unknown.
         """
         del dropout_keys
-        if self.size not in DEPTHS:
-            raise ValueError(f"unknown ResNet {self.size!r}, known: {', '.join(DEPTHS)}")
+        check_choice("ResNet", self.size, DEPTHS)
         x = nn.relu(_ConvNorm(WIDTHS[0], 1, self.dtype, name="stem")(images, train))
         for stage, features in enumerate(WIDTHS):
             for i in range(DEPTHS[self.size]):

@@ -6,6 +6,7 @@ Axis letters: b patches, l tokens, t target size, h w c image axes.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.hog import hog, hog_dim
 from saghog_jax.models.vit import patchify
@@ -73,5 +74,4 @@ def normalized_pixels(images: Float[AnyArray, "b h w c"], token_size: int) -> Fl
 
 
 def _check(kind: str) -> None:
-    if kind not in TARGETS:
-        raise ValueError(f"unknown target {kind!r}, known: {', '.join(TARGETS)}")
+    check_choice("target", kind, TARGETS)

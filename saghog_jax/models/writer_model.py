@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.layers import Dense, apply_dropout
 from saghog_jax.models.netrvlad import NetRVLAD, generalized_max_pool
@@ -49,10 +50,7 @@ class WriterModel(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        if self.descriptor not in DESCRIPTORS:
-            raise ValueError(
-                f"unknown descriptor {self.descriptor!r}, known: {', '.join(DESCRIPTORS)}"
-            )
+        check_choice("descriptor", self.descriptor, DESCRIPTORS)
         self.netrvlad = NetRVLAD(self.num_clusters, self.normalized, dtype=self.dtype)
         if self.descriptor == "gmp":
             self.ridge = self.param("ridge", nn.initializers.constant(GMP_RIDGE), (1,))

@@ -1,1 +1,1 @@
-"""What a person reads: HTML reports, tables, annotations."""
+"""Output for people: HTML reports, tables, annotations."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 
@@ -21,10 +21,13 @@ _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, CONTEXT)
 
 
 def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
-    """What was decided of pairs of page ids, from a decisions.csv that a report exported.
+    """Reads a decisions.csv that a report exported.
+
+    Returns:
+      the decision for each pair of page ids (query, match).
 
     Raises:
-      UserError: no such file, or no such table; names the line.
+      UserError: the file cannot be read, or a line is wrong; the message names the line.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -32,17 +35,17 @@ def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no decisions.csv ({error})") from None
-    found = {}
+        raise UserError(f"{path} is not a decisions.csv ({error})") from None
+    decisions = {}
     for line, row in enumerate(rows, start=2):
         decision = row.get("decision")
         if "query" not in row or "page" not in row or decision not in DECISIONS:
             raise UserError(
-                f"{path} line {line}: expected columns query, page and decision, the last one of "
-                f"{', '.join(DECISIONS)}; found {decision!r}"
+                f"{path} line {line}: expected the columns query, page and decision (one of "
+                f"{', '.join(DECISIONS)}); found the decision {decision!r}"
             )
-        found[row["query"], row["page"]] = decision
-    return found
+        decisions[row["query"], row["page"]] = decision
+    return decisions
 
 
 def write(
@@ -53,15 +56,15 @@ def write(
     shares: np.ndarray | None = None,
     decisions: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
-    """Writes an annotation page: one annotation a listed match, on the page that asked.
+    """Writes an annotation page: one annotation of the query for each match.
 
-    Its body names the page that was found, says rank, distance and (with `shares`) what the
-    calibration says of it, and the decision where there is one. A page that came from a IIIF
-    manifest is named by its canvas, any other by the path of its image relative to the file; a box
-    is a selector in pixels of the image.
+    The body of an annotation names the matching page, its rank and distance, with `shares` also the
+    calibrated fraction, and the decision if there is one. A page of a IIIF manifest is named by its
+    canvas, any other page by the path of its image relative to the file. A box becomes a selector
+    in pixels of the image.
 
     Args:
-      shares: [q, k], as in `tables.write_ranking`.
+      shares: [q, k], see `tables.write_ranking`.
     """
     decisions = decisions or {}
     items = []
@@ -70,17 +73,16 @@ def write(
         target = _resource(queries, row, path.parent)
         for i, (other, distance) in enumerate(ranking.hits(row)):
             page = str(gallery.page_ids[other])
-            said = f"rank {i + 1}, distance {distance:.4f}"
+            description = f"rank {i + 1}, distance {distance:.4f}"
             if gallery.writers[other]:
-                said += f", writer {gallery.writers[other]}"
+                description += f", writer {gallery.writers[other]}"
             if shares is not None and not np.isnan(shares[row, i]):
-                said += (
-                    f", {100 * shares[row, i]:.0f} % of the pairs at that distance by one writer"
-                )
-            found = _resource(gallery, other, path.parent)
-            if isinstance(found, str):
-                found = {"type": "SpecificResource", "source": found}
-            body = [{**found, "purpose": "linking"}, _text("describing", said)]
+                percent = f"{100 * shares[row, i]:.0f} %"
+                description += f", {percent} of the pairs at that distance by one writer"
+            match = _resource(gallery, other, path.parent)
+            if isinstance(match, str):
+                match = {"type": "SpecificResource", "source": match}
+            body = [{**match, "purpose": "linking"}, _text("describing", description)]
             decision = decisions.get((query, page))
             if decision is not None:
                 body.append(_text("assessing", decision))
@@ -95,7 +97,7 @@ def write(
             )
     name = uuid.uuid5(_NAMES, json.dumps([item["id"] for item in items])).urn
     content = {"@context": CONTEXT, "id": name, "type": "AnnotationPage", "items": items}
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.write("\n")
 

@@ -1,4 +1,4 @@
-"""metrics.json, per_query.csv, ranking.csv and the table on the screen."""
+"""The tables of an evaluation: metrics.json, per_query.csv, ranking.csv, and on the screen."""
 
 import csv
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.results import Result
 
 DEFINITIONS = {
-    "protocol": "leave one page out: every labelled page asks, all other pages answer",
+    "protocol": "leave one page out: a query is a labelled page, its gallery all other pages",
     "self": "removed by page_id",
     "ap": "mean over the relevant pages of j / rank of the j-th, equal distances by row",
     "distance": "1 - cosine similarity (orders as Euclidean distance on unit vectors)",
@@ -25,23 +25,26 @@ CORRECT = {"right": "1", "wrong": "0", "unknown": ""}
 
 
 def write_per_query(path: Path, pages: Embeddings, e: metrics.Evaluation) -> None:
-    """One line a page, `status` `scored`, `no partner` or `no label`."""
-    with replacing(path, "w") as file:
+    """Writes one line a page; `status` is `scored`, `no partner` or `no label`.
+
+    The status `no partner` means that the gallery has no relevant page.
+    """
+    with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         hits = [f"hits@{k}" for k in e.ks]
         header = ["query", "writer", "page", "status", "relevant", "gallery", "ap", "ndcg"]
         writer.writerow([*header, "first_rank", *hits])
         scored = {int(row): i for i, row in enumerate(e.rows)}
-        lonely = set(e.without_relevant.tolist())
+        without_relevant = set(e.without_relevant.tolist())
         for row in range(len(pages)):
-            known = [pages.page_ids[row], pages.writers[row], pages.pages[row]]
+            names = [pages.page_ids[row], pages.writers[row], pages.pages[row]]
             i = scored.get(row)
             if i is None:
-                status = "no partner" if row in lonely else "no label"
-                writer.writerow([*known, status, *[""] * (5 + len(hits))])
+                status = "no partner" if row in without_relevant else "no label"
+                writer.writerow([*names, status, *[""] * (5 + len(hits))])
                 continue
             figures = [e.relevant[i], e.gallery[i], f"{e.ap[i]:.6f}", f"{e.ndcg[i]:.6f}"]
-            writer.writerow([*known, "scored", *figures, e.first[i], *e.hits[i]])
+            writer.writerow([*names, "scored", *figures, e.first[i], *e.hits[i]])
 
 
 def write_ranking(
@@ -51,12 +54,13 @@ def write_ranking(
     ranking: Ranking,
     shares: np.ndarray | None = None,
 ) -> None:
-    """The nearest pages of every query; `correct` 1 or 0, empty where a label is unknown.
+    """Writes the nearest pages of every query; `correct` is 1, 0, or empty for unknown labels.
 
     Args:
-      shares: [q, k], adds the column `same_writer_share` (empty for NaN).
+      shares: [q, k], fraction of same-writer pairs at the distance of each match. Adds the column
+        `same_writer_share`, which is empty for NaN.
     """
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         header = ["query", "rank", "page", "writer", "distance", "correct"]
         writer.writerow(header if shares is None else [*header, "same_writer_share"])
@@ -73,7 +77,7 @@ def write_ranking(
 def write_metrics(
     path: Path, config: ConfigDict, main: Embeddings, results: Sequence[Result], labels: np.ndarray
 ) -> None:
-    """All figures, what they mean, and those of each writer (or page) for the last result."""
+    """Writes all metrics, their definitions, and the metrics of each label of the last result."""
     content = {
         "definitions": {
             **DEFINITIONS,
@@ -96,7 +100,7 @@ def write_metrics(
             per_label_rows(main, results[-1].evaluation, labels, config.relevance)
         ),
     }
-    with replacing(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -104,7 +108,7 @@ def write_metrics(
 def per_label_rows(
     pages: Embeddings, evaluation: metrics.Evaluation, labels: np.ndarray, relevance: str
 ) -> list[tuple[str, dict[str, float | int]]]:
-    """Name and figures of each writer (or page) that asks, the hardest first."""
+    """Name and metrics of each label (writer or page) with queries, lowest mAP first."""
     first = dict(zip(labels[::-1].tolist(), range(len(labels) - 1, -1, -1), strict=True))
     rows = []
     for code, figures in metrics.per_label(evaluation, labels).items():
@@ -115,20 +119,22 @@ def per_label_rows(
 
 
 def describe(results: Sequence[Result], labels: np.ndarray) -> list[str]:
-    """Lines for the screen: remarks about labels, and the aligned table of figures."""
+    """Lines for the screen: remarks about labels, and the aligned table of metrics."""
     known, figures = labels[labels >= 0], results[-1].figures
     lines = []
     if not len(known):
-        lines.append("no page has a label: ranking and report are written, without figures")
+        lines.append("no page has a label: ranking and report are written, without metrics")
     elif not figures["queries"]:
-        lines.append("no page has a partner of the same label: ranking and report without figures")
+        lines.append("no page has a relevant page: ranking and report are written, without metrics")
     elif len(known) == len(labels) and (known == known[0]).all():
-        lines.append("all pages share one label: every ranking is right, whatever the descriptors")
+        lines.append(
+            "all pages have the same label: every ranking is correct, whatever the descriptors"
+        )
     if figures["queries"]:
         lines += _table(results)
     if figures["queries"] and figures["queries_without_partner"]:
-        lonely = figures["queries_without_partner"]
-        lines.append(f"{lonely} labelled pages have no partner and are not among the queries")
+        without_relevant = figures["queries_without_partner"]
+        lines.append(f"{without_relevant} labelled pages have no relevant page and are not queries")
     return lines
 
 
@@ -141,7 +147,7 @@ def _table(results: Sequence[Result]) -> list[str]:
         interval = "" if np.isnan(low) else f"{low:.3f}-{high:.3f}"
         figures = (f"{r.figures['map']:.3f}", interval, f"{r.figures[top]:.3f}")
         rows.append((r.name, r.whitening, r.reranking, *figures, str(r.figures["queries"])))
-    # A column that says the same nothing in every row is left out.
+    # The column of re-ranking is left out if no row is re-ranked.
     shown = [i for i in range(7) if i != 2 or any(r.reranking != "none" for r in results)]
     widths = {i: max(len(row[i]) for row in rows) for i in shown}
     return [

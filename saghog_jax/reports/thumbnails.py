@@ -1,4 +1,4 @@
-"""Small pictures of pages as data URIs; a page whose image cannot be read gets a reason instead."""
+"""Small pictures of pages as data URIs; unreadable images are reported with their reason."""
 
 import base64
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.retrieval.embeddings import Embeddings
 
-# WebP at this quality takes half the bytes of a JPEG that looks as good.
+# WebP of this quality has half the size of a JPEG that looks the same.
 _QUALITY = 45
 
 
 def thumbnails(
     pages: Embeddings, rows: Iterable[int], side: int, max_pixels: int
 ) -> dict[int, dict]:
-    """For each row `{"image": data URI, "size": [w, h] of the page}`, or `{"missing": reason}`.
+    """The picture of each row: `{"image": data URI, "size": [w, h]}`, or `{"missing": reason}`.
 
     Args:
-      side: longer side of the picture in pixels; smaller pages keep their size.
+      side: longer side of a picture in pixels; smaller pages keep their size.
       max_pixels: larger images are not decoded.
     """
-    made: dict[int, dict] = {}
-    # Boxes of one image one after the other, so that it is decoded once.
+    pictures: dict[int, dict] = {}
+    # Sorted by path, so that an image with several boxes is decoded once.
     image: np.ndarray | None = None
     opened: Path | None = None
     reason = ""
@@ -38,10 +38,10 @@ def thumbnails(
                 reason = str(error)
         part = None if image is None else _crop(image, pages.box(row))
         if part is None:
-            made[row] = {"missing": reason or "box outside of the image"}
+            pictures[row] = {"missing": reason or "box outside of the image"}
         else:
-            made[row] = {"image": data_uri(part, side), "size": part.shape[1::-1]}
-    return made
+            pictures[row] = {"image": data_uri(part, side), "size": part.shape[1::-1]}
+    return pictures
 
 
 def _crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarray | None:
@@ -53,7 +53,7 @@ def _crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarra
 
 
 def data_uri(image: np.ndarray, side: int) -> str:
-    """A picture uint8 [h, w, 3] as a WebP in a data URI, its longer side at most `side` pixels."""
+    """The data URI of a picture uint8 [h, w, 3] as WebP, at most `side` pixels high and wide."""
     h, w = image.shape[:2]
     factor = side / max(h, w)
     if factor < 1:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from saghog_jax.input_pipeline.errors import check_choice
+
 Array = np.ndarray | jax.Array
 
 POOLINGS = ("sum", "mean", "max", "lse", "gmp")
@@ -105,8 +107,7 @@ class PagePool:
     """
 
     def __init__(self, mode: str, width: int, gmp_lambda: float = 1.0) -> None:
-        if mode not in POOLINGS:
-            raise ValueError(f"unknown pooling {mode!r}, known: {', '.join(POOLINGS)}")
+        check_choice("pooling", mode, POOLINGS)
         if gmp_lambda <= 0:
             raise ValueError(f"gmp_lambda {gmp_lambda} must be positive")
         if mode == "gmp" and width > GMP_MAX_WIDTH:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import (
     BOX,
     FORMAT_VERSION,
@@ -105,14 +105,14 @@ def _write_pages(folder: Path, pages: Sequence) -> None:
         "page_ids": np.array([page.page_id for page in pages], dtype=np.str_),
     }
     for name, array in arrays.items():
-        with replacing(folder / f"{name}.npy", "wb") as file:
+        with atomic_write(folder / f"{name}.npy", "wb") as file:
             np.save(file, array, allow_pickle=False)
-    with replacing(folder / "manifest.csv", "w") as file:
+    with atomic_write(folder / "manifest.csv", "w") as file:
         _write_rows(file, pages)
 
 
 def _write_meta(folder: Path, meta: Mapping) -> None:
-    with replacing(folder / "meta.json", "w") as file:
+    with atomic_write(folder / "meta.json", "w") as file:
         json.dump(meta, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -120,7 +120,7 @@ def _write_meta(folder: Path, meta: Mapping) -> None:
 def _write_blocks(folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarray) -> int:
     """Writes embeddings.npy block by block and returns its width."""
     rows, dim = 0, 0
-    with replacing(folder / "embeddings.npy", "wb") as file:
+    with atomic_write(folder / "embeddings.npy", "wb") as file:
         for block in blocks:
             block = np.ascontiguousarray(block, np.float32)
             if not rows:

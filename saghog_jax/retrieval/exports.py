@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.errors import check_choice
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.embeddings import Embeddings
 
 FORMATS = ("npz", "parquet")
@@ -29,10 +29,9 @@ def write(embeddings: Embeddings, file_format: str) -> Path:
     Raises:
       UserError: the format is unknown.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"unknown export format {file_format!r}, known: {', '.join(FORMATS)}")
+    check_choice("export format", file_format, FORMATS)
     path = embeddings.folder / f"embeddings.{file_format}"
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         if file_format == "npz":
             _write_npz(file, embeddings)
         else:

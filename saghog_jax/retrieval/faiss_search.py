@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 # Rows added to the index at a time: 256 MiB at width 512.
@@ -119,6 +119,6 @@ def _index(
     index_file.parent.mkdir(parents=True, exist_ok=True)
     identity_file.unlink(missing_ok=True)
     faiss.write_index(index, str(index_file))
-    with replacing(identity_file, "w") as file:
+    with atomic_write(identity_file, "w") as file:
         json.dump(identity, file)
     return index

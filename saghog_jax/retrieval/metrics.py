@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.retrieval.ranking import ScoreRows, chunks, hide_own
 from saghog_jax.retrieval.relevant_ranks import Members, count_ranks
 
@@ -127,8 +128,7 @@ def summarize(evaluation: Evaluation, convention: str = "partners") -> dict[str,
     Raises:
       ValueError: the convention is unknown.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown convention {convention!r}, known: {', '.join(CONVENTIONS)}")
+    check_choice("convention", convention, CONVENTIONS)
     e = evaluation
     counts = {
         "queries": len(e.rows),

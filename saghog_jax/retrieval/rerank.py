@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy import sparse
 
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.metrics import evaluate, summarize
 from saghog_jax.retrieval.ranking import (
@@ -56,8 +57,7 @@ def rerank(
       ValueError: the method is unknown, a parameter is outside of its range, or `sequential` is
         used with another method or with groups.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown re-ranking {method!r}, known: {', '.join(METHODS)}")
+    check_choice("re-ranking", method, METHODS)
     x = np.asarray(x, np.float32)
     own_params = {name: params[name] for name in GRID.get(method, {})}
     for name, value in own_params.items():

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy import linalg
 
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.errors import UserError, check_choice
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.retrieval.aggregate import l2_normalize
 
 MODES = ("none", "transductive", "inductive")
@@ -113,8 +113,7 @@ def fit(
     p, d = x.shape
     if not 1 <= dim <= min(p - 1, d):
         raise ValueError(f"dim {dim} for {p} pages of width {d}; at most {min(p - 1, d)}")
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}, known: {', '.join(SOLVERS)}")
+    check_choice("solver", solver, SOLVERS)
     if solver == "auto":
         exact = "gram" if p <= d else "covariance"
         solver = exact if min(p, d) <= _EXACT_UP_TO else "randomized"
@@ -153,7 +152,7 @@ def save(whitening: Whitening, path: str | os.PathLike, checkpoint: str = "") ->
     Args:
       checkpoint: digest of the model of the descriptors.
     """
-    with replacing(Path(path), "wb") as file:
+    with atomic_write(Path(path), "wb") as file:
         np.savez(file, **whitening._asdict(), checkpoint=np.str_(checkpoint))
 
 

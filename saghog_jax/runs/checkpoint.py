@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
 from saghog_jax.devices.sharding import shard_like
-from saghog_jax.input_pipeline.errors import RunError, UserError
-from saghog_jax.runs.checksums import damage, write_checksums
+from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
+from saghog_jax.runs.checksums import find_corruption, write_checksums
 from saghog_jax.runs.older_configs import read_run_config
 from saghog_jax.runs.train_state import TrainState
 
@@ -212,7 +212,7 @@ def newest_undamaged(run_folder: Path, say: bool = True, move_away: bool = False
     newest = -1
     if distributed.is_main():
         for step in sorted(_steps(run_folder), reverse=True):
-            reason = damage(run_folder, step)
+            reason = find_corruption(run_folder, step)
             if not reason:
                 newest = step
                 break
@@ -272,8 +272,7 @@ def load_variables(
     Raises:
       UserError: there is no checkpoint, it is damaged, or it is of another kind.
     """
-    if which not in CHOICES:
-        raise UserError(f"unknown checkpoint {which!r}, known: {', '.join(CHOICES)}")
+    check_choice("checkpoint", which, CHOICES)
     commands = " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
     step = newest_undamaged(run_folder)
     if step is None:
@@ -291,7 +290,7 @@ def load_variables(
                 f"{run_folder} has no best checkpoint, because it was trained without "
                 "config.validation; take the last one"
             )
-        reason = damage(run_folder, step)
+        reason = find_corruption(run_folder, step)
         if reason:
             raise UserError(f"the best checkpoint {step} in {run_folder} is damaged ({reason})")
         meta = read_meta(run_folder, step)

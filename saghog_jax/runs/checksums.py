@@ -1,43 +1,45 @@
-"""Checksums of checkpoints: files `checksums/N.json` beside `checkpoints/N`, of all its files."""
+"""Checksums: `checksums/N.json` lists the SHA-256 of each file of `checkpoints/N`."""
 
 import hashlib
 import json
 from pathlib import Path
 
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 
-# Orbax writes times into this file, as the last thing it does.
+# Orbax writes times into this file after everything else.
 _TIMES = "_CHECKPOINT_METADATA"
 
 
 def write_checksums(run_folder: Path, step: int) -> None:
-    """Writes those of a checkpoint that is about to get its name, and removes outlived ones.
+    """Writes the checksums of a checkpoint before its final rename, and removes outdated ones.
 
     Raises:
       OSError: the disk is full.
     """
-    (written,) = (run_folder / "checkpoints").glob(f"{step}.*tmp*")
-    with replacing(_path(run_folder, step), "w") as file:
-        json.dump(_sums(written), file, indent=1, sort_keys=True)
+    (temporary,) = (run_folder / "checkpoints").glob(f"{step}.*tmp*")
+    with atomic_write(_path(run_folder, step), "w") as file:
+        json.dump(_sums(temporary), file, indent=1, sort_keys=True)
     for path in (run_folder / "checksums").glob("*.json"):
         if path.stem != str(step) and not (run_folder / "checkpoints" / path.stem).is_dir():
             path.unlink(missing_ok=True)
 
 
-def damage(run_folder: Path, step: int) -> str:
-    """What is wrong with a checkpoint; empty where its files are those that were written.
+def find_corruption(run_folder: Path, step: int) -> str:
+    """Compares a checkpoint with its checksums.
 
-    A checkpoint without checksums (made elsewhere, or copied alone) is taken as whole.
+    Returns:
+      a description of the first difference; empty if the files are unchanged. A checkpoint without
+      checksums (of another program, or copied alone) counts as unchanged.
     """
     path = _path(run_folder, step)
     if not path.exists():
         return ""
-    wanted = json.loads(path.read_text())
-    found = _sums(run_folder / "checkpoints" / str(step))
-    for name, digest in wanted.items():
-        if name not in found:
+    recorded = json.loads(path.read_text())
+    current = _sums(run_folder / "checkpoints" / str(step))
+    for name, digest in recorded.items():
+        if name not in current:
             return f"{name} is missing"
-        if found[name] != digest:
+        if current[name] != digest:
             return f"{name} has changed"
     return ""
 

@@ -22,10 +22,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.runs.older_configs import read_config_json, upgrade_config
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def write_config(config: ConfigDict, folder: Path) -> None:
     """Writes config.json if it does not exist."""
     path = folder / "config.json"
     if not path.exists():
-        with replacing(path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(config.to_json(indent=2, sort_keys=True) + "\n")
 
 
@@ -106,13 +107,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _flat(config: dict) -> dict[str, object]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`, without the fields that may change."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if key in _FREE_FIELDS:
-            continue
-        if isinstance(value, dict):
-            free = _FREE_SUBFIELDS.get(key, ())
-            flat |= {f"{key}.{k}": v for k, v in _flat(value).items() if k not in free}
-        else:
-            flat[key] = value
-    return flat
+    return {
+        ".".join(path): value for path, value in flatten_dict(config).items() if not _is_free(path)
+    }
+
+
+def _is_free(path: tuple[str, ...]) -> bool:
+    if any(name in _FREE_FIELDS for name in path):
+        return True
+    sections = enumerate(path[:-1], start=1)
+    return any(".".join(path[i:]) in _FREE_SUBFIELDS.get(name, ()) for i, name in sections)

@@ -1,4 +1,4 @@
-"""What a run tells: a line of metrics a logged step, on the screen, in metrics.jsonl, in sinks."""
+"""The metrics of a run: a line for each logged step in metrics.jsonl, on the screen, in sinks."""
 
 import contextlib
 import json
@@ -13,44 +13,18 @@ import jax
 
 from saghog_jax.devices import distributed
 from saghog_jax.input_pipeline.errors import RunError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.progress import duration
 from saghog_jax.runs.trackers import Sink
 
 logger = logging.getLogger(__name__)
 
-_PACE_SECONDS = 10.0
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1m15s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
-class Pace:
-    """When it is time to say how far a work of `total` pieces is: every ten seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._began = self._last = time.monotonic()
-
-    def due(self, done: int) -> tuple[float, str] | None:
-        """Seconds since the beginning, and how long the rest will take; None if not now."""
-        now = time.monotonic()
-        if now - self._last <= _PACE_SECONDS or done >= self._total:
-            return None
-        self._last = now
-        spent = now - self._began
-        return spent, duration(spent / done * (self._total - done))
-
 
 class MetricsLog:
-    """metrics.jsonl of a run, its progress lines, and what else takes its numbers.
+    """Writes metrics.jsonl of a run, its progress lines, and the same numbers to sinks.
 
-    Lines of steps after `start_step` are dropped when a run goes on: those steps happen again.
+    When a run continues, lines of steps after `start_step` are dropped, because these steps are
+    repeated.
     """
 
     def __init__(
@@ -63,36 +37,36 @@ class MetricsLog:
     ) -> None:
         self._path = run_folder / "metrics.jsonl"
         self._total, self._global_batch_size = total_steps, global_batch_size
-        # Of several processes one tells what all have done.
+        # One process reports for all.
         self._silent = not distributed.is_main()
         if self._path.exists() and not self._silent:
             kept = [s for s in self._path.read_text().splitlines() if _step(s) <= start_step]
-            with replacing(self._path, "w") as file:
+            with atomic_write(self._path, "w") as file:
                 file.write("".join(line + "\n" for line in kept))
         self._last_step, self._last_time, self._waited = start_step, time.monotonic(), 0.0
         self._sinks = sinks
 
     def close(self) -> None:
-        """Lets the sinks write what they still hold."""
+        """Closes the sinks, which write their remaining numbers."""
         for sink in self._sinks:
-            # That a disk is full has been said when it was found.
+            # A full disk has been reported already.
             with contextlib.suppress(OSError):
                 sink.close()
 
     def waited_for_data(self, seconds: float) -> None:
-        """Counts time in which a step had no batch yet."""
+        """Counts seconds in which a step waited for its batch."""
         self._waited += seconds
 
     def restart_clock(self, step: int) -> None:
-        """Leaves what happened so far (compilation, saving) out of the next rate."""
+        """Excludes the time until now (compilation, saving) from the next rate."""
         self._last_step, self._last_time, self._waited = step, time.monotonic(), 0.0
 
     def leave_out(self, seconds: float) -> None:
-        """Leaves seconds in which no update ran (evaluation, saving) out of the next rate."""
+        """Excludes seconds without updates (evaluation, saving) from the next rate."""
         self._last_time += seconds
 
     def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Writes and prints what was found on held-out pages after update `step`."""
+        """Writes and shows the metrics of held-out pages after update `step`."""
         if not self._silent:
             self._append(step, figures)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -109,7 +83,7 @@ class MetricsLog:
             raise RunError(f"{place} could not be written: {error.strerror}") from None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes and prints the metrics of update `step`."""
+        """Writes and shows the metrics of update `step`."""
         if self._silent:
             return
         elapsed = max(time.monotonic() - self._last_time, 1e-9)
@@ -117,8 +91,8 @@ class MetricsLog:
         rate = steps * self._global_batch_size / elapsed
         wait = self._waited / elapsed
         memory = memory_gib()
-        told = {"patches_per_second": rate, "data_wait_share": wait, "memory_gib": memory}
-        self._append(step, metrics | told)
+        speed = {"patches_per_second": rate, "data_wait_share": wait, "memory_gib": memory}
+        self._append(step, metrics | speed)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         eta = duration((self._total - step) * elapsed / max(steps, 1))
         width = len(str(self._total))
@@ -130,8 +104,8 @@ class MetricsLog:
 
 
 def memory_gib() -> float:
-    """The most memory that was in use so far, in GiB: of the first device of this process, or of
-    the process itself where devices do not tell, as CPUs do not."""
+    """The peak memory so far in GiB: of the first device of this process, or of the process itself
+    if the device does not report its memory (CPUs do not)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30
@@ -140,7 +114,7 @@ def memory_gib() -> float:
 
 
 def _step(line: str) -> float:
-    """The step of a metrics line; a torn line, as a kill leaves it, counts as never written."""
+    """The step of a line; infinity for an incomplete line, as a killed process leaves it."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):

@@ -1,4 +1,4 @@
-"""Pictures of what the masked autoencoder sees and predicts, and of what finetuning calls a class.
+"""Pictures of the input and the predictions of a masked autoencoder, and of finetuning classes.
 
 Pictures are uint8 [h, w, 3], 255 is white. Axis letters: n patches, l tokens, t target size, s side
 of a patch in pixels, g tokens a side.
@@ -11,18 +11,24 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-GAP = 4  # Pixels between the pictures of a grid.
-SCALE = 5  # Pixels of a picture a pixel of a patch.
-_LINE = 0.9  # Length of a glyph's lines, of its cell.
-_BETWEEN = 208  # Grey between pictures.
-_REMOVED = 0.75  # Grey of a token that the encoder does not see.
+GAP = 4  # pixels between the pictures of a grid
+SCALE = 5  # pixels of a picture for one pixel of a patch
+_LINE = 0.9  # length of a stroke, as a fraction of its cell
+_BETWEEN = 208  # grey between pictures
+_REMOVED = 0.75  # grey of removed tokens
 
 
 class Picture(NamedTuple):
-    """A picture of a report: its file, what it shows in a sentence, and what its columns are."""
+    """A picture of a report.
+
+    description: a sentence about its content.
+    png: the bytes of the file.
+    width: in pixels.
+    columns: headings of its columns.
+    """
 
     title: str
-    says: str
+    description: str
     png: bytes
     width: int
     columns: Sequence[str] = ()
@@ -36,12 +42,12 @@ def reconstruction(
     predicted: np.ndarray,
     config: ConfigDict,
 ) -> Picture:
-    """What a masked autoencoder saw of some patches, what it was to predict, what it predicted.
+    """Draws some patches with their visible tokens, the targets, and the predictions.
 
     Args:
       images: float [n, s, s, 3]; `binary`: [n, s, s, 1], 1 = paper; both in [0, 1].
       mask: [n, l], 1 = removed; `target`, `predicted`: [n, l, t].
-      config: of a pretraining run.
+      config: the config of a pretraining run.
     """
     token, target_name = config.model.token_size, config.target.replace("_", " of the ")
 
@@ -53,47 +59,51 @@ def reconstruction(
     columns = {
         "patch": enlarge(images),
         "ink": enlarge(binary),
-        "tokens seen": visible(images, mask),
+        "visible tokens": visible(images, mask),
         "target": draw(target),
-        "predicted": draw(predicted),
-        "predicted where unseen": draw(np.where(mask[..., None] > 0, predicted, target)),
+        "prediction": draw(predicted),
+        "prediction of removed tokens": draw(np.where(mask[..., None] > 0, predicted, target)),
     }
     error = np.square(predicted - target).mean(-1)[mask > 0].mean()
     mean = target.mean((0, 1))
-    blind = np.square(mean - target).mean(-1)[mask > 0].mean()
-    says = (
-        f"The encoder saw {1 - mask.mean():.0%} of the tokens and predicted the target "
-        f"({target_name}) of all. Mean squared error of the unseen ones {error:.4f}; the mean "
-        f"target everywhere would have {blind:.4f}."
+    baseline = np.square(mean - target).mean(-1)[mask > 0].mean()
+    description = (
+        f"The encoder saw {1 - mask.mean():.0%} of the tokens, and the decoder predicted the "
+        f"target ({target_name}) of all. Mean squared error of the removed tokens: {error:.4f}; "
+        f"the mean target as prediction has {baseline:.4f}."
     )
     picture = grid([list(row) for row in zip(*columns.values())])
-    return Picture("Reconstruction", says, png(picture), picture.shape[1], tuple(columns))
+    return Picture("Reconstruction", description, png(picture), picture.shape[1], tuple(columns))
 
 
 def classes(images: np.ndarray, names: Sequence[str], what: str) -> Picture:
-    """Patches that finetuning was told to belong together, a class a row.
+    """Draws patches of some classes of finetuning, one class a row.
 
     Args:
       images: float [classes, m, s, s, 3] in [0, 1].
-      names: of the classes; `what`: what a class is.
+      names: names of the classes.
+      what: what a class is, such as clusters.
     """
     picture = grid([list(enlarge(row, 2)) for row in images])
-    says = f"{len(images[0])} patches of each of {len(names)} classes ({what}): {', '.join(names)}."
-    return Picture("Classes", says, png(picture), picture.shape[1])
+    description = (
+        f"{len(images[0])} patches of each of {len(names)} classes ({what}): {', '.join(names)}."
+    )
+    return Picture("Classes", description, png(picture), picture.shape[1])
 
 
 def hog_glyphs(
     target: np.ndarray, token_size: int, cell_size: int, num_bins: int, scale: int = SCALE
 ) -> np.ndarray:
-    """HOG as strokes: in each cell a line a bin, along the edges it counts, as dark as it is full.
+    """Draws HOG as strokes: a line for each bin of a cell, along its edges, darker for more counts.
 
-    A gradient that points to theta (from +x to +y, which is down) belongs to bin
-    floor((90 - theta) mod 180 / (180 / num_bins)); the stroke is drawn across it, at theta + 90
-    degrees of the middle of the bin.
+    A gradient with the direction theta (from +x to +y, which points down) belongs to the bin
+    floor((90 - theta) mod 180 / (180 / num_bins)). Its stroke is perpendicular: theta + 90 degrees
+    for the centre of the bin.
 
     Args:
-      target: float [n, l, t], tokens row by row, each bin-major, as `hog.hog` gives them.
-      token_size, cell_size: in pixels; scale: pixels of the picture a pixel.
+      target: float [n, l, t], tokens row by row, each bin-major, as `hog.hog` returns them.
+      token_size, cell_size: in pixels.
+      scale: pixels of the picture for one pixel of a patch.
 
     Returns:
       [n, s * scale, s * scale, 3].
@@ -108,7 +118,7 @@ def hog_glyphs(
 
 
 def _strokes(num_bins: int, cell: int) -> np.ndarray:
-    """A line through the middle of a cell for each bin, float [num_bins, cell, cell], 1 = ink."""
+    """The stroke of each bin in its cell: float [num_bins, cell, cell], 1 = ink."""
     lines, middle, bits = [], (cell - 1) / 2, 4
     for number in range(num_bins):
         angle = np.deg2rad(180 - (number + 0.5) * 180 / num_bins)
@@ -121,7 +131,7 @@ def _strokes(num_bins: int, cell: int) -> np.ndarray:
 
 
 def pixel_tokens(target: np.ndarray, token_size: int, scale: int = SCALE) -> np.ndarray:
-    """Normalised pixels [n, l, token_size^2 * 3] in their places, two deviations a half range.
+    """Draws normalised pixels [n, l, token_size^2 * 3]; -2 and 2 deviations are black and white.
 
     Returns:
       [n, s * scale, s * scale, 3].
@@ -134,7 +144,7 @@ def pixel_tokens(target: np.ndarray, token_size: int, scale: int = SCALE) -> np.
 
 
 def visible(images: np.ndarray, mask: np.ndarray, scale: int = SCALE) -> np.ndarray:
-    """Patches with their removed tokens greyed out.
+    """Draws patches with grey in place of the removed tokens.
 
     Args:
       images: float [n, s, s, 3] in [0, 1].
@@ -150,7 +160,7 @@ def visible(images: np.ndarray, mask: np.ndarray, scale: int = SCALE) -> np.ndar
 
 
 def enlarge(images: np.ndarray, scale: int = SCALE) -> np.ndarray:
-    """Images float [n, s, s, 1 or 3] in [0, 1], every pixel `scale` times as large."""
+    """Images float [n, s, s, 1 or 3] in [0, 1] as pictures, enlarged by `scale`."""
     large = images.repeat(scale, 1).repeat(scale, 2)
     return (np.broadcast_to(large, (*large.shape[:3], 3)) * 255).round().astype(np.uint8)
 
@@ -160,7 +170,7 @@ def _grey(images: np.ndarray) -> np.ndarray:
 
 
 def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Pictures of one size in rows, on grey."""
+    """Arranges pictures of equal size in rows, on grey."""
     h, w, _ = rows[0][0].shape
     columns = max(map(len, rows))
     page = np.full((len(rows) * (h + GAP) - GAP, columns * (w + GAP) - GAP, 3), _BETWEEN, np.uint8)
@@ -171,5 +181,5 @@ def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """The file of a picture."""
+    """Encodes a picture as a PNG file."""
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()

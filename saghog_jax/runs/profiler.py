@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Writes PROFILE/ of a run folder while the steps that `span` names are under way.
+    """Writes `profile/` of a run folder during the steps of `span`.
 
     Args:
-      span: `FIRST,LAST`, steps counted from 1; empty: nothing is traced.
+      span: `FIRST,LAST`, steps counted from 1; empty for no trace.
       folder: the run folder.
 
     Raises:
-      UserError: no such span.
+      UserError: `span` is not two ascending steps.
     """
 
     def __init__(self, span: str, folder: Path) -> None:
@@ -27,19 +27,19 @@ class Profiler:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Called before update `step` is given to the device."""
+        """Must be called before update `step` is dispatched."""
         if step == self._first:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
             self._running = True
 
     def after(self, step: int, result: object) -> None:
-        """Called when update `step`, which gives `result`, has been given to the device."""
+        """Must be called after update `step` is dispatched; `result` is its output."""
         if self._running and step == self._last:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Ends a running trace."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
@@ -51,8 +51,10 @@ def _parse(span: str) -> tuple[int, int]:
         return 0, 0
     parts = span.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"config.profile={span!r} is not FIRST,LAST, two steps such as 10,20")
+        raise UserError(f"config.profile={span!r} must be FIRST,LAST, two steps such as 10,20")
     first, last = (int(part) for part in parts)
     if not 1 <= first <= last:
-        raise UserError(f"config.profile={span!r}: steps are counted from 1, the first comes first")
+        raise UserError(
+            f"config.profile={span!r}: steps are counted from 1, and FIRST must not exceed LAST"
+        )
     return first, last

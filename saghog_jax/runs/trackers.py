@@ -1,7 +1,7 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard events, Weights & Biases.
+"""Sinks of metrics besides metrics.jsonl: TensorBoard events, and Weights & Biases.
 
-TensorBoard events need no TensorFlow. Weights & Biases is the extra `[wandb]`, off unless a project
-is named, and offline unless told otherwise.
+TensorBoard events are written without TensorFlow. Weights & Biases needs the extra `[wandb]`. It is
+off unless the config names a project, and offline by default.
 """
 
 import json
@@ -13,35 +13,35 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 
 WANDB_MODES = ("offline", "online")
 TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Sink(Protocol):
-    """Takes the numbers of logged steps."""
+    """Receives the numbers of logged steps."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the numbers of update `step`."""
+        """Receives the numbers of update `step`."""
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes the remaining numbers."""
 
 
 def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
-    """The sinks that a training config asks for.
+    """Opens the sinks of a training config.
 
     Args:
       config: `tensorboard` and `wandb` of `saghog_jax.configs.training.run_config`.
       folder: the run folder.
-      start_step: what was written of later steps does not count any more: they happen again.
+      start_step: numbers of later steps are discarded, because these steps are repeated.
 
     Raises:
-      UserError: an unknown mode of Weights & Biases, or it is not installed.
+      UserError: the mode of Weights & Biases is unknown, or the package is not installed.
     """
     sinks: list[Sink] = []
-    # First what can be refused: nothing is left open then.
+    # Weights & Biases can fail, so it comes first: then no other sink is open.
     if config.wandb.project:
         sinks.append(_WeightsAndBiases(config, folder))
     if config.tensorboard:
@@ -50,8 +50,11 @@ def open_sinks(config: ConfigDict, folder: Path, start_step: int) -> list[Sink]:
 
 
 class _TensorBoard:
-    """Writes events at once: tensorboardX's own writer hands them to a thread, and a run would wait
-    for ever for one that has ended, by a full disk or a clock that jumps."""
+    """Writes events immediately.
+
+    The writer of tensorboardX uses a thread. After a full disk or a jump of the clock that thread
+    has ended, and a run would wait for it forever.
+    """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -62,7 +65,7 @@ class _TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".{start_step}")
         if start_step:
-            # TensorBoard then forgets what it has of these steps and later ones.
+            # TensorBoard then discards its events of this step and later ones.
             begin = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=start_step + 1, session_log=begin))
 
@@ -79,13 +82,10 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, config: ConfigDict, folder: Path) -> None:
-        if config.wandb.mode not in WANDB_MODES:
-            raise UserError(
-                f"unknown config.wandb.mode {config.wandb.mode!r}, known: {', '.join(WANDB_MODES)}"
-            )
+        check_choice("config.wandb.mode", config.wandb.mode, WANDB_MODES)
         try:
             with warnings.catch_warnings():
-                # Its own use of what others have deprecated is not ours to mend.
+                # wandb uses deprecated functions of other packages.
                 warnings.simplefilter("ignore")
                 import wandb
         except ImportError:

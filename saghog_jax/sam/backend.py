@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import precision
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, unknown_choice
 from saghog_jax.input_pipeline.regions import sam_rules
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.sam.frames import normalised
@@ -80,9 +80,7 @@ def make(section: ConfigDict) -> Backend:
     if section.engine == "onnx":
         files = {"encoder": section.encoder, "decoder": section.decoder}
         return _backend("sam_onnx", section, files, lambda: OnnxSegmenter(*files.values()), {})
-    raise UserError(
-        f"unknown regions.sam.engine {section.engine!r}, known: {', '.join(sam_rules.ENGINES)}"
-    )
+    raise UserError(unknown_choice("regions.sam.engine", section.engine, sam_rules.ENGINES))
 
 
 def _open_flax(section: ConfigDict) -> FlaxSegmenter:

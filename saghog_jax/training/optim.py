@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
 
@@ -41,9 +42,7 @@ def learning_rate(
 
 def parameter_paths(params: dict) -> dict:
     """The tree of `params` with each leaf replaced by its path, such as `encoder/norm/scale`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
-    )
+    return path_aware_map(lambda path, _: "/".join(path), params)
 
 
 def match_rules(params: dict, rules: Sequence[tuple[str, float]]) -> dict:

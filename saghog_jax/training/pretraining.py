@@ -13,7 +13,7 @@ from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.devices.sharding import check_divisible
 from saghog_jax.input_pipeline.batches import loader, plans
 from saghog_jax.input_pipeline.batches.crop_batches import PageCrops, open_crops
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.opening import open_store
@@ -37,8 +37,7 @@ def open_source(config: ConfigDict, leave_out: frozenset[str] = frozenset()) -> 
     Raises:
       UserError: the source is unknown or cannot be opened.
     """
-    if config.source not in SOURCES:
-        raise UserError(f"unknown config.source {config.source!r}, known: {', '.join(SOURCES)}")
+    check_choice("config.source", config.source, SOURCES)
     if config.source == "crops":
         return open_crops(config, leave_out=leave_out)
     return distributed.main_first(

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed, sharding
 from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
-from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.files import replacing
+from saghog_jax.input_pipeline.errors import UserError, check_choice
+from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -82,7 +82,7 @@ def plan(config: ConfigDict, folder: Path, pages: Sequence[Page]) -> frozenset[s
     def stored() -> list[str]:
         if not path.exists():
             drawn = _draw(share, config.seed, pages)
-            with replacing(path, "w") as file:
+            with atomic_write(path, "w") as file:
                 json.dump({"share": share, "seed": config.seed, **drawn}, file, indent=1)
         return json.loads(path.read_text())["pages"]
 
@@ -257,10 +257,7 @@ def check(config: ConfigDict, held_out: HeldOut, has_loss: bool) -> None:
       UserError: it cannot, or the metric is unknown.
     """
     monitor = config.validation.monitor
-    if monitor not in MONITORS:
-        raise UserError(
-            f"unknown config.validation.monitor {monitor!r}, known: {', '.join(MONITORS)}"
-        )
+    check_choice("config.validation.monitor", monitor, MONITORS)
     if monitor == "loss" and not has_loss:
         raise UserError("config.validation.monitor=loss is for pretraining; finetuning has map")
     if held_out.queries:

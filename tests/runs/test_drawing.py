@@ -78,12 +78,17 @@ def test_a_reconstruction_is_one_picture_with_its_error(target):
     config = pretrain.get_config(f"target={target}")
     rng = np.random.default_rng(2)
     width = {"hog_binary": 9, "pixel": 48}[target]
-    wanted = rng.random((3, 64, width))
+    target_values = rng.random((3, 64, width))
     mask = np.zeros((3, 64))
     mask[:, :48] = 1
     off = np.where(mask[..., None] > 0, 0.1, 0.9)
     picture = pictures.reconstruction(
-        rng.random((3, S, S, 3)), np.ones((3, S, S, 1)), mask, wanted, wanted + off, config
+        rng.random((3, S, S, 3)),
+        np.ones((3, S, S, 1)),
+        mask,
+        target_values,
+        target_values + off,
+        config,
     )
     image = Image.open(io.BytesIO(picture.png))
     side, gap = S * pictures.SCALE, pictures.GAP
@@ -91,8 +96,8 @@ def test_a_reconstruction_is_one_picture_with_its_error(target):
     assert picture.width == image.size[0]
     assert len(picture.columns) == 6
     # Only what the encoder did not see counts: 0.1 squared.
-    assert "saw 25% of the tokens" in picture.says
-    assert "unseen ones 0.0100;" in picture.says
+    assert "saw 25% of the tokens" in picture.description
+    assert "removed tokens: 0.0100;" in picture.description
     # The ink of a patch without any is white.
     assert np.asarray(image)[:side, side + gap : 2 * side + gap].min() == 255
 
@@ -100,4 +105,4 @@ def test_a_reconstruction_is_one_picture_with_its_error(target):
 def test_classes_are_rows():
     picture = pictures.classes(np.zeros((2, 5, S, S, 3)), ["3", "17"], "clusters")
     assert Image.open(io.BytesIO(picture.png)).size == (5 * 68 - 4, 2 * 68 - 4)
-    assert "5 patches of each of 2 classes (clusters): 3, 17." in picture.says
+    assert "5 patches of each of 2 classes (clusters): 3, 17." in picture.description

@@ -8,14 +8,6 @@ from saghog_jax.input_pipeline.errors import RunError
 from saghog_jax.runs import metrics_log
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3600, "1h00m"), (9000, "2h30m")],
-)  # fmt: skip
-def test_durations_are_short(seconds, text):
-    assert metrics_log.duration(seconds) == text
-
-
 def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
@@ -72,7 +64,7 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
         sink.close()
     # Started again within the same second, too.
     first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
-    found = []
+    events = []
     for path in (first, second):
         data = path.read_bytes()
         while data:
@@ -80,15 +72,6 @@ def test_a_run_that_goes_on_makes_tensorboard_forget_later_steps(tmp_path):
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
             if event.session_log.status == SessionLog.START:
-                found.append(("forget", event.step))
-            found += [(value.tag, event.step) for value in event.summary.value]
-    assert found == [("loss", 1), ("forget", 5), ("loss", 5)]
-
-
-def test_pace_is_said_every_ten_seconds(monkeypatch):
-    now = iter([0.0, 4.0, 12.0, 20.0, 30.0, 50.0])
-    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: next(now))
-    pace = metrics_log.Pace(10)
-    assert [pace.due(done) for done in (1, 4, 5, 6)] == [None, (12.0, "18s"), None, (30.0, "20s")]
-    # Of the end there is another line.
-    assert pace.due(10) is None
+                events.append(("forget", event.step))
+            events += [(value.tag, event.step) for value in event.summary.value]
+    assert events == [("loss", 1), ("forget", 5), ("loss", 5)]

@@ -2,18 +2,14 @@
 
 import json
 import re
-import shutil
 import subprocess
 import xml.dom.minidom
 
 import numpy as np
 import pytest
+from report_helpers import CHROMIUM
 
 from saghog_jax.runs import pictures, report
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture

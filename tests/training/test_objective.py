@@ -180,4 +180,4 @@ def test_the_published_recipes_take_200_000_features():
 def test_pictures_say_what_a_class_is(store, tmp_path, labels, what):
     task, variables, _ = build("finetune", store, tmp_path, labels=labels)
     (picture,) = task.pictures(variables, rows=3)
-    assert f"3 classes ({what}): " in picture.says
+    assert f"3 classes ({what}): " in picture.description

@@ -1,21 +1,21 @@
-// Two originals side by side, a pixel of one as large as a pixel of the other; where the report
-// has evidence for the match, its ink is coloured by it and like patches are shown as pairs.
+// Shows two originals side by side at one scale. If the report has evidence for the match, it
+// colours the ink and shows pairs of similar patches.
 const panes = [...document.querySelectorAll("#compare .pane")];
 let compared = [];
-let proof = null;
+let shownEvidence = null;
 
 function compare(query, page, evidence) {
   compared = [query, page];
-  proof = evidence || null;
+  shownEvidence = evidence || null;
   byId("comparenote").textContent = "";
   panes.forEach(fillPane);
-  byId("comparesaid").hidden = byId("pairs").hidden = !proof;
-  byId("noevidence").hidden = Boolean(proof);
-  document.querySelectorAll("#compare .of-evidence").forEach((node) => { node.hidden = !proof; });
+  byId("explanation").hidden = byId("pairs").hidden = !shownEvidence;
+  byId("noevidence").hidden = Boolean(shownEvidence);
+  document.querySelectorAll("#compare .of-evidence").forEach((node) => { node.hidden = !shownEvidence; });
   showPairs();
-  // Broad pages, such as lines of writing, have more room one above the other.
-  const allBroad = compared.every((page) => page.size && page.size[0] > 1.4 * page.size[1]);
-  byId("compare").classList.toggle("stacked", allBroad);
+  // Wide pages, such as lines of writing, have more room one above the other.
+  const allWide = compared.every((page) => page.size && page.size[0] > 1.4 * page.size[1]);
+  byId("compare").classList.toggle("stacked", allWide);
   byId("compare").showModal();
   const widest = Math.max(...compared.map((page) => (page.size || [1])[0]));
   byId("zoom").value = Math.max(-4, Math.min(1, Math.log2((panes[0].clientWidth - 24) / widest)));
@@ -28,25 +28,25 @@ function fillPane(pane, i) {
   const crop = element("div", "crop");
   const image = element("img", "original");
   image.alt = page.id;
-  // What the browser cannot open (TIFF, or moved away) is shown as its thumbnail, as large.
+  // Images that the browser cannot open (TIFF, or moved) are replaced by their thumbnails.
   image.addEventListener("error", () => {
     if (!page.image || page.small) return;
     page.small = true;
-    byId("comparenote").textContent = "an original cannot be shown here; its thumbnail stands in";
+    byId("comparenote").textContent = "an original cannot be shown; its thumbnail replaces it";
     image.src = page.image;
   });
   image.addEventListener("load", layOut);
   image.src = page.small ? page.image : page.href;
   crop.append(image);
-  if (proof) {
-    const [brightness, contrast] = proof.levels[i];
+  if (shownEvidence) {
+    const [brightness, contrast] = shownEvidence.levels[i];
     image.style.setProperty(
       "--levels", `grayscale(1) brightness(${brightness}) contrast(${contrast})`);
     const heat = element("img", "heat");
     heat.alt = "";
-    heat.src = proof.heat[i];
+    heat.src = shownEvidence.heat[i];
     crop.append(heat);
-    proof.pairs.forEach((pair, at) => {
+    shownEvidence.pairs.forEach((pair, at) => {
       const place = element("div", "place");
       place.append(element("span", "", at + 1));
       place.addEventListener("click", () => choosePair(at));
@@ -58,11 +58,11 @@ function fillPane(pane, i) {
 
 function showPairs() {
   byId("pairs").replaceChildren();
-  if (!proof) return;
-  const [near, mean] = [1 - proof.similarity, 1 - proof.means[0]].map((d) => d.toFixed(3));
-  byId("comparesaid").querySelector(".numbers").textContent =
+  if (!shownEvidence) return;
+  const [near, mean] = [1 - shownEvidence.similarity, 1 - shownEvidence.means[0]].map((d) => d.toFixed(3));
+  byId("explanation").querySelector(".numbers").textContent =
     `Distance of these two: ${near}; of the query and an average page here: ${mean}.`;
-  proof.pairs.forEach(([cosine, ...patches], at) => {
+  shownEvidence.pairs.forEach(([cosine, ...patches], at) => {
     const button = element("button", "pair");
     button.type = "button";
     button.setAttribute("aria-label", `pair ${at + 1}, cosine ${cosine.toFixed(2)}`);
@@ -82,16 +82,16 @@ function showPairs() {
     item.append(button);
     byId("pairs").append(item);
   });
-  if (!proof.pairs.length) byId("pairs").append(element("li", "soft", "no patches of the two are each other's most similar"));
+  if (!shownEvidence.pairs.length) byId("pairs").append(element("li", "soft", "no patch of one page is the mutual nearest neighbour of a patch of the other"));
 }
 
-// Brings the two places of a pair into view, large enough to be judged.
+// Scrolls to both places of a pair, and enlarges them if necessary.
 function choosePair(at) {
-  byId("zoom").value = Math.max(Number(byId("zoom").value), Math.log2(48 / Math.min(...proof.sides)));
+  byId("zoom").value = Math.max(Number(byId("zoom").value), Math.log2(48 / Math.min(...shownEvidence.sides)));
   layOut();
   const scale = 2 ** Number(byId("zoom").value);
   panes.forEach((pane, i) => {
-    const [x, y] = proof.pairs[at][1 + i];
+    const [x, y] = shownEvidence.pairs[at][1 + i];
     const top = pane.querySelector(".name").offsetHeight;
     pane.scrollTo(x * scale - pane.clientWidth / 2, y * scale + top - pane.clientHeight / 2);
     pane.querySelectorAll(".place").forEach((node, j) => node.classList.toggle("on", j === at));
@@ -115,9 +115,9 @@ function layOut() {
     image.style.width = whole ? `${w * scale}px` : `${image.naturalWidth * scale}px`;
     image.style.left = whole ? "0" : `${-page.box[0] * scale}px`;
     image.style.top = whole ? "0" : `${-page.box[1] * scale}px`;
-    const side = proof ? proof.sides[i] * scale : 0;
+    const side = shownEvidence ? shownEvidence.sides[i] * scale : 0;
     crop.querySelectorAll(".place").forEach((node, at) => {
-      const [x, y] = proof.pairs[at][1 + i];
+      const [x, y] = shownEvidence.pairs[at][1 + i];
       node.style.width = node.style.height = `${side}px`;
       node.style.left = `${x * scale - side / 2}px`;
       node.style.top = `${y * scale - side / 2}px`;

@@ -1,4 +1,4 @@
-// The map of the collection: one circle a page; pointing at one fills those of its writer.
+// The map of the collection: a circle for each page; pointing at it fills the circles of its writer.
 const mapSvg = document.querySelector("#mapbox svg");
 if (mapSvg && data.points.length) {
   const hint = byId("maphint");
@@ -10,7 +10,7 @@ if (mapSvg && data.points.length) {
     circle.setAttribute("class", point.writer ? "dot" : "dot unlabelled");
     circle.addEventListener("pointerenter", () => show(point));
     circle.addEventListener("click", (event) => {
-      // A finger cannot point without touching: its first touch shows, the second goes.
+      // On a touch screen, the first touch shows the page and the second opens its sheet.
       if (event.pointerType === "touch" && tapped !== point) tapped = point;
       else open(point);
     });
@@ -49,7 +49,7 @@ if (mapSvg && data.points.length) {
     hint.hidden = true;
     circles.forEach((circle) => circle.classList.remove("on", "here"));
   });
-  // The arrow keys go to the nearest page in that direction, Enter to its sheet.
+  // Arrow keys select the nearest page in their direction, Enter opens its sheet.
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   mapSvg.addEventListener("focus", () => show(data.points[Math.max(0, here)]));
   mapSvg.addEventListener("keydown", (event) => {
@@ -68,7 +68,7 @@ if (mapSvg && data.points.length) {
     });
     if (nearest) show(nearest);
   });
-  // What is typed into the search box shows on the map as well.
+  // The search box also marks pages on the map.
   byId("find").addEventListener("input", (event) => {
     const words = event.target.value.trim().toLowerCase();
     data.points.forEach((point, i) => {

@@ -299,8 +299,8 @@ def test_one_image_is_one_page(tmp_path):
 def test_a_file_that_is_no_csv(tmp_path):
     _image(tmp_path / "page.png")
     (tmp_path / "page.png").rename(tmp_path / "page.csv")
-    assert "is no CSV in UTF-8" in message_of(_load, tmp_path / "page.csv")
-    assert "is no CSV in UTF-8" in message_of(
+    assert "is not a CSV in UTF-8" in message_of(_load, tmp_path / "page.csv")
+    assert "is not a CSV in UTF-8" in message_of(
         read_csv, _csv(tmp_path, "path,writer\na.png,Müller\n", "latin-1")
     )
     assert "No such file" in message_of(read_csv, tmp_path / "gone.csv")

@@ -155,11 +155,11 @@ def test_edges_are_those_of_the_blurred_page():
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("rules", "unknown rules 'x' of SAM, known: published_code, paper"),
-        ("input", "unknown input 'x' of SAM, known: edges, page"),
+        ("rules", "unknown rules of SAM 'x', known: published_code, paper"),
+        ("input", "unknown input of SAM 'x', known: edges, page"),
         (
             "published_code.inversion",
-            "unknown published_code.inversion 'x' of SAM, known: area, none",
+            "unknown published_code.inversion of SAM 'x', known: area, none",
         ),
     ],
 )

@@ -1,5 +1,5 @@
 "use strict";
-// Shows the sheets of the JSON above. Text from the manifest is set as text, never as markup.
+// Shows the sheets of the JSON data. Text from the manifest is inserted as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const BATCH = 20;
 const MARKS = { right: "✓ same", wrong: "✗ other", unknown: "? unknown" };
@@ -13,14 +13,14 @@ function element(tag, className, text) {
   return node;
 }
 
-// Decisions by the two page names, so that they survive another order or another run.
+// Decisions are stored by the names of both pages, so that they survive a new order or a new run.
 const STORE = "decisions:" + location.pathname;
 const decisions = new Map();
 const pairName = (query, page) => JSON.stringify([query, page]);
 try {
-  const kept = JSON.parse(localStorage.getItem(STORE) || "[]");
-  kept.forEach(([pair, choice]) => decisions.set(pair, choice));
-} catch { /* without storage they last until the file is closed */ }
+  const saved = JSON.parse(localStorage.getItem(STORE) || "[]");
+  saved.forEach(([pair, choice]) => decisions.set(pair, choice));
+} catch { /* without storage, decisions last until the file is closed */ }
 
 function decide(query, page, choice) {
   const pair = pairName(query, page);
@@ -33,7 +33,7 @@ function showDecided() {
   byId("decided").textContent = decisions.size;
   try {
     localStorage.setItem(STORE, JSON.stringify([...decisions]));
-  } catch { /* see above */ }
+  } catch { /* decisions last until the file is closed */ }
 }
 
 const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
@@ -66,7 +66,7 @@ function loadDecisions(text) {
   const [head, ...rows] = readCsv(text);
   const at = ["query", "page", "decision"].map((name) => head.indexOf(name));
   if (at.includes(-1)) {
-    byId("count").textContent = "not a decisions.csv: query, page and decision are its columns";
+    byId("count").textContent = "not a decisions.csv: it needs the columns query, page and decision";
     return;
   }
   rows.forEach((row) => {
@@ -95,10 +95,10 @@ function picture(page, label) {
 }
 
 function named(caption, page) {
-  // That it is unknown is said beside: by the mark of a match, by the reason of a query.
+  // Unknown writers are shown elsewhere: by the mark of a match, or the reason of a query.
   if (page.writer) caption.append(element("span", "writer label", "writer " + page.writer));
   const name = element("span", "name");
-  // The end of a path tells pages apart: it is cut at the left, and isolated from that direction.
+  // The end of a path distinguishes pages, so long paths are cut at the left.
   const box = page.box ? "#" + page.box : "";
   const text = element("bdi", "", page.id.slice(0, page.id.length - box.length));
   text.dir = "ltr";
@@ -116,10 +116,10 @@ function querySheet(sheet) {
   const caption = element("figcaption");
   named(caption, page);
   if ("ap" in sheet) {
-    const partners = sheet.partners > 1 ? `${sheet.partners} partners` : "1 partner";
-    const said = `AP ${(100 * sheet.ap).toFixed(1)} · ${partners}, the nearest at rank ${sheet.first}`;
-    caption.append(element("div", "said label", said));
-  } else if (sheet.why) caption.append(element("div", "said label", sheet.why));
+    const pages = sheet.relevant > 1 ? `${sheet.relevant} relevant pages` : "1 relevant page";
+    const note = `AP ${(100 * sheet.ap).toFixed(1)} · ${pages}, the first at rank ${sheet.first}`;
+    caption.append(element("div", "note-ap label", note));
+  } else if (sheet.why) caption.append(element("div", "note-ap label", sheet.why));
   figure.append(caption);
   box.append(figure);
   return box;
@@ -226,7 +226,7 @@ function refresh() {
   more();
 }
 
-// Shows the sheet that `#p12` names, wherever it stands in the present order.
+// Shows the sheet with a name such as `p12`, at any position in the current order.
 function goTo(name) {
   let index = shown.findIndex((sheet) => sheet.q === name);
   if (index < 0 && data.sheets.some((sheet) => sheet.q === name)) {
@@ -314,10 +314,10 @@ if (!data.sheets.some((sheet) => "ap" in sheet)) {
   ["hard", "easy"].forEach((value) => byId("order").querySelector(`[value=${value}]`).remove());
   byId("failed").parentNode.hidden = !data.sheets.some((s) => s.hits.some((h) => h[2] !== "unknown"));
 }
-// Where most pages are broad, such as lines of writing, their pictures need less height.
+// If most pages are wide, such as lines of writing, their pictures need less height.
 const sizes = Object.values(data.pages).filter((page) => page.size).map((page) => page.size);
-const mostBroad = sizes.filter(([w, h]) => w > 1.6 * h).length > sizes.length / 2;
-document.body.classList.toggle("broad", mostBroad);
+const mostWide = sizes.filter(([w, h]) => w > 1.6 * h).length > sizes.length / 2;
+document.body.classList.toggle("wide", mostWide);
 showDecided();
 refresh();
 if (location.hash) setTimeout(() => goTo(location.hash.slice(1)), 0);
