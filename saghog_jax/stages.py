@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from saghog_jax import sam
 from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.runs.stage_result import StageResult
 
@@ -27,5 +28,6 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> StageResult:
       StoppedError: a signal has stopped a training; its state is saved.
     """
     check_choice("stage", config.stage, STAGES)
+    sam.register_backend()
     stage = importlib.import_module(f"saghog_jax.{config.stage}")
     return stage.run(config, Path(workdir).resolve())

@@ -18,14 +18,15 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 
 # Name of the backend -> module and function that make the backend from `config.regions.NAME`. A
-# module is imported when it is used, because `sam` imports jax.
+# module is imported when it is used.
 _MAKERS = {
     "ink": ("saghog_jax.input_pipeline.regions.ink", "make"),
     "masks": ("saghog_jax.input_pipeline.regions.mask_images", "make"),
     "xml": ("saghog_jax.input_pipeline.regions.page_xml", "make"),
-    "sam": ("saghog_jax.sam.backend", "make"),
 }
-BACKENDS = ("none", *_MAKERS)
+# Backends of higher rooms, which register themselves (`register`).
+_REGISTERED: dict[str, Callable[[ConfigDict], "Backend"]] = {}
+BACKENDS = ("none", *_MAKERS, "sam")
 
 
 class RegionResult(NamedTuple):
@@ -105,5 +106,18 @@ def make_backend(regions: ConfigDict) -> Backend | None:
             f"argument of the config adds: --config=configs/prepare.py:regions={regions.backend} "
             "(or another stage's config), instead of --config.regions.backend"
         )
-    module, function = _MAKERS[regions.backend]
-    return getattr(importlib.import_module(module), function)(regions[regions.backend])
+    section = regions[regions.backend]
+    if regions.backend in _MAKERS:
+        module, function = _MAKERS[regions.backend]
+        return getattr(importlib.import_module(module), function)(section)
+    return _REGISTERED[regions.backend](section)
+
+
+def register(name: str, make: Callable[[ConfigDict], Backend]) -> None:
+    """Adds a backend of another room.
+
+    Args:
+      name: one of `BACKENDS`.
+      make: makes the backend from its section of the config.
+    """
+    _REGISTERED[name] = make

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from saghog_jax import sam
 from saghog_jax.embedding import patch_whitening
 from saghog_jax.embedding.describers import (
     Checkpoint,
@@ -192,6 +193,7 @@ def load_encoder(
     Raises:
       UserError: there is no such run or checkpoint, or it is not the one that made the embeddings.
     """
+    sam.register_backend()
     folder = Path(folder)
     if (folder / "meta.json").is_file():
         meta = embeddings.read_meta(folder)

@@ -24,6 +24,7 @@ from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.models import inputs
+from saghog_jax.runs.older_configs import existing_words_file
 
 KINDS = ("patch", "keypoint")
 # Exponent of the power normalisation of SIFT page descriptors, as usual for SIFT-VLAD.
@@ -135,7 +136,9 @@ def ensure_words(folder: Path, store: Store, rows: np.ndarray, words: int) -> No
     Raises:
       UserError: there are fewer patches than words, or the store keeps no descriptors.
     """
-    lacking = [kind for kind in KINDS if not (folder / words_file(kind)).exists()]
+    lacking = [
+        kind for kind in KINDS if not existing_words_file(folder / words_file(kind)).exists()
+    ]
     if not lacking:
         return
     if len(rows) < words:
@@ -168,7 +171,7 @@ def load_words(folder: Path, kind: str) -> np.ndarray:
     Raises:
       UserError: the run folder has none, or the file is damaged.
     """
-    path = folder / words_file(kind)
+    path = existing_words_file(folder / words_file(kind))
     if not path.exists():
         raise UserError(
             f"{folder} has no {path.name}, which finetuning writes with config.sift_words above 0; "

@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval.descriptors import check_alike, comparable
+from saghog_jax.runs.older_configs import upgrade_meta
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
@@ -133,7 +134,13 @@ def read_meta(folder: Path) -> dict:
     Raises:
       UserError: the file is missing or contains no JSON object.
     """
-    return _read_json(folder / "meta.json")
+    path = folder / "meta.json"
+    try:
+        return upgrade_meta(_read_json(path))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read ({error}); embed the pages again") from None
 
 
 def check_comparable(a: Embeddings, b: Embeddings) -> None:

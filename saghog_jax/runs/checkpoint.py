@@ -295,13 +295,25 @@ def load_variables(
             raise UserError(f"the best checkpoint {step} in {run_folder} is damaged ({reason})")
         meta = read_meta(run_folder, step)
     place = (run_folder / "checkpoints" / str(step) / "variables").resolve()
-    with ocp.StandardCheckpointer() as reader:
+    with _without_remarks(), ocp.StandardCheckpointer() as reader:
         # With numpy arrays as the template, orbax restores numpy arrays on the host.
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
             reader.metadata(place).item_metadata.tree,
         )
         return reader.restore(place, like), meta
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keeps orbax from warning that a part of a checkpoint has no metadata file of its own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def same_shapes(first: dict, second: dict) -> bool:

@@ -17,10 +17,11 @@ from saghog_jax.input_pipeline.regions import sam_rules
 from saghog_jax.input_pipeline.regions.backends import make_backend
 from saghog_jax.input_pipeline.regions.page_mask import read_mask
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.sam import backend, mask_generator
+from saghog_jax.sam import backend, mask_generator, register_backend
 from saghog_jax.sam.mask_generator import Masks
 
 GOLDEN = TESTS / "golden"
+register_backend()
 TINY = np.load(GOLDEN / "sam_tiny.npz")
 PAGE = draw_page(0)
 # Thresholds that let the masks of random weights pass.
