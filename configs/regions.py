@@ -125,6 +125,12 @@ def sam_config() -> ConfigDict:
     # Rules that choose the masks with handwriting: of the `published_code`, or of the `paper`. Only
     # the section of the chosen rules is used.
     sam.rules = "published_code"
+    _add_rules(sam)
+    return sam
+
+
+def _add_rules(sam: ConfigDict) -> None:
+    # The rules of the published code.
     sam.published_code = ConfigDict(
         {
             # Smallest predicted IoU and stability of a mask. Of two masks whose boxes overlap by
@@ -162,7 +168,6 @@ def sam_config() -> ConfigDict:
             "border": 0,
         }
     )
-    return sam
 
 
 _SECTIONS = {"ink": ink_config, "masks": masks_config, "xml": xml_config, "sam": sam_config}
