@@ -47,7 +47,7 @@ from saghog_jax.input_pipeline.store.writer import (
 
 logger = logging.getLogger(__name__)
 
-LOG_SECONDS = 10.0
+
 # Skipped pages that a summary names; the store's manifest.csv lists all of them.
 NAMED_SKIPPED = 5
 
@@ -273,7 +273,7 @@ def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None
 
 
 class _Progress:
-    """Reports the progress of a build every LOG_SECONDS."""
+    """Reports the progress of a build."""
 
     def __init__(self, total: int, ready: int, log: Callable[[str], None]) -> None:
         self.done = ready
@@ -282,12 +282,9 @@ class _Progress:
 
     def add(self, pages: int) -> None:
         self.done += pages
-        now = time.monotonic()
-        if now - self._last < LOG_SECONDS or self.done == self._total:
-            return
-        self._last = now
-        rate = (self.done - self._ready) / (now - self._start)
-        self._log(
-            f"{self.done:,} of {self._total:,} pages, {rate:.1f} pages/s, "
-            f"{(self._total - self.done) / rate:,.0f} s left"
-        )
+        new = self.done - self._ready
+        if progress := self._timer.due(new):
+            self._log(
+                f"{self.done:,} of {self._total:,} pages, {new / progress.elapsed:.1f} pages/s, "
+                f"{progress.remaining:,.0f} s left"
+            )

@@ -189,7 +189,7 @@ def test_no_mask_is_an_empty_page(rules):
         ("sam.weights", "", r"regions.sam.weights is empty: give the file, --config.regions.sam"),
         ("sam.weights", "none.pth", "regions.sam.weights: there is no file none.pth"),
         ("sam.points_per_side", 0, "points_per_side=0 and points_per_batch=16 must be at least 1"),
-        ("sam.rules", "papr", "unknown rules 'papr' of SAM"),
+        ("sam.rules", "papr", "unknown rules of SAM 'papr'"),
         ("sam.precision", "half", "unknown config.precision 'half'"),
         ("sam.engine", "onnx", "regions.sam.encoder is empty"),
         ("sam.engine", "jax", "unknown regions.sam.engine 'jax', known: flax, onnx"),
