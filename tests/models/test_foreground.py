@@ -8,7 +8,8 @@ from toy import toy
 
 from saghog_jax.configs import embed as embed_config
 from saghog_jax.configs import finetune as finetune_config
-from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.embedding.encoder import recipe_of_embeddings
+from saghog_jax.input_pipeline.cutting.patches import cut_page
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
@@ -87,9 +88,10 @@ def test_the_loss_and_the_page_descriptor_are_those_of_the_tokens(folder):
     variables = load_variables(folder / "finetune", ("writer",))[0]
     manifest = load_manifest(embedding_config.data)
     assert len(embeddings) == len(manifest.pages) == 2
+    rule = recipe_of_embeddings(embeddings.meta, folder / "embed").cutting_rule
     for i, page in enumerate(manifest.pages):
         image = load_page(manifest.root / page.path, page.box, embedding_config.data.max_pixels)
-        cut = cut_page(image, Rule.from_config(embedding_config.store))
+        cut = cut_page(image, rule)
         batch = {"patches": jnp.asarray(cut.patches), "ink": jnp.asarray(cut.ink)}
         total = loop_vectors(config, variables, batch).sum(0)
         total = np.sign(total) * np.abs(total) ** 0.4

@@ -11,6 +11,12 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
+# The fields of a recipe that comparable embeddings share.
+RECIPE = {
+    "parts": [], "scales": [1.0], "input": "binary", "pooling": "sum", "gmp_lambda": 1.0,
+    "patch_whitening": "", "rule": {"patch_size": 32},
+}  # fmt: skip
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -120,9 +126,9 @@ def broken(folder, name, array):
         ("embeddings", np.zeros((3, 8), np.float32), "width 8, but meta.json says 16"),
         ("embeddings", np.zeros((2, 16), np.float32), "has 3 rows, embeddings.npy 2"),
         ("embeddings", np.full((3, 16), np.nan, np.float32), r"row 0\) contains NaN"),
-        ("embeddings", np.array([[{}]], object), "not a readable .npy of plain values"),
+        ("embeddings", np.array([[{}]], object), "not a readable .npy file of plain values"),
         ("writers", np.array([1, 2, 3]), "expected strings"),
-        ("writers", np.array([{}, {}, {}], object), "not a readable .npy of plain values"),
+        ("writers", np.array([{}, {}, {}], object), "not a readable .npy file of plain values"),
         ("pages", np.array(["1", "2"]), "pages has 2 rows"),
         ("page_ids", np.array(["a", "a", "b"]), "'a' is listed twice"),
         ("page_ids", np.array(["a", "c", "b"]), "row 1 is 'a.png#0,0,5,9'"),
@@ -229,6 +235,11 @@ def test_only_one_model_is_compared(tmp_path):
         check_comparable(a, planted(tmp_path / "d", pages_of(2, 2), checkpoint="xyz"))
     with pytest.raises(UserError, match=r"of width 16, .* of width 8"):
         check_comparable(a, planted(tmp_path / "f", pages_of(2, 2), dim=8))
-    scaled = planted(tmp_path / "g", pages_of(2, 2), scales=[1.0, 0.5])
+    # Folders without a recipe are compared by width and checkpoint only.
+    with_recipe, scaled = (
+        planted(tmp_path / name, pages_of(2, 2), recipe=RECIPE | {"scales": scales}, digests={})
+        for name, scales in (("h", [1.0]), ("g", [1.0, 0.5]))
+    )
+    check_comparable(a, scaled)
     with pytest.raises(UserError, match=r"scales \[1.0\], .*g with \[1.0, 0.5\]"):
-        check_comparable(a, scaled)
+        check_comparable(with_recipe, scaled)

@@ -5,7 +5,7 @@ import pytest
 from places import TESTS
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from saghog_jax.retrieval import metrics, ranking
+from saghog_jax.retrieval import metrics, ranking, relevant_ranks
 
 GOLDEN = np.load(TESTS / "golden" / "page.npz")
 
@@ -60,13 +60,13 @@ def exact_scores(x):
 
 @pytest.fixture(params=[1, 24, 10_000], ids=["sorted", "mixed", "counted"])
 def sort_from(request, monkeypatch):
-    monkeypatch.setattr(metrics, "_SORT_FROM", request.param)
+    monkeypatch.setattr(relevant_ranks, "_SORT_FROM", request.param)
 
 
 @pytest.fixture(params=[1, 10_000], ids=["near", "all"])
 def sparse(request, monkeypatch):
     """Both ways: distant pages are removed from the rows, or rows are left unchanged."""
-    monkeypatch.setattr(metrics, "_SPARSE", request.param)
+    monkeypatch.setattr(relevant_ranks, "_SPARSE", request.param)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -154,8 +154,8 @@ def test_chunks_do_not_change_the_result(values, monkeypatch):
     whole = metrics.evaluate(score, labels, groups)
     nearest = ranking.nearest(score, np.arange(60), groups, 60, 7)
     monkeypatch.setattr(ranking, "CHUNK_VALUES", values)
-    monkeypatch.setattr(metrics, "CHUNK_VALUES", values)
-    monkeypatch.setattr(metrics, "_TILE_VALUES", values)
+    monkeypatch.setattr(relevant_ranks, "CHUNK_VALUES", values)
+    monkeypatch.setattr(relevant_ranks, "_TILE_VALUES", values)
     again = metrics.evaluate(score, labels, groups)
     np.testing.assert_array_equal(again.hits, whole.hits)
     # The same terms, summed with other padding.

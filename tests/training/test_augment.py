@@ -11,7 +11,6 @@ from places import TESTS
 from store_helpers import make_store
 from toy import toy
 
-from saghog_jax import pretrain
 from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.configs.training import augment_config as section
@@ -259,7 +258,7 @@ def test_pretraining_makes_its_targets_of_the_moved_patch(store, tmp_path, monke
     def make_targets(kind, images, binary, *rest):
         raise TargetsError(images, binary)
 
-    monkeypatch.setattr(pretrain, "make_targets", make_targets)
+    monkeypatch.setattr(pretraining, "make_targets", make_targets)
     batch = {k: jnp.asarray(v) for k, v in store.gather(np.arange(32)).items()}
     decoded = inputs.decode(batch)
     move_rng = jax.random.split(jax.random.key(0), 3)[0]

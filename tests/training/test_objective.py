@@ -14,7 +14,7 @@ from saghog_jax.configs import finetune as finetune_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.devices import sharding
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.training import finetuning, pretraining
+from saghog_jax.training import finetuning, head_init, pretraining
 from saghog_jax.training import gradients as objective
 
 LABELS = (np.arange(100) % 8).astype(np.int32)
@@ -156,12 +156,12 @@ def test_first_centres_are_fitted_on_at_most_so_many_features(
     task, variables, _ = build("finetune", store, tmp_path, **{"netrvlad.init_samples": samples})
     fitted = []
 
-    class Recorded(finetune.MiniBatchKMeans):
+    class Recorded(head_init.MiniBatchKMeans):
         def fit(self, features):
             fitted.append(features.shape)
             return super().fit(features)
 
-    monkeypatch.setattr(finetune, "MiniBatchKMeans", Recorded)
+    monkeypatch.setattr(head_init, "MiniBatchKMeans", Recorded)
     started = task.warm_start(variables)
     # The store has 100 patches.
     assert fitted == [(min(samples, 100), 16)]
