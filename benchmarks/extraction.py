@@ -27,6 +27,7 @@ from benchmarks.measure import Report, alternate
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.cutting.rules import RULES
 from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import read_csv
@@ -69,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument("--pages", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rule", default="pretrain", choices=common.STORE_RULES)
+    parser.add_argument("--rule", default="pretrain", choices=RULES)
     parser.add_argument("--folder", default=None, help="for the pages; kept if given")
     args = parser.parse_args()
     keep_to_one_thread()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from saghog_jax.input_pipeline.cutting.rules import RULES, published_rule
 from saghog_jax.input_pipeline.errors import unknown_choice
 
 
@@ -99,9 +100,6 @@ def data_config(split: str) -> ConfigDict:
     return data
 
 
-STORE_RULES = ("pretrain", "offline", "offline_color", "eval", "eval_color")
-
-
 # Of `configs/pretrain.py:small` and `configs/finetune.py:small`, which share a store.
 SMALL_PATCHES_PER_PAGE = 800
 
@@ -114,49 +112,49 @@ def store_config(rule: str) -> ConfigDict:
         descriptors for pseudo labels), `offline_color` (the same, kept by edges), `eval` (keypoint
         on ink) and `eval_color` (the same, kept by black and white pixels).
     """
-    one_of(rule, STORE_RULES, "store rule")
-    offline = rule.startswith("offline")
+    one_of(rule, RULES, "store rule")
+    defaults = published_rule(rule)
     store = ConfigDict()
     # Name of the store's folder. It does not change how patches are cut.
     store.rule = rule
     # Side of a patch in pixels of the scaled page.
-    store.patch_size = 32
+    store.patch_size = defaults.patch_size
     # Factor by which pages are resized (cubic) before they are cut, times the `scale` of the page
     # in the manifest. `prepare` with `dry_run` prints the stroke width.
-    store.scale = 1.0
+    store.scale = defaults.scale
     # Grey conversion: `pillow`, or `opencv` as in the published extraction scripts (0.1 % of the
     # pixels differ by one).
-    store.grey = "opencv" if offline else "pillow"
+    store.grey = defaults.grey
     # `isauvola`, `sauvola`, `su`, `otsu`.
-    store.binarization = "otsu" if offline else "isauvola"
+    store.binarization = defaults.binarization
     # SIFT keypoints are found on the `binary` or the `grey` page.
-    store.detect_on = "binary"
+    store.detect_on = defaults.detect_on
     # Blur of SIFT's first octave, in pixels.
-    store.sift_sigma = 1.6
+    store.sift_sigma = defaults.sift_sigma
     # Criterion for keeping a patch: the fraction of `ink` pixels, of black and of white pixels of
     # the `grey` crop, or of `edges` (Canny, 30 and 200). The thresholds follow.
-    store.keep = {"offline_color": "edges", "eval_color": "grey"}.get(rule, "ink")
+    store.keep = defaults.keep
     # For `ink`: smallest and largest fraction of ink pixels.
-    store.min_ink = 0.08 if rule == "pretrain" else 0.01
-    store.max_ink = 0.8 if rule == "pretrain" else 1.0
+    store.min_ink = defaults.min_ink
+    store.max_ink = defaults.max_ink
     # For `grey`: the fractions of black and of white pixels must be below these.
-    store.max_black = 0.5
-    store.max_white = 0.95
+    store.max_black = defaults.max_black
+    store.max_white = defaults.max_white
     # For `edges`: smallest fraction of edge pixels.
-    store.min_edges = 0.1
+    store.min_edges = defaults.min_edges
     # Only patches with ink under their keypoint are kept.
-    store.keypoint_on_ink = rule.startswith("eval")
+    store.keypoint_on_ink = defaults.keypoint_on_ink
     # Patches that cross the page's border: padded with `white` paper, with `black` (ink, as in the
     # published samplers), or dropped (`drop`, as in the published extraction scripts).
-    store.border = "drop" if offline else "white"
+    store.border = defaults.border
     # A page without any patch gives the patch at its centre.
-    store.centre_if_empty = False
+    store.centre_if_empty = defaults.centre_if_empty
     # Store the SIFT descriptor of each patch, which pseudo labels need.
-    store.descriptors = offline
+    store.descriptors = defaults.descriptors
     # Most patches of a page; -1: all.
-    store.max_patches_per_page = 1000
+    store.max_patches_per_page = defaults.max_patches_per_page
     # Patches of a page with more: `even` picks evenly in the order of x, `random` draws.
-    store.pick = "even"
+    store.pick = defaults.pick
     # Folder of the stores. Each store has a subfolder named after a digest of its pages and
     # settings.
     store.root = "runs/prepare"

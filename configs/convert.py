@@ -9,7 +9,7 @@ of a finetuned model. The other direction writes runs/convert/weights.safetensor
 
     python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=runs/pretrain
 
-report.txt lists every key: taken, missing, or unused and why.
+report.txt lists every key: used, missing, or unused and why.
 """
 
 from ml_collections import ConfigDict

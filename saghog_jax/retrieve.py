@@ -36,13 +36,13 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     results = []
     for embeddings in _compared(config):
         results += all_results(embeddings, _plain_unless_transductive(config))[0]
-    mine, fitted = all_results(main, config)
-    results += mine
+    main_results, fitted = all_results(main, config)
+    results += main_results
     if fitted is not None:
         whitening.save(fitted, workdir / "whitening.npz", main.meta.get("checkpoint", ""))
     everyone = np.arange(len(main))
-    found, similarity = nearest(results[-1].scores, everyone, groups, len(main), config.top_k)
-    ranking = Ranking(labels, labels, found, 1 - similarity)
+    rows, similarity = nearest(results[-1].scores, everyone, groups, len(main), config.top_k)
+    ranking = Ranking(labels, labels, rows, 1 - similarity)
     tables.write_per_query(workdir / "per_query.csv", main, results[-1].evaluation)
     tables.write_ranking(workdir / "ranking.csv", main, main, ranking)
     if config.annotations:
@@ -53,11 +53,11 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
     hardness = evaluation.hardness(results[-1].evaluation)
-    # Without figures those come first whose nearest page is nearest.
+    # Without labels, the queries with the nearest answers come first.
     hardness = hardness or dict(enumerate(ranking.distances[:, :1].sum(1).tolist()))
     order = sorted(hardness, key=lambda row: (hardness[row], row))
-    found = gather.gather(compared, order, config.report, workdir)
-    path = evaluation.write(workdir, main, results, ranking, config, found)
+    matches = gather.gather(compared, order, config.report, workdir)
+    path = evaluation.write(workdir, main, results, ranking, config, matches)
     for line in (*tables.describe(results, labels), f"report: {path}"):
         logger.info(line)
     return StageResult(

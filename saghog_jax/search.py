@@ -34,11 +34,11 @@ BACKENDS = ("exact", "faiss")
 def run(config: ConfigDict, workdir: Path) -> StageResult:
     """Searches `config.gallery` for the pages of `config.queries`.
 
-    A page of the queries that is also in the gallery (the same image and box) is not its own
-    answer. What a distance means is read off a labelled set, or not stated at all.
+    A query that is also in the gallery (the same image and box) is not its own answer. The meaning
+    of a distance is calibrated on a labelled set, or not stated at all.
 
     Raises:
-      UserError: embeddings that are missing, damaged or of another checkpoint; an unknown column.
+      UserError: embeddings are missing, damaged or made by another recipe, or a column is unknown.
     """
     if config.top_k < 1:
         raise UserError(f"config.top_k={config.top_k}: at least 1")
@@ -48,14 +48,39 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()
     gallery = queries if same else load_embeddings(config.gallery)
     check_comparable(queries, gallery)
+    compared, calibration = _compare(config, queries, gallery, workdir)
+    shares = None if calibration is None else calibration(compared.ranking.distances)
+    workdir.mkdir(parents=True, exist_ok=True)
+    matches = workdir / "matches.csv"
+    tables.write_ranking(matches, queries, gallery, compared.ranking, shares)
+    if config.annotations:
+        path = workdir / "annotations.json"
+        annotations.write(path, queries, gallery, compared.ranking, shares, decisions)
+        logger.info(f"annotations: {path}, with {len(decisions):,} decisions")
+    reading = _reading(calibration, config)
+    _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
+    path = _write_report(config, compared, shares, reading, workdir)
+    answers = compared.ranking.distances.shape[1]
+    logger.info(f"{len(queries)} pages, {answers} answers each: {matches}")
+    logger.info(reading)
+    logger.info(f"report: {path}")
+    return StageResult(
+        workdir, paths={"matches": matches, "report": path}, counts={"queries": len(queries)}
+    )
+
+
+def _compare(
+    config: ConfigDict, queries: Embeddings, gallery: Embeddings, workdir: Path
+) -> tuple[Compared, Calibration | None]:
+    """The nearest pages of the gallery for each query, and the calibration of the distances."""
     fitted = _whitening(config, gallery)
-    asked, answering = (_whitened(fitted, pages) for pages in (queries, gallery))
-    own = np.arange(len(queries)) if same else _own_rows(queries, gallery)
+    x, y = (_whitened(fitted, pages) for pages in (queries, gallery))
+    own = np.arange(len(queries)) if queries is gallery else _own_rows(queries, gallery)
     groups = _shared_codes(config.exclude_group, queries, gallery)
     if config.backend == "faiss":
-        found, similarity = faiss_search.search(
-            asked,
-            answering,
+        rows, similarity = faiss_search.search(
+            x,
+            y,
             config.top_k,
             config.faiss.lists,
             config.faiss.probes,
@@ -65,47 +90,42 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
             *groups,
         )
     else:
-        found, similarity = search(asked, answering, config.top_k, own, *groups)
+        rows, similarity = search(x, y, config.top_k, own, *groups)
     labels = _shared_codes("writer", queries, gallery)
-    ranking = Ranking(*labels, found, 1 - similarity)
-    calibration = _calibration(config, gallery, fitted)
-    shares = None if calibration is None else calibration(ranking.distances)
-    workdir.mkdir(parents=True, exist_ok=True)
-    tables.write_ranking(workdir / "matches.csv", queries, gallery, ranking, shares)
-    if config.annotations:
-        where = workdir / "annotations.json"
-        annotations.write(where, queries, gallery, ranking, shares, decisions)
-        logger.info(f"annotations: {where}, with {len(decisions):,} decisions")
-    reading = _reading(calibration, config)
-    _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
-    said = {row: {} for row in range(len(queries))}
+    ranking = Ranking(*labels, rows, 1 - similarity)
+    compared = Compared(queries, gallery, x, y, fitted, ranking)
+    return compared, _calibration(config, gallery, fitted)
+
+
+def _write_report(
+    config: ConfigDict,
+    compared: Compared,
+    shares: np.ndarray | None,
+    reading: str,
+    workdir: Path,
+) -> Path:
+    """Writes report.html, the queries with the nearest answers first; returns its path."""
+    queries, gallery, ranking = compared.queries, compared.gallery, compared.ranking
     nearest = dict(enumerate(ranking.distances[:, 0].tolist()))
-    compared = Compared(queries, gallery, asked, answering, fitted, ranking)
-    first = sorted(nearest, key=lambda row: (nearest[row], row))
-    known = gather.gather(compared, first, config.report, workdir)
-    shown = {row for row, _ in known}
-    order = select_queries(nearest, len(queries), config.report.max_queries, shown)
-    sheets = Sheets(queries, gallery, ranking, order, said, shares, evidence=known)
-    searched = f"{len(queries)} pages searched for in {len(gallery)} pages of {gallery.folder}."
-    head = Head("Search", [searched, reading])
-    path = write_sheets(workdir, "report", head, sheets, config.report)
-    matches = workdir / "matches.csv"
-    logger.info(f"{len(queries)} pages, {found.shape[1]} answers each: {matches}")
-    logger.info(reading)
-    logger.info(f"report: {path}")
-    return StageResult(
-        workdir, paths={"matches": matches, "report": path}, counts={"queries": len(queries)}
-    )
+    order = sorted(nearest, key=lambda row: (nearest[row], row))
+    evidence = gather.gather(compared, order, config.report, workdir)
+    preferred = {row for row, _ in evidence}
+    order = select_queries(nearest, len(queries), config.report.max_queries, preferred)
+    notes = {row: {} for row in range(len(queries))}
+    sheets = Sheets(queries, gallery, ranking, order, notes, shares, evidence=evidence)
+    summary = f"{len(queries)} pages searched for in {len(gallery)} pages of {gallery.folder}."
+    head = Head("Search", [summary, reading])
+    return write_sheets(workdir, "report", head, sheets, config.report)
 
 
 def _gallery_identity(gallery: Embeddings, fitted: whitening.Whitening | None) -> str:
-    made = [gallery.meta.get("input_digest", ""), gallery.meta.get("checkpoint", "")]
-    if not made[0]:
-        # Not written by `embed`: the pages must do.
-        made += gallery.page_ids.tolist()
+    parts = [gallery.meta.get("input_digest", ""), gallery.meta.get("checkpoint", "")]
+    if not parts[0]:
+        # Embeddings that `embed` did not write are identified by their pages.
+        parts += gallery.page_ids.tolist()
     if fitted is not None:
-        made.append(hashlib.sha256(fitted.components.tobytes()).hexdigest())
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+        parts.append(hashlib.sha256(fitted.components.tobytes()).hexdigest())
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _whitening(config: ConfigDict, gallery: Embeddings) -> whitening.Whitening | None:

@@ -44,6 +44,7 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
     places = {
         "data.pages": str(folder / "pages" / "manifest.csv"),
         "store.root": str(folder / "prepare"),
+        "data.cache": str(folder / "cache"),
         "regions.root": str(folder / "regions"),
         "checkpoint": str(folder / ("pretrain" if config.stage == "finetune" else "finetune")),
         "embeddings": str(folder / "embed"),

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from saghog_jax.configs.common import STORE_RULES, store_config
+from saghog_jax.configs.common import store_config
 from saghog_jax.input_pipeline.cutting import keypoints
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
 from saghog_jax.input_pipeline.cutting.patches import (
@@ -17,6 +17,7 @@ from saghog_jax.input_pipeline.cutting.patches import (
     pick,
     window_fraction,
 )
+from saghog_jax.input_pipeline.cutting.rules import RULES
 from saghog_jax.input_pipeline.errors import PageError, UserError
 
 
@@ -101,7 +102,7 @@ def test_same_page_same_cut(page):
     _same(cut_page(page, _rule("offline")), cut_page(page.copy(), _rule("offline")))
 
 
-@pytest.mark.parametrize("name", STORE_RULES)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 90), (200, 200)])
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_page_without_handwriting_gives_nothing(name, shape, value):
