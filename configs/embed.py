@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also write the whole folder into one file: `npz`, `parquet`.
     config.export_formats = ()
     if arg.variant == "small":
-        _set_small(config)
+        common.set_small_page(config, config.store)
     return config
 
 
@@ -115,13 +115,3 @@ def patch_whitening_config() -> ConfigDict:
     # patch_whitening.npz of an earlier embedding by the same checkpoint.
     patch_whitening.file = ""
     return patch_whitening
-
-
-def _set_small(config: ConfigDict) -> None:
-    """The recipe for some hundred pages (docs/quality.md)."""
-    config.store.keypoint_on_ink = False
-    # More patches change little (docs/quality.md), and enlarged pages have 20,000.
-    config.store.max_patches_per_page = 2500
-    config.scales = (1.0, 0.5, 1.4)
-    config.sift.patch, config.sift.keypoint = 0.15, 0.7
-    config.power = 1.0

@@ -202,12 +202,7 @@ def _set_small(config: ConfigDict) -> None:
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100
-    config.page.power = 1.0
-    config.page.scales = (1.0, 0.5, 1.4)
-    config.page.sift.patch, config.page.sift.keypoint = 0.15, 0.7
-    config.page.keypoint_on_ink = False
-    # More patches change little (docs/quality.md), and enlarged pages have 20,000.
-    config.page.max_patches_per_page = 2500
+    common.set_small_page(config.page, config.page)
     config.patches_per_class = 16
     config.global_batch_size = 512
     config.total_steps = 9000
