@@ -104,21 +104,6 @@ def data_config(split: str) -> ConfigDict:
 SMALL_PATCHES_PER_PAGE = 800
 
 
-def set_small_page(page: ConfigDict, store: ConfigDict) -> None:
-    """The page recipe for some hundred pages (docs/quality.md).
-
-    Args:
-      page: gets `power`, `scales` and the weights of `sift`.
-      store: gets `keypoint_on_ink` and `max_patches_per_page`.
-    """
-    page.power = 1.0
-    page.scales = (1.0, 0.5, 1.4)
-    page.sift.patch, page.sift.keypoint = 0.15, 0.7
-    store.keypoint_on_ink = False
-    # More patches change little (docs/quality.md), and enlarged pages have 20,000.
-    store.max_patches_per_page = 2500
-
-
 def store_config(rule: str) -> ConfigDict:
     """How patches are cut. Each rule has its own store; thresholds are those of the published code.
 

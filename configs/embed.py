@@ -21,7 +21,7 @@ import dataclasses
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from saghog_jax.configs import common
+from saghog_jax.configs import common, recipes
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.cutting.patches import Rule
 
@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also write the whole folder into one file: `npz`, `parquet`.
     config.export_formats = ()
     if arg.variant == "small":
-        common.set_small_page(config, config.store)
+        recipes.set_small_page(config, config.store)
     return config
 
 
