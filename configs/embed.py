@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Also write the whole folder into one file: `npz`, `parquet`.
     config.export_formats = ()
     if arg.variant == "small":
-        recipes.set_small_page(config, config.store)
+        recipes.apply_small_page(config, config.store)
     return config
 
 

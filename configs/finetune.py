@@ -202,7 +202,7 @@ def _set_small(config: ConfigDict) -> None:
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100
-    recipes.set_small_page(config.page, config.page)
+    recipes.apply_small_page(config.page, config.page)
     config.patches_per_class = 16
     config.global_batch_size = 512
     config.total_steps = 9000

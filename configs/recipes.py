@@ -82,7 +82,7 @@ def apply(config: ConfigDict, name: str, encoder: str) -> None:
     config.update_from_flattened_dict(changes)
 
 
-def set_small_page(page: ConfigDict, store: ConfigDict) -> None:
+def apply_small_page(page: ConfigDict, store: ConfigDict) -> None:
     """The page recipe for some hundred pages (docs/quality.md).
 
     Args:
