@@ -104,7 +104,7 @@ def test_paths_pil_images_and_arrays_are_one_page(folder, images):
     cuts = encoder.patches(images[0])
     assert len(cuts) == 3
     assert cuts[0].patches.shape[1:] == (32, 32, 3)
-    with pytest.raises(PageError, match=r"image 1: an array float64 \[4, 4\]: give uint8"):
+    with pytest.raises(PageError, match=r"image 1: a page must be uint8 .*, got float64 \[4, 4\]"):
         encoder.embed([images[0], np.zeros((4, 4))])
     with pytest.raises(PageError, match="nowhere.png: cannot read it: No such file"):
         encoder.embed(["nowhere.png"])

@@ -34,10 +34,7 @@ CHOICES = ("last", "best")
 # wait for a dead one.
 _NEVER = 10**9
 # Errors of the machine, not of the program, while files are written.
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EROFS, errno.EACCES, errno.EIO),
-)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 # Kind of a checkpoint -> command that makes one, for messages.
 _MADE_BY = {
     "encoder": "python -m saghog_jax.main --config=configs/convert.py",
