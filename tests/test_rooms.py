@@ -134,6 +134,14 @@ assert not {{"configs", "input_pipeline"}} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
-def test_modules_are_no_longer_than_a_reader_can_hold():
+# Longer functions -> why.
+LONG = {"builder_class": "the class body that TFDS wants, made for a collection"}
+
+
+def test_modules_and_functions_are_short():
     for name, path in MODULES.items():
-        assert len(path.read_text().splitlines()) <= 350, name
+        text = path.read_text()
+        assert len(text.splitlines()) <= 350, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+                assert node.end_lineno - node.lineno < 60, f"{name}: {node.name}"
