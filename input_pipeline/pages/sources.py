@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.datasets import catalog, synthetic
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
-from saghog_jax.input_pipeline.pages import iiif, image_names
+from saghog_jax.input_pipeline.pages import frame_pages, frames, iiif, image_names
 from saghog_jax.input_pipeline.pages.manifest import (
     BOX,
     LABELS,
@@ -62,13 +62,16 @@ def load_manifest(data: ConfigDict) -> Manifest:
             "`tfds:historical_wi`"
         )
     root, pages = manifest.root, manifest.pages
-    if not any((root / page.path).exists() for page in pages):
+    if not any(frames.file_of(root / page.path).exists() for page in pages):
         raise UserError(
             f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
             f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
     cache = Path(data.cache) / CONTENTS_CACHE
-    return replace(manifest, contents_cache=cache).select(data.split)
+    manifest = replace(manifest, contents_cache=cache).select(data.split)
+    # Public collections and the images of IIIF canvases have one page a file.
+    listed = data.pages.startswith(catalog.PREFIX) or iiif.is_manifest(data.pages)
+    return manifest if listed else frame_pages.expand(manifest)
 
 
 def _is_scanned(data: ConfigDict) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.pages.frames import file_of
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 
@@ -109,7 +110,7 @@ def _text(purpose: str, value: str) -> dict:
 def _resource(pages: Embeddings, row: int, folder: Path) -> str | dict:
     source = str(pages.table["canvas"][row]) if "canvas" in pages.table else ""
     if not source:
-        image = os.path.relpath(pages.image(row).resolve(), folder.resolve())
+        image = os.path.relpath(file_of(pages.image(row)).resolve(), folder.resolve())
         source = urllib.parse.quote(Path(image).as_posix())
     box = pages.box(row)
     if box is None:
