@@ -72,6 +72,27 @@ def load_page(
     return np.ascontiguousarray(resize_page(page, scale, max_pixels))
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, from its header.
+
+    Raises:
+      PageError: the file cannot be read as an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            chosen = tiff_images.choose(file, None) if tiff.is_tiff(file) else None
+            if chosen is not None:
+                (w, h), orientation = chosen.size, chosen.value(tiff.ORIENTATION, 1)
+            else:
+                with Image.open(file, formats=_known_formats()) as image:
+                    (w, h), orientation = image.size, _orientation(image)
+    # As above.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PageError(f"cannot read the size of the image: {reason}") from None
+    return (h, w) if orientation in (5, 6, 7, 8) else (w, h)
+
+
 def page_array(image: str | os.PathLike | Image.Image | np.ndarray, max_pixels: int) -> np.ndarray:
     """A page as an array, uint8 [h, w, 3], RGB, from a path, a PIL image or an array.
 

@@ -108,14 +108,18 @@ def _read_collection(pages: str, split: str) -> Manifest:
 
 def _read_iiif(data: ConfigDict) -> Manifest:
     cache = Path(data.cache) / "iiif"
-    root, canvases = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
-    pages: dict[str, Page] = {}
-    for page in canvases:
-        extra = {"canvas": page.canvas, "manifest": page.manifest}
-        labels = page_labels(page.path, {"page": page.label})
-        # Two canvases may show one image; it is one page.
-        pages.setdefault(page.path, Page(page.path, **labels, box=None, extra=extra))
-    return Manifest(root, tuple(pages.values()), iiif.COLUMNS)
+    root, found = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
+    columns = iiif.columns(found)
+    pages = tuple(
+        Page(
+            page.path,
+            **page_labels(page.path, {"page": page.label}),
+            box=page.box,
+            extra={name: page.extra[name] for name in columns},
+        )
+        for page in found
+    )
+    return Manifest(root, pages, columns)
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:

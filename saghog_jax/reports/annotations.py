@@ -113,12 +113,14 @@ def _resource(pages: Embeddings, row: int, folder: Path) -> str | dict:
         image = os.path.relpath(file_of(pages.image(row)).resolve(), folder.resolve())
         source = urllib.parse.quote(Path(image).as_posix())
     box = pages.box(row)
-    if box is None:
+    region = f"{box[0]},{box[1]},{box[2] - box[0]},{box[3] - box[1]}" if box else ""
+    if "canvas" in pages.table and "place" in pages.table and source:
+        region = str(pages.table["place"][row])  # boxes refer to the image, not to the canvas
+    if not region:
         return source
-    x0, y0, x1, y1 = box
     selector = {
         "type": "FragmentSelector",
         "conformsTo": "http://www.w3.org/TR/media-frags/",
-        "value": f"xywh={x0},{y0},{x1 - x0},{y1 - y0}",
+        "value": f"xywh={region}",
     }
     return {"type": "SpecificResource", "source": source, "selector": selector}
