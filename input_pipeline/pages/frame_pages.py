@@ -1,6 +1,7 @@
 """Lists the images of TIFF files that hold several: each one in full resolution is a page."""
 
-import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,6 @@ from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import frames, tiff
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 
-logger = logging.getLogger(__name__)
-
-_SUFFIXES = (".tif", ".tiff")
-
 
 class _Images(NamedTuple):
     """Numbers of the images in full resolution, from 1; how many others the file holds."""
@@ -22,14 +19,18 @@ class _Images(NamedTuple):
     copies: int
 
 
-def expand(manifest: Manifest) -> Manifest:
-    """Replaces each page that is a TIFF of several pages by these pages; one line says how many.
+def expand(manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """Replaces each page that is a TIFF of several pages by these pages.
 
     A page of such a file has the path `volume.tif#frame=2` and the labels of its file; the number
     is added to the label `page`. Files of one page keep their path, whatever thumbnails they hold.
 
+    Returns:
+      the manifest, and lines that say how many pages and reduced copies there are.
+
     Raises:
-      UserError: a box refers to a file of several pages, but to none of its images.
+      UserError: a box refers to a file of several pages, but to none of its images; or a page is
+        listed by itself and by its file.
     """
     paths = sorted({page.path for page in manifest.pages if _may_hold_several(page.path)})
     with ThreadPoolExecutor() as pool:
@@ -48,23 +49,29 @@ def expand(manifest: Manifest) -> Manifest:
         for number in numbers:
             path = frames.with_frame(page.path, number)
             pages.append(page._replace(path=path, page=f"{page.page} frame {number}"))
-    several = [images for images in found.values() if len(images.pages) > 1]
-    copies = sum(images.copies for images in found.values())
+    [(page_id, count)] = Counter(page.page_id for page in pages).most_common(1)
+    if count > 1:
+        raise UserError(f"{page_id!r} is listed twice: as itself, and by the name of its file")
+    return replace(manifest, pages=tuple(pages)), list(_lines(list(found.values())))
+
+
+def _lines(found: Sequence[_Images]) -> Iterator[str]:
+    several = [len(images.pages) for images in found if len(images.pages) > 1]
     if several:
-        logger.info(
-            f"{len(several):,} TIFF files hold several pages: "
-            f"{sum(len(images.pages) for images in several):,} pages, named FILE#frame=NUMBER"
+        yield (
+            f"{len(several):,} TIFF files hold several pages: {sum(several):,} pages, named "
+            "FILE#frame=NUMBER"
         )
+    copies = [images.copies for images in found if images.copies]
     if copies:
-        logger.info(
-            f"{copies:,} images in {sum(bool(images.copies) for images in found.values()):,} TIFF "
-            "files are left out: thumbnails, other reduced copies, and transparency masks"
+        yield (
+            f"{sum(copies):,} images in {len(copies):,} TIFF files are left out: thumbnails, other "
+            "reduced copies, and transparency masks"
         )
-    return replace(manifest, pages=tuple(pages))
 
 
 def _may_hold_several(path: str) -> bool:
-    return path.lower().endswith(_SUFFIXES)
+    return path.lower().endswith(tiff.SUFFIXES)
 
 
 def _images(path: Path) -> _Images:

@@ -6,9 +6,8 @@ only this machine). Nothing is downloaded from other servers.
 """
 
 import json
-import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,6 @@ from saghog_jax.input_pipeline.pages import frames, iiif_canvases
 from saghog_jax.input_pipeline.pages.iiif_canvases import Painting
 from saghog_jax.input_pipeline.pages.iiif_files import Images, fetch
 from saghog_jax.input_pipeline.pages.images import image_size
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ("canvas", "manifest")
 PLACE = "place"
@@ -74,8 +71,8 @@ def columns(found: Sequence[CanvasPage]) -> tuple[str, ...]:
 
 def read(
     pages: str, images: str, hosts: Sequence[str], cache: Path
-) -> tuple[Path, list[CanvasPage]]:
-    """The images that the canvases of a manifest show; canvases left out are counted and listed.
+) -> tuple[Path, list[CanvasPage], list[str]]:
+    """The images that the canvases of a manifest show.
 
     Args:
       pages: path or address of the manifest.
@@ -85,7 +82,8 @@ def read(
       cache: folder for fetched files.
 
     Returns:
-      the folder that paths are relative to, and the pages in order.
+      the folder that paths are relative to, the pages in order, and lines that count canvases of
+      several images, and count and list what is left out.
 
     Raises:
       UserError: the manifest does not exist or is malformed, or no canvas has an image that is on
@@ -116,8 +114,7 @@ def read(
         shown_nothing = all(not painting.address for painting in shown)
         reason = "" if shown_nothing else f" that can be used: {left_out[0][1]}"
         raise UserError(f"{pages} has no canvas with an image{reason}")
-    _report(pages, list(found.values()), left_out)
-    return root, list(found.values())
+    return root, list(found.values()), list(_lines(pages, list(found.values()), left_out))
 
 
 def _json(file: Path, pages: str) -> dict:
@@ -252,26 +249,17 @@ def _box(painting: Painting, w: int, h: int) -> Box:
     return x0, y0, x1, y1
 
 
-def _report(
+def _lines(
     pages: str, found: Sequence[CanvasPage], left_out: Sequence[tuple[Painting, str]]
-) -> None:
-    """Says which canvases are more or less than one page."""
-    counts: dict[str, int] = defaultdict(int)
-    for page in found:
-        counts[page.canvas] += 1
-    several = [count for count in counts.values() if count > 1]
+) -> Iterator[str]:
+    several = [count for count in Counter(page.canvas for page in found).values() if count > 1]
     if several:
-        logger.info(
+        yield (
             f"{pages}: {len(several):,} canvases show several images; each of the "
             f"{sum(several):,} images is a page, the column `{PLACE}` says where it lies"
         )
     if left_out:
-        logger.warning(f"{pages}: {len(left_out):,} images or canvases are left out:")
-        for line in _lines(left_out):
-            logger.warning(line)
-
-
-def _lines(left_out: Sequence[tuple[Painting, str]]) -> Iterator[str]:
+        yield f"{pages}: {len(left_out):,} images or canvases are left out:"
     for painting, reason in left_out[:_LISTED]:
         yield f"  {' '.join((painting.label or painting.canvas).split())}: {reason}"
     if len(left_out) > _LISTED:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.pages import frames
+from saghog_jax.input_pipeline.pages import frames, reading
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 
 LABELS = ("writer", "page", "split")
@@ -81,19 +81,17 @@ class Manifest:
     def contents(self) -> dict[str, str]:
         """SHA-256 of each page file by `Page.path`, "" if the file cannot be read.
 
-        For one image of a file of several, and for a turned image, the ending of the path follows.
-        Each file is read at most once per manifest and the manifests derived from it.
+        The mark of `reading` follows, and for one image of a file of several, and for a turned
+        image, the ending of the path. Each file is read at most once per manifest and the manifests
+        derived from it.
         """
         new = {page.path for page in self.pages} - self._contents.keys()
         if new:
             files = {path: frames.parse(path).file for path in new}
             read = fingerprints(self.root, files.values(), self.contents_cache)
-            self._contents.update(
-                {
-                    path: read[file] and read[file] + frames.ending(path)
-                    for path, file in files.items()
-                }
-            )
+            for path, file in files.items():
+                mark = reading.mark(self.root / file) + frames.ending(path)
+                self._contents[path] = read[file] and read[file] + mark
         return {page.path: self._contents[page.path] for page in self.pages}
 
     def select(self, split: str) -> "Manifest":

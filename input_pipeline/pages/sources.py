@@ -4,6 +4,7 @@
 public collection (see `datasets.catalog`), or `synthetic` for the built-in corpus.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from saghog_jax.input_pipeline.pages.manifest import (
     read_csv,
 )
 
+logger = logging.getLogger(__name__)
+
 # File in `data.cache` that remembers the SHA-256 of page files.
 CONTENTS_CACHE = "page_fingerprints.json"
 
@@ -37,7 +40,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
             f"data.cluster_regex={data.cluster_regex!r} declares data.pages a folder of ready-cut "
             "patches, which only pretraining (from a store) and finetuning read; pages are needed"
         )
-    source = Path(data.pages).expanduser()
+    source, lines = Path(data.pages).expanduser(), []
     if data.pages == "synthetic":
         manifest = read_csv(synthetic.ensure(Path(data.cache)))
     elif data.pages.startswith(catalog.PREFIX):
@@ -47,7 +50,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
         manifest = scan_folder(source, data.writer_regex, data.page_regex)
     elif iiif.is_manifest(data.pages):
         _no_expressions(data, "a IIIF manifest")
-        manifest = _read_iiif(data)
+        manifest, lines = _read_iiif(data)
     elif source.is_file() and source.name.lower().endswith(IMAGE_SUFFIXES):
         _no_expressions(data, "one image")
         page = Page(source.name, **page_labels(source.name, {}), box=None, extra={})
@@ -70,8 +73,11 @@ def load_manifest(data: ConfigDict) -> Manifest:
     cache = Path(data.cache) / CONTENTS_CACHE
     manifest = replace(manifest, contents_cache=cache).select(data.split)
     # Public collections and the images of IIIF canvases have one page a file.
-    listed = data.pages.startswith(catalog.PREFIX) or iiif.is_manifest(data.pages)
-    return manifest if listed else frame_pages.expand(manifest)
+    if not (data.pages.startswith(catalog.PREFIX) or iiif.is_manifest(data.pages)):
+        manifest, lines = frame_pages.expand(manifest)
+    for line in lines:
+        logger.info(line)
+    return manifest
 
 
 def _is_scanned(data: ConfigDict) -> bool:
@@ -106,9 +112,9 @@ def _read_collection(pages: str, split: str) -> Manifest:
     return Manifest(root, listed, columns)
 
 
-def _read_iiif(data: ConfigDict) -> Manifest:
+def _read_iiif(data: ConfigDict) -> tuple[Manifest, list[str]]:
     cache = Path(data.cache) / "iiif"
-    root, found = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
+    root, found, lines = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
     columns = iiif.columns(found)
     pages = tuple(
         Page(
@@ -119,7 +125,7 @@ def _read_iiif(data: ConfigDict) -> Manifest:
         )
         for page in found
     )
-    return Manifest(root, pages, columns)
+    return Manifest(root, pages, columns), lines
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+SUFFIXES = (".tif", ".tiff")
 REDUCED, PAGE, TRANSPARENCY = 1, 2, 4  # bits of the tag NewSubfileType
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION = 254, 255, 256, 257, 258, 259
 PHOTOMETRIC, SAMPLES, MAX_VALUE, PLANES, SUB_DIRECTORIES = 262, 277, 281, 284, 330

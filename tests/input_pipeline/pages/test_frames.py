@@ -61,7 +61,23 @@ def test_frames_of_one_file_have_different_contents(tmp_path):
     contents = load(tmp_path, tmp_path).contents()
     assert sorted(contents) == ["v.tif#frame=1", "v.tif#frame=2"]
     assert len(set(contents.values())) == 2
-    assert all(len(value) == len("#frame=1") + 64 for value in contents.values())
+    assert all(len(value) == len("#read=2#frame=1") + 64 for value in contents.values())
+
+
+def test_files_that_are_read_in_another_way_than_before_are_marked(tmp_path):
+    """Their stores, masks and embeddings are made again; those of other files stay valid."""
+    grey = Image.fromarray(leaf(10))
+    Image.fromarray(leaf(10).astype(np.uint16)).save(tmp_path / "16.png")
+    grey.convert("LA").save(tmp_path / "alpha.png")
+    for name in ("8.png", "a.tif", "a.jpg"):
+        grey.save(tmp_path / name)
+    contents = load(tmp_path, tmp_path).contents()
+    assert {name for name, value in contents.items() if value.endswith("#read=2")} == {
+        "16.png",
+        "a.tif",
+        "alpha.png",
+    }
+    assert all(len(value.partition("#")[0]) == 64 for value in contents.values())
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -122,6 +138,9 @@ def test_a_table_may_name_files_and_images(tmp_path):
     assert [grey for _, grey in paths_and_greys(manifest)] == [10, 20, 1, 20]
     (tmp_path / "q.csv").write_text("path,x0,y0,x1,y1\nv.tif,1,2,9,9\n")
     with pytest.raises(UserError, match=r"holds 2 pages.*write 'v\.tif#frame=1' as the path"):
+        load(tmp_path, tmp_path / "q.csv")
+    (tmp_path / "q.csv").write_text("path\nv.tif\nv.tif#frame=2\n")
+    with pytest.raises(UserError, match=r"'v\.tif#frame=2' is listed twice"):
         load(tmp_path, tmp_path / "q.csv")
 
 
