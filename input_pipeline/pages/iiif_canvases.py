@@ -173,6 +173,7 @@ def _selected(resource: str | dict) -> tuple[str, str, bool]:
         if isinstance(selector, str):
             region = _fragment_region(selector.lstrip("#")) or region
             continue
+        selector = selector.get("default", selector)  # of a choice, in version 2
         if selector.get("region"):
             region, by_service = str(selector["region"]), True
         region = _fragment_region(str(selector.get("value") or "").lstrip("#")) or region

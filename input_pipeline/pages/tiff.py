@@ -23,6 +23,7 @@ _MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True)}
 _MAGIC |= {b"MM\0+": (">", True)}
 # Directories that are read at most; a file of more is damaged.
 _MOST = 10_000
+_MOST_TAGS = 4096
 # Longer values, in bytes, are no numbers that are needed here, but layers of an editor.
 _LONGEST = 16 << 20
 # An image without a tag is a reduced copy of another of the same proportions if its sides are at
@@ -96,7 +97,8 @@ def directories(file: BinaryIO) -> list[Directory]:
             if min(directory.size) < 1:
                 break
             found.append(directory)
-    except (EOFError, struct.error, KeyError):
+    # Damaged numbers lead to places behind the end of the file, or beyond all files.
+    except (EOFError, OSError, OverflowError, ValueError, struct.error):
         pass
     return found
 
@@ -116,12 +118,13 @@ def pages(found: Sequence[Directory]) -> list[Directory]:
             full.append(directory)
         else:
             full += [child for child in directory.children if not child.is_reduced][:1]
-    kept = [one for one in full if not any(_is_copy(one, other) for other in full)]
+    sizes = {one.size for one in full}
+    kept = [one for one in full if not any(_is_copy(one, size) for size in sizes)]
     return kept or sorted(found, key=lambda one: -one.size[0] * one.size[1])[:1]
 
 
-def _is_copy(small: Directory, large: Directory) -> bool:
-    (w, h), (width, height) = small.size, large.size
+def _is_copy(small: Directory, large: tuple[int, int]) -> bool:
+    (w, h), (width, height) = small.size, large
     if w > _COPY * width or h > _COPY * height or small.value(SUBFILE) & PAGE:
         return False
     # Each side was rounded to whole pixels: w = width * f + a, h = height * f + b, |a|, |b| <= 1.
@@ -143,6 +146,8 @@ def _directory(
     head, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     width = struct.calcsize(order + pointer)
     (count,) = struct.unpack(order + head, _read(file, offset, struct.calcsize(order + head)))
+    if count > _MOST_TAGS:
+        raise EOFError
     start = offset + struct.calcsize(order + head)
     size = struct.calcsize(order + entry) + width
     table = _read(file, start, count * size + width)

@@ -174,6 +174,27 @@ def test_a_cut_file_is_a_page_that_cannot_be_read_or_fewer_pages(tmp_path, cut):
             load_page(tmp_path / page.path, None, MAX_PIXELS)
 
 
+@pytest.mark.parametrize("magic", [b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"])
+def test_damaged_directories_never_end_the_program(tmp_path, magic):
+    order = "<" if magic.startswith(b"II") else ">"
+    deep = leaf(20).astype(np.uint16)
+    images = (frame(leaf(10), order=order), frame(np.dstack([deep] * 3), None, order, True))
+    path = write(tmp_path / "v.tif", *images, order=order)
+    data = np.frombuffer(magic + path.read_bytes()[4:], np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        changed = data.copy()
+        # The directories lie before the pixels of the next image and at the end.
+        places = rng.choice(np.r_[4:16, len(leaf(1).ravel()) : len(leaf(1).ravel()) + 200], 6)
+        changed[np.r_[places, rng.integers(len(data) - 250, len(data), 6)]] = rng.integers(
+            0, 256, 12
+        )
+        path.write_bytes(changed.tobytes())
+        for page in load(tmp_path, tmp_path).pages:
+            with contextlib.suppress(PageError):
+                load_page(tmp_path / page.path, None, MAX_PIXELS)
+
+
 def test_directories_that_form_a_ring(tmp_path):
     path = write(tmp_path / "v.tif", frame(leaf(10)), frame(leaf(20)))
     data = bytearray(path.read_bytes())
