@@ -1,7 +1,8 @@
 """Reads page images as RGB arrays: all pixel types that scanners write; damaged files are refused.
 
-Transparent parts become white, 16-bit greys are scaled to 8 bits, the EXIF orientation is applied,
-and only the first frame of a file is read.
+Transparent parts become white unless the whole page is transparent, values of 16 bits are scaled to
+8 bits, and the EXIF orientation is applied. A path may name one image of a file of several, or turn
+an image (see `frames`); otherwise the first image in full resolution is read.
 """
 
 import functools
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from saghog_jax.input_pipeline.errors import PageError
+from saghog_jax.input_pipeline.pages import frames, sixteen_bits, tiff, tiff_images
 
 # Formats that Pillow may read. Formats that run other programs (EPS) are excluded.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,7 +38,7 @@ def load_page(
     """Reads a page.
 
     Args:
-      path: image file.
+      path: image file; its ending may be that of one image, or of a turned image (see `frames`).
       box: only this part is returned: x0, y0, x1, y1 in pixels of the upright image, the last two
         exclusive. None: the whole image.
       max_pixels: largest accepted width x height, before and after scaling; checked in the
@@ -49,9 +51,10 @@ def load_page(
     Raises:
       PageError: the file or the box cannot be used; the message is one line.
     """
+    view = frames.parse(path.name)
     try:
-        with open(path, "rb") as file:
-            page = _read(file, max_pixels)
+        with open(path.with_name(view.file), "rb") as file:
+            page = _read(file, max_pixels, view.frame)
     except PageError:
         raise
     except MemoryError:
@@ -63,9 +66,31 @@ def load_page(
             raise PageError(f"cannot read the file: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PageError(f"damaged image: {reason}") from None
+    page = _turned(page, view.mirrored, view.degrees, max_pixels)
     if box is not None:
         page = crop(page, box)
     return np.ascontiguousarray(resize_page(page, scale, max_pixels))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, from its header.
+
+    Raises:
+      PageError: the file cannot be read as an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            chosen = tiff_images.choose(file, None) if tiff.is_tiff(file) else None
+            if chosen is not None:
+                (w, h), orientation = chosen.size, chosen.value(tiff.ORIENTATION, 1)
+            else:
+                with Image.open(file, formats=_known_formats()) as image:
+                    (w, h), orientation = image.size, _orientation(image)
+    # As above.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PageError(f"cannot read the size of the image: {reason}") from None
+    return (h, w) if orientation in (5, 6, 7, 8) else (w, h)
 
 
 def page_array(image: str | os.PathLike | Image.Image | np.ndarray, max_pixels: int) -> np.ndarray:
@@ -102,20 +127,82 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _read(file: BinaryIO, max_pixels: int) -> np.ndarray:
-    """The first frame of an open file, upright."""
+def _read(file: BinaryIO, max_pixels: int, frame: int | None) -> np.ndarray:
+    """One image of an open file, upright; without a number the first in full resolution."""
     if not file.read(1):
         raise PageError("an empty file (0 bytes)")
     file.seek(0)
+    if tiff.is_tiff(file):
+        chosen = tiff_images.choose(file, frame)
+        if chosen is not None:
+            return _read_tiff(file, chosen, max_pixels)
     try:
         image = Image.open(file, formats=_known_formats())
     except Image.UnidentifiedImageError:
         raise PageError("not an image, or in a format that is not supported") from None
     _check_size(*image.size, max_pixels)
+    if frame is not None and frame > 1:
+        _seek(image, frame)
     if image.format == "JPEG":
         _check_jpeg_end(file)
+    wide = _has_wide_colours(image)
     image.load()
-    return _rgb(_upright(image))
+    if wide and _is_dark(image):
+        file.seek(0)
+        coded = np.frombuffer(file.read(), np.uint8)
+        values = tiff_images.rgb_values(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED), image.size)
+        image = _narrowed(values, _orientation(image), 0, file.name)
+    return _rgb(_upright(image), name=file.name)
+
+
+def _read_tiff(file: BinaryIO, chosen: tiff.Directory, max_pixels: int) -> np.ndarray:
+    _check_size(*chosen.size, max_pixels)
+    image = tiff_images.open_image(file, chosen, file.name)
+    _check_size(*image.size, max_pixels)
+    wide, premultiplied = _has_wide_colours(image), "RGBa" in _tiles(image)
+    image.load()
+    largest = tiff_images.declared_maximum(chosen)
+    if (wide and _is_dark(image)) or (premultiplied and not image.getchannel("A").getextrema()[1]):
+        values, orientation = (
+            tiff_images.raw_values(file, chosen),
+            chosen.value(tiff.ORIENTATION, 1),
+        )
+        image = _narrowed(values, orientation, largest, file.name)
+    return _rgb(_upright(image), largest, tiff_images.white_is_zero(chosen), file.name)
+
+
+def _seek(image: Image.Image, frame: int) -> None:
+    count = getattr(image, "n_frames", 1)
+    if frame > count:
+        raise PageError(f"the file has {count} images, and none with the number {frame}")
+    image.seek(frame - 1)
+
+
+def _tiles(image: Image.Image) -> str:
+    """How Pillow will decode the image; empty if it is decoded."""
+    return str(getattr(image, "tile", ""))
+
+
+def _has_wide_colours(image: Image.Image) -> bool:
+    """Whether colours are stored with 16 bits; Pillow keeps the upper 8."""
+    return image.mode in ("RGB", "RGBA", "LA") and ";16" in _tiles(image)
+
+
+def _is_dark(image: Image.Image) -> bool:
+    """Whether the upper 8 of 16 bits are small, so that the image may use fewer bits."""
+    bands = [image.getchannel(name) for name in image.getbands() if name != "A"]
+    return max(band.getextrema()[1] for band in bands) < 64
+
+
+def _narrowed(values: np.ndarray, orientation: int, declared: int, name: str) -> Image.Image:
+    """An image of these values, uint8 or uint16 [h, w, 3 or 4], with this EXIF orientation."""
+    if values.dtype == np.uint16:
+        largest = int(values[:, :, :3].max())
+        bits = sixteen_bits.significant_bits(largest, declared, name)
+        values = sixteen_bits.colours_to_bytes(values, bits)
+    narrow = Image.fromarray(np.ascontiguousarray(values))
+    narrow.getexif()[ExifTags.Base.Orientation] = orientation
+    return narrow
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -154,20 +241,49 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [h, w, 3] of an image of any mode."""
+def _rgb(
+    image: Image.Image, declared: int = 0, white_is_zero: bool = False, name: str = "an image"
+) -> np.ndarray:
+    """uint8 [h, w, 3] of an image of any mode.
+
+    Args:
+      declared, name: see `sixteen_bits.significant_bits`.
+      white_is_zero: the file says so; Pillow obeys this up to 8 bits.
+    """
     if image.mode == "F":
         raise PageError("pixels are floating-point numbers; save the page with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise PageError("pixels are 32-bit numbers; save the page with 8 or 16 bits")
-        grey = ((values + 128) // 257).astype(np.uint8)
+        bits = sixteen_bits.significant_bits(int(values.max()), declared, name)
+        grey = sixteen_bits.grey_to_bytes(values, bits, white_is_zero)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
+        whole = image.convert("RGBA")
+        # Some programs write an alpha channel that is zero everywhere: it says nothing.
+        if whole.getchannel("A").getextrema()[1]:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), whole)
+        else:
+            image = whole
     return np.asarray(image.convert("RGB"))
+
+
+def _turned(page: np.ndarray, mirrored: bool, degrees: float, max_pixels: int) -> np.ndarray:
+    """The page mirrored left to right, then turned clockwise; new corners are white."""
+    page = page[:, ::-1] if mirrored else page
+    if degrees % 90 == 0:
+        return np.rot90(page, -int(degrees // 90))
+    h, w = page.shape[:2]
+    turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), -degrees, 1.0)
+    wide, high = (round(float(side)) for side in np.abs(turn[:, :2]) @ (w, h))
+    _check_size(wide, high, max_pixels)
+    turn[:, 2] += (wide - w) / 2, (high - h) / 2
+    white = (255, 255, 255)
+    return cv2.warpAffine(
+        np.ascontiguousarray(page), turn, (wide, high), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=white,
+    )  # fmt: skip
 
 
 def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages import frames, reading
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 
 LABELS = ("writer", "page", "split")
@@ -27,7 +28,7 @@ BOX = ("x0", "y0", "x1", "y1")
 class Page(NamedTuple):
     """One page: an image file, or a box in an image.
 
-    path: relative to the manifest's root, with forward slashes.
+    path: relative to the manifest's root, with forward slashes; may end as `frames` describes.
     writer, page, split: labels, empty if unknown.
     box: x0, y0, x1, y1 in pixels, the last two exclusive; None for the whole image.
     extra: further columns, as text; the property `scale` reads the column `scale`.
@@ -80,11 +81,17 @@ class Manifest:
     def contents(self) -> dict[str, str]:
         """SHA-256 of each page file by `Page.path`, "" if the file cannot be read.
 
-        Each file is read at most once per manifest and the manifests derived from it.
+        The mark of `reading` follows, and for one image of a file of several, and for a turned
+        image, the ending of the path. Each file is read at most once per manifest and the manifests
+        derived from it.
         """
         new = {page.path for page in self.pages} - self._contents.keys()
         if new:
-            self._contents.update(fingerprints(self.root, new, self.contents_cache))
+            files = {path: frames.parse(path).file for path in new}
+            read = fingerprints(self.root, files.values(), self.contents_cache)
+            for path, file in files.items():
+                mark = reading.mark(self.root / file) + frames.ending(path)
+                self._contents[path] = read[file] and read[file] + mark
         return {page.path: self._contents[page.path] for page in self.pages}
 
     def select(self, split: str) -> "Manifest":
@@ -200,7 +207,7 @@ def _check_scale(page: Page, where: str) -> None:
 def page_labels(path: str, values: dict[str, str]) -> dict[str, str]:
     """Writer, page and split, without surrounding spaces; `page` defaults to the file name."""
     labels = {name: values.get(name, "").strip() for name in LABELS}
-    labels["page"] = labels["page"] or posixpath.splitext(posixpath.basename(path))[0].strip()
+    labels["page"] = labels["page"] or frames.label(path)
     return labels
 
 

@@ -4,6 +4,7 @@
 public collection (see `datasets.catalog`), or `synthetic` for the built-in corpus.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.datasets import catalog, synthetic
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
-from saghog_jax.input_pipeline.pages import iiif, image_names
+from saghog_jax.input_pipeline.pages import frame_pages, frames, iiif, image_names
 from saghog_jax.input_pipeline.pages.manifest import (
     BOX,
     LABELS,
@@ -21,6 +22,8 @@ from saghog_jax.input_pipeline.pages.manifest import (
     page_labels,
     read_csv,
 )
+
+logger = logging.getLogger(__name__)
 
 # File in `data.cache` that remembers the SHA-256 of page files.
 CONTENTS_CACHE = "page_fingerprints.json"
@@ -37,7 +40,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
             f"data.cluster_regex={data.cluster_regex!r} declares data.pages a folder of ready-cut "
             "patches, which only pretraining (from a store) and finetuning read; pages are needed"
         )
-    source = Path(data.pages).expanduser()
+    source, lines = Path(data.pages).expanduser(), []
     if data.pages == "synthetic":
         manifest = read_csv(synthetic.ensure(Path(data.cache)))
     elif data.pages.startswith(catalog.PREFIX):
@@ -47,7 +50,7 @@ def load_manifest(data: ConfigDict) -> Manifest:
         manifest = scan_folder(source, data.writer_regex, data.page_regex)
     elif iiif.is_manifest(data.pages):
         _no_expressions(data, "a IIIF manifest")
-        manifest = _read_iiif(data)
+        manifest, lines = _read_iiif(data)
     elif source.is_file() and source.name.lower().endswith(IMAGE_SUFFIXES):
         _no_expressions(data, "one image")
         page = Page(source.name, **page_labels(source.name, {}), box=None, extra={})
@@ -62,13 +65,19 @@ def load_manifest(data: ConfigDict) -> Manifest:
             "`tfds:historical_wi`"
         )
     root, pages = manifest.root, manifest.pages
-    if not any((root / page.path).exists() for page in pages):
+    if not any(frames.file_of(root / page.path).exists() for page in pages):
         raise UserError(
             f"data.pages={data.pages}: none of the {len(pages)} files listed exists, such as "
             f"{str(root / pages[0].path)!r}; paths are relative to the folder of the CSV"
         )
     cache = Path(data.cache) / CONTENTS_CACHE
-    return replace(manifest, contents_cache=cache).select(data.split)
+    manifest = replace(manifest, contents_cache=cache).select(data.split)
+    # Public collections and the images of IIIF canvases have one page a file.
+    if not (data.pages.startswith(catalog.PREFIX) or iiif.is_manifest(data.pages)):
+        manifest, lines = frame_pages.expand(manifest)
+    for line in lines:
+        logger.info(line)
+    return manifest
 
 
 def _is_scanned(data: ConfigDict) -> bool:
@@ -103,16 +112,20 @@ def _read_collection(pages: str, split: str) -> Manifest:
     return Manifest(root, listed, columns)
 
 
-def _read_iiif(data: ConfigDict) -> Manifest:
+def _read_iiif(data: ConfigDict) -> tuple[Manifest, list[str]]:
     cache = Path(data.cache) / "iiif"
-    root, canvases = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
-    pages: dict[str, Page] = {}
-    for page in canvases:
-        extra = {"canvas": page.canvas, "manifest": page.manifest}
-        labels = page_labels(page.path, {"page": page.label})
-        # Two canvases may show one image; it is one page.
-        pages.setdefault(page.path, Page(page.path, **labels, box=None, extra=extra))
-    return Manifest(root, tuple(pages.values()), iiif.COLUMNS)
+    root, found, lines = iiif.read(data.pages, data.iiif.images, tuple(data.iiif.hosts), cache)
+    columns = iiif.columns(found)
+    pages = tuple(
+        Page(
+            page.path,
+            **page_labels(page.path, {"page": page.label}),
+            box=page.box,
+            extra={name: page.extra[name] for name in columns},
+        )
+        for page in found
+    )
+    return Manifest(root, pages, columns), lines
 
 
 def scan_folder(folder: Path, writer_regex: str, page_regex: str) -> Manifest:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.pages import frames
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
@@ -83,7 +84,7 @@ def names_below(folder: Path, path: str, suffixes: Sequence[str]) -> Iterator[Pa
 
     For a page outside of the manifest's folder only the file name is used.
     """
-    stem, _ = posixpath.splitext(path)
+    stem = frames.stem(path)
     inside = not path.startswith(("../", "/"))
     for name in (*((stem, path) if inside else ()), posixpath.basename(stem)):
         for suffix in suffixes:

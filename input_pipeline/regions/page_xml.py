@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import PageError, check_choice
+from saghog_jax.input_pipeline.pages import frames
 from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 from saghog_jax.input_pipeline.regions.mask_images import (
@@ -63,7 +64,7 @@ def make(section: ConfigDict) -> Backend:
 
 def _beside(root: Path, path: str) -> Iterator[Path]:
     parent, name = posixpath.split(path)
-    stem = posixpath.splitext(name)[0]
+    stem = frames.stem(name)
     for below in _BESIDE:
         for file in (f"{stem}.xml", f"{name}.xml"):
             yield root / parent / below / file

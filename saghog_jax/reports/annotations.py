@@ -12,6 +12,7 @@ import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.pages.frames import file_of
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 
@@ -109,15 +110,17 @@ def _text(purpose: str, value: str) -> dict:
 def _resource(pages: Embeddings, row: int, folder: Path) -> str | dict:
     source = str(pages.table["canvas"][row]) if "canvas" in pages.table else ""
     if not source:
-        image = os.path.relpath(pages.image(row).resolve(), folder.resolve())
+        image = os.path.relpath(file_of(pages.image(row)).resolve(), folder.resolve())
         source = urllib.parse.quote(Path(image).as_posix())
     box = pages.box(row)
-    if box is None:
+    region = f"{box[0]},{box[1]},{box[2] - box[0]},{box[3] - box[1]}" if box else ""
+    if "canvas" in pages.table and "place" in pages.table and source:
+        region = str(pages.table["place"][row])  # boxes refer to the image, not to the canvas
+    if not region:
         return source
-    x0, y0, x1, y1 = box
     selector = {
         "type": "FragmentSelector",
         "conformsTo": "http://www.w3.org/TR/media-frags/",
-        "value": f"xywh={x0},{y0},{x1 - x0},{y1 - y0}",
+        "value": f"xywh={region}",
     }
     return {"type": "SpecificResource", "source": source, "selector": selector}

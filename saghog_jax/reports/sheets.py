@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.pages.frames import file_of
 from saghog_jax.reports.evidence import Evidence, pictures
 from saghog_jax.reports.thumbnails import thumbnails
 from saghog_jax.retrieval.embeddings import Embeddings
@@ -172,7 +173,7 @@ def _sheet(sheets: Sheets, row: int) -> dict:
 
 
 def _describe_page(folder: Path, pages: Embeddings, row: int) -> dict:
-    original = os.path.relpath(pages.image(row).resolve(), folder.resolve())
+    original = os.path.relpath(file_of(pages.image(row)).resolve(), folder.resolve())
     description = {
         "id": str(pages.page_ids[row]),
         "writer": str(pages.writers[row]),

@@ -12,6 +12,7 @@ from PIL import Image
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import iiif
+from saghog_jax.input_pipeline.pages.iiif_canvases import label_text
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 
@@ -137,6 +138,36 @@ def test_images_and_manifest_of_a_local_server(tmp_path, server, version):
     assert requests == ["/book.json", "/a.png"]
 
 
+@pytest.mark.parametrize("version", [version2, version3])
+def test_a_server_cuts_and_turns_itself(tmp_path, server, version):
+    folder, address, requests = server
+    name = "x/0,0,400,300/40,/90/default.png"
+    image(folder / name, 33)
+    (tmp_path / "book.json").write_text(json.dumps(version([f"{address}/{name}"])))
+    (page,) = load(tmp_path, tmp_path / "book.json").pages
+    assert requests == [f"/{name}"]
+    assert page.box is None
+    assert page.path.endswith(".png")
+
+
+def test_a_part_of_an_image_service(tmp_path, server):
+    folder, address, requests = server
+    image(folder / "x" / "full" / "max" / "0" / "default.png", 33)
+    content = version3([""])
+    selector = {"type": "ImageApiSelector", "region": "4,3,20,10"}
+    body = {"type": "SpecificResource", "source": f"{address}/x/full/max/0/default.png"}
+    content["items"][0]["items"] = [{"items": [{"body": body | {"selector": selector}}]}]
+    (tmp_path / "book.json").write_text(json.dumps(content))
+    (page,) = load(tmp_path, tmp_path / "book.json").pages
+    assert page.box == (4, 3, 24, 13)
+    body["source"] = f"{address}/y"
+    content["items"][0]["items"][0]["items"][0]["body"] = body | {"selector": selector}
+    (tmp_path / "book.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot fetch"):
+        load(tmp_path, tmp_path / "book.json")
+    assert requests[-1] == "/y/full/max/0/default.jpg"
+
+
 def test_nothing_comes_from_elsewhere(tmp_path, server, monkeypatch):
     folder, address, requests = server
     (tmp_path / "book.json").write_text(json.dumps(version3(["https://example.org/a.png"])))
@@ -187,7 +218,7 @@ def test_labels_in_every_form(tmp_path):
         (None, ""),
         ({}, ""),
     ]:
-        assert iiif._text(label) == text
+        assert label_text(label) == text
 
 
 def test_two_canvases_of_one_image_are_one_page_and_a_choice_is_its_first(tmp_path):
