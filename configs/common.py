@@ -64,8 +64,8 @@ def _typed(key: str, text: str, default: object) -> object:
 def data_config(split: str) -> ConfigDict:
     """The pages that a stage reads."""
     data = ConfigDict()
-    # A folder of page images, one image, a manifest CSV, a IIIF manifest (a .json file or a URL),
-    # `synthetic` (the built-in corpus), or a public collection such as
+    # A folder of page images, one image, a PDF or a folder of PDFs, a manifest CSV, a IIIF manifest
+    # (a .json file or a URL), `synthetic` (the built-in corpus), or a public collection such as
     # `tfds:historical_wi/color,manual_dir=FOLDER` (input_pipeline/datasets/catalog.py). For a
     # folder with a manifest.csv that manifest is read, unless one of the regular expressions below
     # is set.
@@ -93,9 +93,12 @@ def data_config(split: str) -> ConfigDict:
             "hosts": ("localhost", "127.0.0.1", "::1"),
         }
     )
+    # Resolution at which pages of PDF files are drawn, in pixels an inch (`pip install
+    # 'saghog_jax[pdf]'`).
+    data.pdf_dpi = 300
     # Largest accepted image in pixels (width x height), against decompression bombs.
     data.max_pixels = 200_000_000
-    # Folder for the built-in corpus (written once) and for files from IIIF servers.
+    # Folder for the built-in corpus (written once), files from IIIF servers and pages of PDFs.
     data.cache = "runs/data"
     return data
 

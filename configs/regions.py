@@ -84,7 +84,8 @@ def ink_config() -> ConfigDict:
 def masks_config() -> ConfigDict:
     """Mask images of the user, white where handwriting is."""
     masks = ConfigDict()
-    # Folder of the mask images: a/b.png or b.png for the page a/b.jpg; any image format.
+    # Folder of the mask images: a/b.png for the page a/b.jpg, or b.png if no other page has the
+    # name b; any image format.
     masks.folder = ""
     return masks
 
@@ -92,8 +93,8 @@ def masks_config() -> ConfigDict:
 def xml_config() -> ConfigDict:
     """PAGE or ALTO files."""
     xml = ConfigDict()
-    # Folder of the files: a/b.xml or b.xml for the page a/b.jpg. Empty: b.xml beside the page, or
-    # in the folders `page` and `alto` beside the page.
+    # Folder of the files: a/b.xml for the page a/b.jpg, or b.xml if no other page has the name b.
+    # Empty: b.xml beside the page, or in the folders `page` and `alto` beside the page.
     xml.folder = ""
     # Whose polygons are the mask: `region` or `line`.
     xml.level = "region"

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# Suffixes of image files; other files in a folder of pages are ignored.
+# Suffixes of image files; other files in a folder of pages are left out and listed.
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".j2k", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".jfi", ".jfif", ".jif", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heif", ".hif"),
 )
+PDF_SUFFIX = ".pdf"
 
 
 @contextlib.contextmanager

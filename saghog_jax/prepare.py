@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
-from saghog_jax.input_pipeline.pages.sources import load_manifest, other_files
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import describe, survey
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 # Rule of a store -> stage that reads the store.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
-# Files other than images that a dry run names.
-_NAMED = 5
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -35,9 +33,11 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     paths: dict[str, Path] = {}
     counts: dict[str, int] = {}
     skipped: dict[str, str] = {}
-    for name, section in config.stores.items():
+    for i, (name, section) in enumerate(config.stores.items()):
         store = Store.open(
-            ensure_store(config.data, section, beam=config.beam, regions=config.regions)
+            ensure_store(
+                config.data, section, beam=config.beam, regions=config.regions, tell=i == 0
+            )
         )
         logger.info(f"store {name}: {store.path}, {len(store):,} patches")
         paths[name], counts[f"{name} patches"] = store.path, len(store)
@@ -75,10 +75,6 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
         )
     for line in describe(manifest, rules, findings):
         logger.info(line)
-    others = other_files(config.data)
-    if others:
-        named = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
-        logger.info(f"{len(others):,} files are not images and are skipped: {named}")
     skipped = tuple(
         (page.page_id, finding.reason)
         for page, finding in zip(manifest.pages, findings, strict=True)

@@ -138,12 +138,12 @@ class TestDryRun:
         config = small(pages, tmp_path / "stores")
         assert "no images" not in self.look(config, tmp_path, capsys)[1]
         (pages.parent / "sub").mkdir()
-        for name in ("letter.pdf", "sub/photo.HEIC", ".hidden"):
+        for name in ("letter.txt", "sub/notes.odt", ".hidden"):
             (pages.parent / name).write_bytes(b"")
         pages.unlink()
         config.data.pages = str(pages.parent)
         _, out = self.look(config, tmp_path, capsys)
-        assert "2 files are not images and are skipped: 'letter.pdf', 'sub/photo.HEIC'" in out
+        assert "2 files are not images and are left out: 'letter.txt', 'sub/notes.odt'" in out
 
     def test_its_estimate_is_what_the_store_takes(self, tmp_path, capsys, prepared):
         config = small(prepared.parent / "pages" / "manifest.csv", tmp_path)

@@ -6,6 +6,7 @@ an image (see `frames`); otherwise the first image in full resolution is read.
 """
 
 import functools
+import importlib
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +16,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from saghog_jax.input_pipeline.errors import PageError
+from saghog_jax.input_pipeline.file_kinds import HEAD, can_read_heic, no_image
 from saghog_jax.input_pipeline.pages import frames, sixteen_bits, tiff, tiff_images
 
 # Formats that Pillow may read. Formats that run other programs (EPS) are excluded.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -139,7 +141,8 @@ def _read(file: BinaryIO, max_pixels: int, frame: int | None) -> np.ndarray:
     try:
         image = Image.open(file, formats=_known_formats())
     except Image.UnidentifiedImageError:
-        raise PageError("not an image, or in a format that is not supported") from None
+        file.seek(0)
+        raise PageError(no_image(file.read(HEAD))) from None
     _check_size(*image.size, max_pixels)
     if frame is not None and frame > 1:
         _seek(image, frame)
@@ -213,8 +216,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """The members of _FORMATS that this build of Pillow can read."""
+    """The members of _FORMATS that this build of Pillow, with its plug-ins, can read."""
     Image.init()
+    if can_read_heic():
+        pillow_heif = importlib.import_module("pillow_heif")
+        pillow_heif.register_heif_opener(thumbnails=False)
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

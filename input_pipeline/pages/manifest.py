@@ -3,14 +3,18 @@
 The CSV has a header with at least the column `path` (relative to the CSV's folder), which may also
 have the published code's name `imgs`. The columns `writer`, `page` and `split` are labels. The
 columns `x0,y0,x1,y1` are a box in pixels: the page is only this part of the image. The column
-`scale` is a factor that the page is resized by. All other columns are kept. The encoding is UTF-8;
-cells are separated by comma, semicolon or tab.
+`scale` is a factor that the page is resized by. All other columns are kept. Capitals in the names
+of these columns do not matter. `csv_files` describes encodings and separators.
+
+Labels and names of columns are in Unicode's form NFC; a path has the form that it has on disk.
 """
 
 import csv
 import math
 import os
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +24,14 @@ from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages import frames, reading
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
+from saghog_jax.input_pipeline.unicode_forms import FormFinder, composed
 
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
+# Columns with a meaning, for all spellings with capitals.
+_KNOWN_COLUMNS = ("path", "imgs", *LABELS, *BOX, "scale")
+# Cells that R, pandas and spreadsheets write for an empty cell.
+MISSING = ("NA", "N/A", "#N/A", "<NA>", "#NV", "NaN", "nan", "NULL", "null", "None")
 
 
 class Page(NamedTuple):
@@ -61,12 +70,15 @@ class Manifest:
     root: folder that the paths are relative to.
     columns: names of the further columns, in order.
     contents_cache: JSON file in which `contents` remembers hashes between runs; None: nowhere.
+    namesakes: file names without suffix (`bare_name`) that several images of the source have, also
+      images of other splits.
     """
 
     root: Path
     pages: tuple[Page, ...]
     columns: tuple[str, ...]
     contents_cache: Path | None = field(default=None, compare=False)
+    namesakes: frozenset[str] = field(default=frozenset(), compare=False)
     # SHA-256 by path. Shared by the manifests that `select`, `at_scales` and `replace` derive.
     _contents: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -100,6 +112,7 @@ class Manifest:
         Raises:
           UserError: no page has this split.
         """
+        split = composed(split)
         known = sorted({page.split for page in self.pages} - {""})
         if not split or not known:
             return self
@@ -145,8 +158,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
     path = Path(path)
     root = path.parent if root is None else Path(root)
     header, rows = read_table(path)
-    # `imgs` is the name of this column in the tables of the published code.
-    header = ["path" if name == "imgs" and "path" not in header else name for name in header]
+    header = _column_names(header)
     if "path" not in header:
         raise UserError(
             f"{path}: the header has no column `path`, only {', '.join(map(repr, header))}"
@@ -159,6 +171,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
     columns = tuple(name for name in header if name not in ("path", *LABELS, *BOX))
     pages: list[Page] = []
     lines: dict[str, int] = {}
+    finder = FormFinder()
     for line, cells in rows:
         where = f"{path} line {line}"
         if len(cells) != len(header):
@@ -166,7 +179,7 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
                 f"{where}: {len(cells)} cells under a header of {len(header)}; a cell that holds "
                 "the separator must stand in double quotes"
             )
-        page = _page(dict(zip(header, cells)), columns, root, where)
+        page = _page(dict(zip(header, cells)), columns, root, where, finder)
         if page.page_id in lines:
             raise UserError(
                 f"{where}: {page.page_id!r} is listed already in line {lines[page.page_id]}; "
@@ -179,17 +192,60 @@ def read_csv(path: Path, root: Path | None = None) -> Manifest:
     return Manifest(root, tuple(pages), columns)
 
 
-def _page(row: dict[str, str], columns: Sequence[str], root: Path, where: str) -> Page:
-    path = row["path"]
-    if not path:
-        raise UserError(f"{where}: the cell `path` is empty")
+def bare_name(path: str) -> str:
+    """The name of a page's file without folder and suffix, in Unicode's form NFC."""
+    return composed(posixpath.splitext(posixpath.basename(frames.parse(path).file))[0])
+
+
+def shared_names(pages: Sequence[Page]) -> frozenset[str]:
+    """The bare names that several files have."""
+    files = {frames.parse(page.path).file for page in pages}
+    counts = Counter(bare_name(file) for file in files)
+    return frozenset(name for name, count in counts.items() if count > 1)
+
+
+def _column_names(header: Sequence[str]) -> list[str]:
+    """The header with the columns that have a meaning in small letters."""
+    names = [
+        name.lower() if name.lower() in _KNOWN_COLUMNS and name.lower() not in header else name
+        for name in header
+    ]
+    # `imgs` is the name of this column in the tables of the published code.
+    return ["path" if name == "imgs" and "path" not in names else name for name in names]
+
+
+def _page(
+    row: dict[str, str], columns: Sequence[str], root: Path, where: str, finder: FormFinder
+) -> Page:
+    cell = row["path"]
+    ending = frames.ending(cell.strip())
+    path = _path(cell.strip().removesuffix(ending) if ending else cell, root, where, finder)
     if posixpath.isabs(path):
         path = Path(os.path.relpath(path, root)).as_posix()
-    path = posixpath.normpath(path)
-    extra = {name: row[name] for name in columns}
+    path = finder.find(root, posixpath.normpath(path)) + ending
+    extra = {name: composed(row[name]) for name in columns}
+    if extra.get("scale", "").strip() in MISSING[:4]:
+        extra["scale"] = ""
     page = Page(path, **page_labels(path, row), box=_box(row, where), extra=extra)
     _check_scale(page, where)
     return page
+
+
+def _path(cell: str, root: Path, where: str, finder: FormFinder) -> str:
+    """The cell `path`, with forward slashes if it was written on Windows."""
+    if not cell.strip():
+        raise UserError(f"{where}: the cell `path` is empty")
+    path = cell.strip().replace("\\", "/")
+    foreign = re.match(r"[A-Za-z]:[\\/]|\\\\", cell.strip()) is not None
+    # Names of files may hold backslashes, and begin or end with spaces.
+    if (not foreign and path == cell) or (root / cell).exists():
+        return cell
+    if foreign:
+        raise UserError(
+            f"{where}: the path {cell!r} is that of a Windows computer; write paths relative to "
+            f"the folder of the table, such as {posixpath.basename(path)!r}"
+        )
+    return path if (root / finder.find(root, path)).exists() else cell
 
 
 def _check_scale(page: Page, where: str) -> None:
@@ -206,17 +262,18 @@ def _check_scale(page: Page, where: str) -> None:
 
 def page_labels(path: str, values: dict[str, str]) -> dict[str, str]:
     """Writer, page and split, without surrounding spaces; `page` defaults to the file name."""
-    labels = {name: values.get(name, "").strip() for name in LABELS}
-    labels["page"] = labels["page"] or frames.label(path)
+    labels = {name: composed(values.get(name, "").strip()) for name in LABELS}
+    labels["page"] = labels["page"] or composed(frames.label(path))
     return labels
 
 
 def _box(row: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
     cells = [row.get(name, "").strip() for name in BOX]
-    if not any(cells):
+    if not any(cells) or all(cell in MISSING for cell in cells):
         return None
     try:
-        x0, y0, x1, y1 = map(int, cells)
+        # pandas writes whole numbers as 300.0 where a cell of the column is empty.
+        x0, y0, x1, y1 = (int(re.sub(r"[.]0*$", "", cell)) for cell in cells)
     except ValueError:
         raise UserError(f"{where}: the box {','.join(cells)} is not four whole numbers") from None
     if not (0 <= x0 < x1 and 0 <= y0 < y1):

@@ -7,7 +7,7 @@ after page (an image encoder fills the accelerator with one page). The masks are
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +66,9 @@ class Backend:
       PageError if the page cannot be processed; other exceptions are faults of the program.
     weights: name of a file of weights (not its path) -> SHA-256.
     source: for backends that read masks from files: returns the file of an image, from the root of
-      the manifest and the image's path below it; None if there is no file. The contents of the file
-      are part of the mask's identity.
+      the manifest, the image's path below it and the bare names of several pages
+      (`Manifest.namesakes`); None if there is no file. The contents of the file are part of the
+      mask's identity.
     on_device: `find` runs in the parent process, in one thread.
     """
 
@@ -76,7 +77,7 @@ class Backend:
     parameters: dict[str, Any]
     find: Callable[[np.ndarray, Place], RegionResult]
     weights: dict[str, str] = field(default_factory=dict)
-    source: Callable[[Path, str], Path | None] | None = None
+    source: Callable[[Path, str, Collection[str]], Path | None] | None = None
     on_device: bool = False
 
     @property

@@ -1,7 +1,7 @@
 """Backend for masks that the user provides: a folder of images, white on handwriting."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,9 +12,13 @@ from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 from saghog_jax.input_pipeline.pages import frames
 from saghog_jax.input_pipeline.pages.images import crop, load_page
+from saghog_jax.input_pipeline.pages.manifest import bare_name
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
+from saghog_jax.input_pipeline.unicode_forms import existing_path
 
 VERSION = 1
+# Which file belongs to a page, for messages.
+FOLDER_RULE = "the file of the page a/b.jpg is a/b, or b where no other page has the name b"
 # Relative tolerance between width / height of a mask and of its image, for rounding.
 _SKEW = 0.01
 
@@ -27,9 +31,9 @@ def make(section: ConfigDict) -> Backend:
     """
     folder = existing_folder(section.folder, "regions.masks.folder")
 
-    def source(root: Path, path: str) -> Path | None:
+    def source(root: Path, path: str, namesakes: Collection[str] = ()) -> Path | None:
         del root
-        return first_file(names_below(folder, path, IMAGE_SUFFIXES))
+        return first_file(names_below(folder, path, IMAGE_SUFFIXES, namesakes))
 
     return Backend("masks", VERSION, {}, read_user_mask, source=source)
 
@@ -43,7 +47,7 @@ def read_user_mask(image: np.ndarray, place: Place) -> RegionResult:
       PageError: the file does not exist, is not an image, or has other proportions than the page.
     """
     if place.source is None:
-        raise PageError("regions.masks.folder has no mask for this page")
+        raise PageError(f"regions.masks.folder has no mask for this page; {FOLDER_RULE}")
     h, w = place.shape
     try:
         grey = load_page(place.source, None, max_pixels=4 * h * w).max(axis=2)
@@ -73,24 +77,32 @@ def existing_folder(folder: str, field: str) -> Path:
     Raises:
       UserError: the field is empty, or the folder does not exist.
     """
-    path = Path(folder).expanduser()
+    path = existing_path(Path(folder).expanduser())
     if not folder or not path.is_dir():
         raise UserError(f"{field}={folder!r} is not a folder")
     return path
 
 
-def names_below(folder: Path, path: str, suffixes: Sequence[str]) -> Iterator[Path]:
+def names_below(
+    folder: Path, path: str, suffixes: Sequence[str], namesakes: Collection[str] = ()
+) -> Iterator[Path]:
     """Possible files of the page `a/b.jpg` in a folder: `a/b.png`, `a/b.jpg.png`, `b.png`.
 
     For a page outside of the manifest's folder only the file name is used.
+
+    Args:
+      suffixes: of the files.
+      namesakes: bare names of several pages (`Manifest.namesakes`): `b.png` would be the file of an
+        unknown one of them, and is left out.
     """
     stem = frames.stem(path)
     inside = not path.startswith(("../", "/"))
-    for name in (*((stem, path) if inside else ()), posixpath.basename(stem)):
+    bare = () if bare_name(path) in namesakes else (posixpath.basename(stem),)
+    for name in (*((stem, path) if inside else ()), *bare):
         for suffix in suffixes:
             yield folder / f"{name}{suffix}"
 
 
 def first_file(paths: Iterator[Path]) -> Path | None:
-    """The first of these files that exists."""
-    return next((path for path in paths if path.is_file()), None)
+    """The first of these files that exists, in any Unicode form of its name."""
+    return next((path for path in map(existing_path, paths) if path.is_file()), None)

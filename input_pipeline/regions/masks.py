@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
-from saghog_jax.input_pipeline.pages.manifest import Manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest, shared_names
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.progress import ProgressTimer
@@ -82,7 +82,8 @@ class RegionMasks:
         files = sorted({page.path for page in manifest.pages})
         self._sources: dict[str, Path | None] = dict.fromkeys(files)
         if backend.source is not None:
-            self._sources = {path: backend.source(manifest.root, path) for path in files}
+            namesakes = manifest.namesakes | shared_names(manifest.pages)
+            self._sources = {path: backend.source(manifest.root, path, namesakes) for path in files}
         sources = {os.path.abspath(s) for s in self._sources.values() if s is not None}
         contents = manifest.contents()
         contents_of_source = fingerprints(manifest.root, sources, manifest.contents_cache)

@@ -110,7 +110,7 @@ def find_mask(
     if backend.source is not None:
         if path is None:
             raise PageError(f"regions.backend={backend.name} needs the path of the image file")
-        source = backend.source(path.parent, path.name)
+        source = backend.source(path.parent, path.name, ())
     result = backend.find(image, Place(image.shape[:2], None, source))
     mask = np.ascontiguousarray(result.mask, bool)
     if not mask.any():

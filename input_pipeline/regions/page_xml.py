@@ -9,7 +9,7 @@ is refused: document types declare XML entities, and neither format needs them.
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,6 +22,7 @@ from saghog_jax.input_pipeline.pages import frames
 from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 from saghog_jax.input_pipeline.regions.mask_images import (
+    FOLDER_RULE,
     check_proportions,
     existing_folder,
     first_file,
@@ -50,9 +51,9 @@ def make(section: ConfigDict) -> Backend:
     check_choice("regions.xml.level", section.level, LEVELS)
     folder = existing_folder(section.folder, "regions.xml.folder") if section.folder else None
 
-    def source(root: Path, path: str) -> Path | None:
+    def source(root: Path, path: str, namesakes: Collection[str] = ()) -> Path | None:
         if folder is not None:
-            return first_file(names_below(folder, path, (".xml",)))
+            return first_file(names_below(folder, path, (".xml",), namesakes))
         return first_file(_beside(root, path))
 
     def find(image: np.ndarray, place: Place) -> RegionResult:
@@ -78,7 +79,9 @@ def find_polygons(place: Place, level: str) -> RegionResult:
         proportions.
     """
     if place.source is None:
-        raise PageError("no PAGE or ALTO file has the name of this page (regions.xml.folder)")
+        raise PageError(
+            f"no PAGE or ALTO file has the name of this page (regions.xml.folder); {FOLDER_RULE}"
+        )
     name = place.source.name
     root = _parse(place.source)
     kind = _local(root)

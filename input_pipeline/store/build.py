@@ -71,6 +71,7 @@ def ensure_store(
     log: Callable[[str], None] = logger.info,
     beam: str = "",
     regions: ConfigDict | None = None,
+    tell: bool = True,
 ) -> Path:
     """Returns the folder of the store of these pages cut by this rule; builds missing shards.
 
@@ -81,12 +82,13 @@ def ensure_store(
       beam: Apache Beam's pipeline options, see `beam.run_beam_jobs`; empty for a pool of processes.
       regions: the section of configs/regions.py; None is its backend `none`. Missing masks are
         computed first.
+      tell: see `load_manifest`.
 
     Raises:
       UserError: the pages cannot be listed, no page gives a patch, the disk is full, or a worker
         was killed. Finished shards are kept.
     """
-    manifest = load_manifest(data)
+    manifest = load_manifest(data, tell)
     rule = Rule.from_config(store)
     masks = None if regions is None else open_masks(manifest, data.max_pixels, regions)
     config = store_identity(rule, store.pages_per_shard, data.max_pixels)

@@ -1,6 +1,5 @@
 """Matches as W3C web annotations (a IIIF annotation page), for viewers and other programs."""
 
-import csv
 import json
 import os
 import urllib.parse
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saghog_jax.input_pipeline.csv_files import read_table
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.frames import file_of
@@ -22,7 +22,9 @@ _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, CONTEXT)
 
 
 def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
-    """Reads a decisions.csv that a report exported.
+    """Reads a decisions.csv that a report exported, also if a spreadsheet has saved it.
+
+    Capitals in decisions and names of columns do not matter.
 
     Returns:
       the decision for each pair of page ids (query, match).
@@ -30,17 +32,19 @@ def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
     Raises:
       UserError: the file cannot be read, or a line is wrong; the message names the line.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a decisions.csv ({error})") from None
+    header, rows = read_table(Path(path))
+    header = [name.lower() for name in header]
+    missing = [name for name in ("query", "page", "decision") if name not in header]
+    if missing:
+        raise UserError(
+            f"{path} is not a decisions.csv: no column {', '.join(missing)}, only "
+            f"{', '.join(map(repr, header))}"
+        )
     decisions = {}
-    for line, row in enumerate(rows, start=2):
-        decision = row.get("decision")
-        if "query" not in row or "page" not in row or decision not in DECISIONS:
+    for line, cells in rows:
+        row = dict(zip(header, cells))
+        decision = row.get("decision", "").strip().lower()
+        if decision not in DECISIONS:
             raise UserError(
                 f"{path} line {line}: expected the columns query, page and decision (one of "
                 f"{', '.join(DECISIONS)}); found the decision {decision!r}"

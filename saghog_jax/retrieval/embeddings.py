@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.unicode_forms import composed
 from saghog_jax.retrieval.descriptors import check_alike, comparable
 from saghog_jax.runs.older_configs import upgrade_meta
 
@@ -103,6 +104,8 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
             f"{meta.get('dim')}"
         )
     texts = {name: _read_texts(folder / f"{name}.npy") for name in ("writers", "pages", "page_ids")}
+    # Folders of older versions may hold labels in several Unicode forms.
+    texts |= {name: _composed(texts[name]) for name in ("writers", "pages")}
     table = _read_table(folder / "manifest.csv")
     counts = {name: len(array) for name, array in texts.items()}
     counts["manifest.csv"] = len(table["path"])
@@ -242,4 +245,12 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
         if len(row) != len(header):
             raise UserError(f"{path}: row {i + 1} has {len(row)} cells, the header {len(header)}")
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return {name: np.array(cells, np.str_) for name, cells in zip(header, columns, strict=True)}
+    table = {name: np.array(cells, np.str_) for name, cells in zip(header, columns, strict=True)}
+    # The path is part of a page's id, which stays as it is.
+    labels = {name: _composed(cells) for name, cells in table.items() if name != "path"}
+    return table | labels
+
+
+def _composed(texts: Shaped[np.ndarray, " p"]) -> np.ndarray:
+    """The texts in Unicode's form NFC."""
+    return np.array([composed(text) for text in texts.tolist()], np.str_)

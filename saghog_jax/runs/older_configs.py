@@ -39,6 +39,7 @@ _FIRST_BY_STAGE = {
 _ADDED = {
     "precision": "float32",
     "data.cluster_regex": "",
+    "data.pdf_dpi": 300,
     "data.iiif.images": "",
     "data.iiif.hosts": ["localhost", "127.0.0.1", "::1"],
     "augment.affine": 0.0,

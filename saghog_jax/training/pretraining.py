@@ -52,7 +52,7 @@ def open_and_plan(config: ConfigDict, folder: Path) -> tuple[Store | PageCrops, 
       UserError: see `open_source` and `validation.plan`.
     """
     if config.source == "crops":
-        held_out = validation.plan(config, folder, load_manifest(config.data).pages)
+        held_out = validation.plan(config, folder, load_manifest(config.data, tell=False).pages)
         return open_source(config, held_out), held_out
     source = open_source(config)
     return source, validation.plan(config, folder, source.manifest.pages)

@@ -139,7 +139,7 @@ def from_store(store: Store, held_out: frozenset[str], per_page: int) -> HeldOut
 
 def from_pages(config: ConfigDict, held_out: frozenset[str]) -> HeldOut:
     """The same for a config of configs/pretrain.py, cut from the pages that can be read."""
-    manifest = load_manifest(config.data)
+    manifest = load_manifest(config.data, tell=False)
     pages = tuple(page for page in manifest.pages if page.page_id in held_out)
     manifest = replace(manifest, pages=pages)
     masks = open_masks(manifest, config.data.max_pixels, config.regions)

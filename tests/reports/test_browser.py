@@ -89,6 +89,15 @@ log.size = saved.size;
 decisions.clear();
 loadDecisions(log.csv.replace(",reject", ",accept"));
 log.loaded = decisionsCsv();
+// As a spreadsheet saves it.
+log.saved = [";", "\\t"].map((separator) => {
+  decisions.clear();
+  const lines = log.csv.replaceAll(",", separator).replaceAll("\\n", "\\r\\n")
+    .replace("decision", "Decision").replace("reject", "Reject");
+  const said = separator === ";" ? "sep=;\\r\\n" : "";
+  loadDecisions("\\ufeff" + said + lines);
+  return decisionsCsv();
+});
 loadDecisions("something,else");
 log.refused = byId("count").textContent;
 press("c");
@@ -110,6 +119,7 @@ press("c");
     assert log["download"] == "decisions.csv"
     assert log["size"] == len(log["csv"])
     assert log["loaded"] == log["csv"].replace(",reject", ",accept")
+    assert log["saved"] == [log["csv"]] * 2
     assert log["refused"].startswith("not a decisions.csv")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -66,6 +67,15 @@ def test_pages_get_other_labels_and_keep_their_descriptors(folder, tmp_path):
     with pytest.raises(UserError, match="contains other pages"):
         relabel(folder, pages[::-1], tmp_path / "moved")
     assert (folder / "embeddings.npy").read_bytes() == bits
+
+
+def test_labels_of_older_folders_are_composed(tmp_path):
+    """Two Unicode forms of a name are one writer; ids stay as they are."""
+    names = [unicodedata.normalize(form, "Bébé") for form in ("NFC", "NFD")]
+    pages = [page(f"{name}.png", name, name, extra={"hand": name}) for name in names]
+    e = planted(tmp_path / "e", pages)
+    assert e.writers.tolist() == e.pages.tolist() == e.column("hand").tolist() == ["Bébé"] * 2
+    assert e.page_ids.tolist() == [f"{name}.png" for name in names]
 
 
 def test_numpy_and_csv_alone_open_it(folder):

@@ -51,26 +51,39 @@ function decisionsCsv() {
   return ["query,page,rank,distance,decision", ...lines].join("\n") + "\n";
 }
 
+// Spreadsheets may separate cells by semicolons or tabs, and say so in a first line `sep=;`.
+function separatorOf(text) {
+  const said = /^\uFEFF?"?sep=(.)"?[,;\t]*\r?\n/i.exec(text);
+  if (said) return [said[1], text.slice(said[0].length)];
+  const table = text.replace(/^\uFEFF/, "");
+  const count = (separator) => table.split(/\r?\n/, 1)[0].split(separator).length;
+  return [[",", ";", "\t"].reduce((a, b) => (count(b) > count(a) ? b : a)), table];
+}
+
 function readCsv(text) {
+  const [separator, table] = separatorOf(text);
+  const mark = `\\u${separator.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  const cell = new RegExp(`(?:"((?:[^"]|"")*)"|([^"${mark}\\n\\r]*))(${mark}|\\r?\\n|$)`, "g");
   const rows = [[]];
-  const cell = /(?:"((?:[^"]|"")*)"|([^",\n\r]*))(,|\r?\n|$)/g;
-  for (const [, inQuotes, plain, end] of text.matchAll(cell)) {
+  for (const [, inQuotes, plain, end] of table.matchAll(cell)) {
     rows.at(-1).push(inQuotes === undefined ? plain : inQuotes.replaceAll('""', '"'));
     if (end === "") break;
-    if (end !== ",") rows.push([]);
+    if (end !== separator) rows.push([]);
   }
   return rows;
 }
 
 function loadDecisions(text) {
   const [head, ...rows] = readCsv(text);
-  const at = ["query", "page", "decision"].map((name) => head.indexOf(name));
+  const names = head.map((name) => name.trim().toLowerCase());
+  const at = ["query", "page", "decision"].map((name) => names.indexOf(name));
   if (at.includes(-1)) {
     byId("count").textContent = "not a decisions.csv: it needs the columns query, page and decision";
     return;
   }
   rows.forEach((row) => {
-    const [query, page, choice] = at.map((i) => row[i]);
+    const [query, page, said] = at.map((i) => row[i]);
+    const choice = (said || "").trim().toLowerCase();
     if (choice in DECISIONS) decisions.set(pairName(query, page), choice);
   });
   showDecided();

@@ -128,7 +128,9 @@ def test_bad_expressions(tmp_path, regex, message):
 def test_folders_that_hold_nothing(tmp_path):
     assert "holds no image, known: .avif .bmp" in message_of(scan_folder, tmp_path, "", "")
     (tmp_path / "a.txt").touch()
-    assert "holds no image" in message_of(_load, tmp_path)
+    message = message_of(_load, tmp_path)
+    assert "holds no image" in message
+    assert message.endswith("; it holds 1 other files: 'a.txt'")
     assert "no such folder or file" in message_of(_load, tmp_path / "gone")
     assert "no such folder" in message_of(scan_folder, tmp_path / "gone", "", "")
 

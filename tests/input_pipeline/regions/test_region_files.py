@@ -1,12 +1,18 @@
 """Backends that read masks from files: images, PAGE and ALTO with the namespaces in use."""
 
+import unicodedata
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from saghog_jax.configs.common import data_config
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.backends import Place, make_backend
+from saghog_jax.input_pipeline.regions.masks import open_masks
 
 SHAPE = 120, 200
 IMAGE = np.full((*SHAPE, 3), 255, np.uint8)
@@ -197,3 +203,90 @@ class TestMasks:
         (tmp_path / "b.png").write_text("no image")
         with pytest.raises(PageError, match="the mask b.png: not an image"):
             backend.find(IMAGE, Place(SHAPE, None, tmp_path / "b.png"))
+
+
+class TestNamesakes:
+    """The same file name in several folders, and files of masks or XML in one folder."""
+
+    PAGES = ("a/p1.jpg", "b/p1.jpg", "b/p2.jpg", "c/Bébé.jpg")
+
+    @pytest.fixture(params=["masks", "xml"])
+    def kind(self, request):
+        return request.param
+
+    def sources(self, tmp_path, kind, names, split=""):
+        """The files that the pages get, by page."""
+        scans, files = tmp_path / "scans", tmp_path / "files"
+        suffix = ".png" if kind == "masks" else ".xml"
+        for name in names:
+            file = files / f"{name}{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "masks":
+                cv2.imencode(".png", np.full(SHAPE, 255, np.uint8))[1].tofile(file)
+            else:
+                file.write_text(page_xml())
+        rows = ["path,split"]
+        for path in self.PAGES:
+            (scans / path).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imencode(".jpg", IMAGE)[1].tofile(scans / path)
+            rows.append(f"{path},{'test' if path.startswith('b') else 'train'}")
+        (scans / "manifest.csv").write_text("\n".join(rows))
+        data = data_config(split)
+        data.pages, data.cache = str(scans), str(tmp_path / "cache")
+        regions = regions_config(kind)
+        regions[kind].folder, regions.root, regions.workers = str(files), str(tmp_path / "out"), 1
+        masks = open_masks(load_manifest(data), 10**6, regions)
+        found = masks.ensure(lambda line: None)
+        self.reasons = [mask.reason for mask in found]
+        jobs = [masks.job(row) for row in range(len(masks.manifest))]
+        return {
+            job.page.path: job.source and job.source.relative_to(files).with_suffix("").as_posix()
+            for job in jobs
+        }
+
+    def test_a_bare_name_counts_where_one_page_has_it(self, tmp_path, kind):
+        found = self.sources(tmp_path, kind, ["p1", "p2", "Bébé"])
+        assert found == {
+            "a/p1.jpg": None, "b/p1.jpg": None, "b/p2.jpg": "p2", "c/Bébé.jpg": "Bébé",
+        }  # fmt: skip
+        assert self.reasons[2] == self.reasons[3] == ""
+        for reason in self.reasons[:2]:
+            assert "the file of the page a/b.jpg is a/b, or b where no other page has" in reason
+
+    def test_a_page_of_another_split_has_the_name_too(self, tmp_path, kind):
+        found = self.sources(tmp_path, kind, ["p1", "p2"], split="test")
+        assert found == {"b/p1.jpg": None, "b/p2.jpg": "p2"}
+
+    def test_folders_tell_pages_apart(self, tmp_path, kind):
+        found = self.sources(tmp_path, kind, ["p1", "b/p1", "a/p1.jpg"])
+        assert (found["a/p1.jpg"], found["b/p1.jpg"]) == ("a/p1.jpg", "b/p1")
+
+    def test_another_unicode_form(self, tmp_path, kind):
+        other = unicodedata.normalize("NFD", "c/Bébé")
+        assert self.sources(tmp_path, kind, [other])["c/Bébé.jpg"] == other
+        assert self.reasons[3] == ""
+
+    def test_frames_of_one_file_are_told_apart_by_their_number(self, tmp_path, kind):
+        """Two files of several pages with one name: numbers alone do not tell their pages apart."""
+        names = ["a/volume", "b/volume", "b/other"]
+        suffix = ".png" if kind == "masks" else ".xml"
+        page = Image.fromarray(np.full(SHAPE, 200, np.uint8))
+        for name in names:
+            (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+            page.save(tmp_path / "scans" / f"{name}.tif", save_all=True, append_images=[page])
+        (tmp_path / "files" / "b").mkdir(parents=True)
+        for name in ("volume-frame-2", "other-frame-2", "b/volume-frame-1"):
+            file = tmp_path / "files" / f"{name}{suffix}"
+            text = page_xml().replace("b.jpg", "other.tif" if "other" in name else "volume.tif")
+            file.write_text(text) if kind == "xml" else page.save(file)
+        data = data_config("")
+        data.pages, data.cache = str(tmp_path / "scans"), str(tmp_path / "cache")
+        regions = regions_config(kind)
+        regions[kind].folder = str(tmp_path / "files")
+        regions.root, regions.workers = str(tmp_path / "out"), 1
+        masks = open_masks(load_manifest(data), 10**6, regions)
+        found = [
+            page.path for page, mask in zip(masks.manifest.pages, masks.ensure(lambda line: None))
+            if not mask.reason
+        ]  # fmt: skip
+        assert found == ["b/other.tif#frame=2", "b/volume.tif#frame=1"]
