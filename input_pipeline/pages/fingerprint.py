@@ -2,8 +2,9 @@
 
 Stores, masks and embeddings are identified by the contents of their pages. An edited page therefore
 leads to a new store; a touched, copied or moved page does not. Reading every page at every start
-would be slow. As in git, a file counts as unchanged if its size and modification time are those of
-the last run.
+would be slow. As in git, a file counts as unchanged if its size, modification time, change time and
+inode are those of the last run. Programs that edit a file in place can put the modification time
+back (`exiftool -P`, `rsync -t`, a restored backup), but not the change time.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 
 from saghog_jax.input_pipeline.files import atomic_write
 
-# A file modified this recently may change again within the clock's resolution.
+# A file that changed this recently may change again within the clock's resolution.
 SETTLED_NS = 2_000_000_000
 
 
@@ -28,9 +29,9 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[s
     Args:
       root: folder that relative paths start from.
       paths: relative to `root`, or absolute; may repeat.
-      cache: JSON file that remembers path, size, modification time and SHA-256. It is created,
-        updated and replaced atomically. A lost or damaged cache costs time, nothing else. None:
-        every file is read, and nothing is remembered.
+      cache: JSON file that remembers path, stamp (see `_stamp`) and SHA-256. It is created, updated
+        and replaced atomically. A lost or damaged cache costs time, nothing else. None: every file
+        is read, and nothing is remembered.
 
     Returns:
       {path: hexadecimal SHA-256, or "" if the file cannot be read}.
@@ -41,10 +42,9 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[s
     def stamp_and_hash(path: str) -> tuple[str, list | None]:
         file = root / path
         try:
-            stat = file.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
+            stamp = _stamp(file)
             entry = known.get(os.path.abspath(file))
-            if entry is not None and entry[:2] == stamp:
+            if isinstance(entry, list) and entry[:-1] == stamp:
                 return path, entry
             with file.open("rb") as opened:
                 return path, [*stamp, hashlib.file_digest(opened, "sha256").hexdigest()]
@@ -56,11 +56,11 @@ def fingerprints(root: Path, paths: Iterable[str], cache: Path | None) -> dict[s
     settled = {
         os.path.abspath(root / path): entry
         for path, entry in entries.items()
-        if entry is not None and entry[1] < newest
+        if entry is not None and max(entry[1:3]) < newest
     }
     if cache and any(known.get(path) != entry for path, entry in settled.items()):
         _write_cache(cache, {**known, **settled})
-    return {path: entry[2] if entry else "" for path, entry in entries.items()}
+    return {path: entry[-1] if entry else "" for path, entry in entries.items()}
 
 
 def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
@@ -70,7 +70,7 @@ def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
       root: folder of the files.
       names: paths relative to `root`; their order counts.
       cache: JSON file with one entry per folder, since patches are counted in millions. The entry
-        is valid as long as no name, size and modification time changed.
+        is valid as long as no name and no stamp (see `_stamp`) changed.
 
     Returns:
       hexadecimal.
@@ -79,9 +79,9 @@ def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
     newest = 0
     for name in names:
         with suppress(OSError):
-            stat = (root / name).stat()
-            stamps.update(f"{name}\n{stat.st_size} {stat.st_mtime_ns}\n".encode())
-            newest = max(newest, stat.st_mtime_ns)
+            stamp = _stamp(root / name)
+            stamps.update(f"{name}\n{' '.join(map(str, stamp))}\n".encode())
+            newest = max(newest, *stamp[1:3])
     known = _read_cache(cache)
     key = stamps.hexdigest()
     if key in known:
@@ -94,6 +94,16 @@ def folder_fingerprint(root: Path, names: list[str], cache: Path) -> str:
     if settled:
         _write_cache(cache, {**known, key: contents.hexdigest()})
     return contents.hexdigest()
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size in bytes, modification time and change time in nanoseconds, and inode of a file.
+
+    Raises:
+      OSError: there is no such file.
+    """
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _file_digest(path: Path) -> bytes:

@@ -36,7 +36,7 @@ class PageMask(NamedTuple):
         """The mask, bool [h, w], resized to this shape, the shape of the (scaled) page.
 
         Raises:
-          PageError: the file is damaged.
+          PageError: the file is damaged, or belongs to a page of other proportions.
         """
         return resize_mask(read_mask(self.file), shape)
 
@@ -211,9 +211,23 @@ def _too_few(count: int, regions: ConfigDict) -> str:
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask, bool [h, w], to this shape, the shape of its page at another scale."""
+    """Resizes a mask, bool [h, w], to this shape, the shape of its page at another scale.
+
+    Raises:
+      PageError: the mask has other proportions than the page, so it is the mask of another page.
+    """
     if mask.shape == shape:
         return mask
+    # Factors that lead from each side of the mask to that of the page. Both sides were rounded.
+    low = max((side - 1) / before for side, before in zip(shape, mask.shape, strict=True))
+    high = min((side + 1) / before for side, before in zip(shape, mask.shape, strict=True))
+    if low > high:
+        raise PageError(
+            f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels; the page has other "
+            f"proportions, {shape[1]} x {shape[0]}, so it was changed after its mask was made. "
+            "Give the command again; if that does not help, delete page_fingerprints.json in "
+            "the folder data.cache"
+        )
     size = shape[::-1]
     return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
 

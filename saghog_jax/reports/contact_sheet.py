@@ -11,7 +11,7 @@ from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
-from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, read_mask
+from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.reports.thumbnails import data_uri
 from saghog_jax.runs.templates import render
 
@@ -83,19 +83,24 @@ def _figures(
             note = f"{mask.status}: {mask.reason}"
         elif infos[row]:
             note = f"handwriting on {infos[row]['share']:.0%}"
+        failed = mask.status != OK
         try:
             image = data_uri(_veiled(config, manifest.root, page, mask), config.sheet_side)
-        except PageError:
-            image = ""
-        failed = mask.status != OK
+        except PageError as error:
+            # A page that is not `ok` has its reason already.
+            image, note, failed = "", note if failed else one_line(error), True
         yield {"failed": failed, "image": image, "page": page.page_id, "note": note}
 
 
 def _veiled(config: ConfigDict, root: Path, page: Page, mask: PageMask) -> np.ndarray:
-    """The page, coloured where its mask has no handwriting: uint8 [h, w, 3]."""
+    """The page, coloured where its mask has no handwriting: uint8 [h, w, 3].
+
+    Raises:
+      PageError: the page or its mask cannot be read, or the mask is that of another page.
+    """
     image = load_page(root / page.path, page.box, config.data.max_pixels).copy()
     if mask.file is None:
         return image
-    outside = ~read_mask(mask.file)
+    outside = ~mask.read(image.shape[:2])
     image[outside] = ((1 - _OPACITY) * image[outside] + _OPACITY * _VEIL).astype(np.uint8)
     return image

@@ -14,6 +14,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from places import ROOT
 from store_helpers import draw_page, sections, write_pages
 
@@ -30,12 +31,13 @@ from saghog_jax.input_pipeline.batches.crops import Cutter, Recipe, cut_crop, fr
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages import fingerprint
-from saghog_jax.input_pipeline.pages.images import load_page
+from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE, load_manifest
 from saghog_jax.input_pipeline.regions import backends, keypoint_filter, page_mask
+from saghog_jax.input_pipeline.regions import masks as masks_module
 from saghog_jax.input_pipeline.regions.backends import Backend, RegionResult
 from saghog_jax.input_pipeline.regions.masks import open_masks
-from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask
+from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask, resize_mask
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
@@ -133,10 +135,8 @@ def test_the_content_of_a_page_is_read_once_for_its_store_and_its_mask(
     monkeypatch.setattr(fingerprint.hashlib, "file_digest", counted)
     store = ensure_store(data, section, silent, regions=regions)
     assert sorted(names) == [f"p{i:02d}.png" for i in range(PAGES)]
-    # One cache serves both. Files that are older than its clock's resolution are not read again.
-    old = time.time() - 100
-    for page in (tmp_path / "pages").glob("*.png"):
-        os.utime(page, (old, old))
+    # One cache serves both. Files that changed before its clock's resolution are not read again.
+    monkeypatch.setattr(fingerprint, "SETTLED_NS", -(10**12))
     for _ in range(2):
         names.clear()
         assert ensure_store(data, section, silent, regions=regions) == store
@@ -411,6 +411,41 @@ class TestStage:
         assert (following.stage, following.variant) == ("pretrain", "small")
         assert following.sections["regions"].backend == "ink"
 
+    def test_a_page_turned_in_place_has_a_new_mask(self, halves, tmp_path, monkeypatch):
+        """One byte changes, as `exiftool -P -n -Orientation=6` does it; size and time are kept."""
+        monkeypatch.setattr(fingerprint, "SETTLED_NS", -(10**12))
+        page, exif = tmp_path / "pages" / "p00.png", Image.Exif()
+        exif[ExifTags.Base.Orientation] = 1
+        Image.fromarray(draw_page(0)).save(page, "JPEG", exif=exif)
+        first, table, _ = self.run(halves, tmp_path)
+        before = page.stat()
+        data = bytearray(page.read_bytes())
+        data[data.index(b"\x01\x12\x00\x03\x00\x00\x00\x01") + 9] = 6
+        time.sleep(0.02)  # Longer than the tick of the file system's clock.
+        page.write_bytes(data)
+        os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
+        _, turned, sheet = self.run(halves, tmp_path)
+        assert sheet.count("<figure") == PAGES
+        assert turned[0]["mask"] != table[0]["mask"]
+        assert turned[1:] == table[1:]
+        mask = read_mask(first.paths["masks"] / turned[0]["mask"])
+        assert mask.shape == (200, 160)
+        assert mask[:, :80].all()
+        assert not mask[:, 80:].any()
+
+    def test_the_sheet_names_a_page_with_the_mask_of_another(self, halves, tmp_path, monkeypatch):
+        ensure = masks_module.RegionMasks.ensure
+
+        def turned_meanwhile(self):
+            masks = ensure(self)
+            cv2.imwrite(str(tmp_path / "pages" / "p01.png"), np.rot90(draw_page(1)))
+            return masks
+
+        monkeypatch.setattr(masks_module.RegionMasks, "ensure", turned_meanwhile)
+        _, _, sheet = self.run(halves, tmp_path)
+        assert sheet.count('<figure class="failed"') == 3
+        assert "the mask has 200 x 160 pixels; the page has other proportions, 160 x 200" in sheet
+
     def test_fields_of_the_sheet(self, halves, tmp_path):
         _, _, sheet = self.run(halves, tmp_path)
         _, _, small = self.run(halves, tmp_path, sheet_side=20)
@@ -472,6 +507,7 @@ import sys
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.pages.sources import load_manifest
+from saghog_jax.input_pipeline.regions import masks as masks_module
 from saghog_jax.input_pipeline.regions.masks import open_masks
 data, regions = common.data_config(""), regions_config("ink")
 data.pages, regions.root, regions.workers = sys.argv[1], sys.argv[2], 2
@@ -536,6 +572,23 @@ def test_read_scales_the_mask_to_the_page(tmp_path):
     np.testing.assert_array_equal(page_mask_file.read((20, 30)), mask > 0)
     half = page_mask_file.read((40, 60))
     np.testing.assert_array_equal(half, np.repeat(np.repeat(mask > 0, 2, 0), 2, 1))
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (30, 20), (20, 33), (2, 10)])
+def test_a_mask_is_not_stretched_over_another_page(shape):
+    with pytest.raises(PageError, match="the mask has 30 x 20 pixels; the page has other prop"):
+        resize_mask(np.ones((20, 30), bool), shape)
+
+
+def test_a_mask_fits_its_page_at_every_scale():
+    for size in ((1, 1), (3, 1000), (160, 320), (1201, 799)):
+        page = np.zeros((*size, 3), np.uint8)
+        for scale in np.linspace(0.34, 2.5, 61):
+            try:
+                shape = resize_page(page, scale, 10**9).shape[:2]
+            except PageError:
+                continue
+            assert resize_mask(np.ones(size, bool), shape).shape == shape
 
 
 class TestDryRun:

@@ -18,6 +18,7 @@ from store_helpers import draw_page, fingerprint, sections, write_pages
 
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.pages import fingerprint as page_fingerprint
 from saghog_jax.input_pipeline.pages.sources import CONTENTS_CACHE
 from saghog_jax.input_pipeline.processes.workers import run_jobs
 from saghog_jax.input_pipeline.store import build, writer
@@ -132,11 +133,9 @@ def test_a_page_is_resized_by_the_factor_of_its_row_and_that_of_the_store(tmp_pa
         assert inspect_page(job).n_patches == (len(b),)
 
 
-def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path):
+def test_an_edited_page_is_noticed_by_the_same_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_fingerprint, "SETTLED_NS", -(10**12))
     pages = write_pages(tmp_path / "pages", 3)
-    old = time.time() - 100
-    for page in pages.parent.glob("*.png"):
-        os.utime(page, (old, old))
     first = quiet(*sections(pages, tmp_path))
     assert len(json.loads((tmp_path / CONTENTS_CACHE).read_text())) == 3
     cv2.imwrite(str(pages.parent / "p01.png"), draw_page(50))
