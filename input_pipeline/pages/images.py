@@ -292,6 +292,26 @@ def _turned(page: np.ndarray, mirrored: bool, degrees: float, max_pixels: int) -
     )  # fmt: skip
 
 
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 (upright) if it cannot be read.
+
+    It is 1 too if the path turns the image (see `frames`).
+    """
+    view = frames.parse(path.name)
+    if view.mirrored or view.degrees:
+        return 1
+    try:
+        with open(frames.file_of(path), "rb") as file:
+            chosen = tiff_images.choose(file, view.frame) if tiff.is_tiff(file) else None
+            if chosen is not None:
+                return chosen.value(tiff.ORIENTATION, 1)
+            with Image.open(file, formats=_known_formats()) as image:
+                return _orientation(image)
+    # Pillow raises many kinds of exceptions for damaged files.
+    except Exception:
+        return 1
+
+
 def crop(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     """The part x0, y0, x1, y1 of a page [h, w, ...], as a view.
 

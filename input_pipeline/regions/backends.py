@@ -48,11 +48,13 @@ class Place(NamedTuple):
     shape: h, w in pixels of the whole (upright) image file.
     box: x0, y0, x1, y1 of the page in that image; None for the whole image.
     source: the file that `Backend.source` returned for this page; None if there is none.
+    image: path of the image file; None if the image was given as an array.
     """
 
     shape: tuple[int, int]
     box: tuple[int, int, int, int] | None
     source: Path | None
+    image: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ from ml_collections import ConfigDict
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
 from saghog_jax.input_pipeline.pages import frames
-from saghog_jax.input_pipeline.pages.images import crop, load_page
+from saghog_jax.input_pipeline.pages.images import load_page, orientation
 from saghog_jax.input_pipeline.pages.manifest import bare_name
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
+from saghog_jax.input_pipeline.regions.turned import place_mask, turned_meta
 from saghog_jax.input_pipeline.unicode_forms import existing_path
 
-VERSION = 1
+VERSION = 2
 # Which file belongs to a page, for messages.
 FOLDER_RULE = "the file of the page a/b.jpg is a/b, or b where no other page has the name b"
-# Relative tolerance between width / height of a mask and of its image, for rounding.
-_SKEW = 0.01
 
 
 def make(section: ConfigDict) -> Backend:
@@ -41,7 +40,8 @@ def make(section: ConfigDict) -> Backend:
 def read_user_mask(image: np.ndarray, place: Place) -> RegionResult:
     """The mask of a page from its file, resized to the page if necessary.
 
-    A pixel is handwriting if its value is at least half of the brightest value, and not black.
+    A pixel is handwriting if its value is at least half of the brightest value, and not black. A
+    mask that was drawn on the image before its EXIF orientation was applied is turned like it.
 
     Raises:
       PageError: the file does not exist, is not an image, or has other proportions than the page.
@@ -53,22 +53,18 @@ def read_user_mask(image: np.ndarray, place: Place) -> RegionResult:
         grey = load_page(place.source, None, max_pixels=4 * h * w).max(axis=2)
     except PageError as error:
         raise PageError(f"the mask {place.source.name}: {error}") from None
-    check_proportions(grey.shape, place.shape, f"the mask {place.source.name}")
-    whole = (grey >= max(1, (int(grey.max()) + 1) // 2)).astype(np.uint8)
-    if whole.shape != (h, w):
-        whole = cv2.resize(whole, (w, h), interpolation=cv2.INTER_NEAREST)
-    mask = whole if place.box is None else crop(whole, place.box)
-    return RegionResult(mask > 0, (), {"given_size": [grey.shape[1], grey.shape[0]]})
+    given = (grey >= max(1, (int(grey.max()) + 1) // 2)).astype(np.uint8)
 
+    def draw(shape: tuple[int, int]) -> np.ndarray:
+        return cv2.resize(given, shape[::-1], interpolation=cv2.INTER_NEAREST)
 
-def check_proportions(size: Sequence[float], page: Sequence[int], what: str) -> None:
-    """Raises PageError if a size (h, w) is not the page's size at any resolution."""
-    skew = (size[0] * page[1]) / (size[1] * page[0])
-    if not 1 - _SKEW <= skew <= 1 + _SKEW:
-        raise PageError(
-            f"{what} has {size[1]:g} x {size[0]:g} pixels; the page has other proportions, "
-            f"{page[1]} x {page[0]}"
-        )
+    if orientation(place.source) != 1:
+        # `load_page` has turned the mask already.
+        place = place._replace(image=None)
+    what = f"the mask {place.source.name}"
+    mask, turned = place_mask(draw, given.shape, image, place, what)
+    meta = {"given_size": [grey.shape[1], grey.shape[0]], **turned_meta(turned)}
+    return RegionResult(mask, (), meta)
 
 
 def existing_folder(folder: str, field: str) -> Path:

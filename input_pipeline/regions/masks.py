@@ -31,7 +31,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, shared_names
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.progress import ProgressTimer
-from saghog_jax.input_pipeline.regions import keypoint_filter
+from saghog_jax.input_pipeline.regions import keypoint_filter, source_notes
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_mask import (
     OK,
@@ -139,6 +139,8 @@ class RegionMasks:
             self._make(jobs, masks, log, beam)
         ordered = [masks[row] for row in range(len(self.manifest))]
         _summarise(ordered, self.manifest, log)
+        if self._backend.source is not None:
+            source_notes.summarise(ordered, self.manifest, log)
         return ordered
 
     def _start_folder(self) -> None:

@@ -111,7 +111,7 @@ def find_mask(
         if path is None:
             raise PageError(f"regions.backend={backend.name} needs the path of the image file")
         source = backend.source(path.parent, path.name, ())
-    result = backend.find(image, Place(image.shape[:2], None, source))
+    result = backend.find(image, Place(image.shape[:2], None, source, path))
     mask = np.ascontiguousarray(result.mask, bool)
     if not mask.any():
         raise PageError(_nothing(backend.name))
@@ -124,12 +124,13 @@ def find_mask(
 
 def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
     """The pixels of a page and their origin, or the result for a page that cannot be read."""
+    path = job.root / job.page.path
     try:
-        whole = load_page(job.root / job.page.path, None, job.max_pixels)
+        whole = load_page(path, None, job.max_pixels)
         image = whole if job.page.box is None else crop(whole, job.page.box)
     except PageError as error:
         return PageMask(UNREADABLE, one_line(error), None)
-    return np.ascontiguousarray(image), Place(whole.shape[:2], job.page.box, job.source)
+    return np.ascontiguousarray(image), Place(whole.shape[:2], job.page.box, job.source, path)
 
 
 def make_loaded(

@@ -3,13 +3,17 @@
 Supported are PAGE as Transkribus, eScriptorium and OCR-D write it (`Coords points="x,y x,y"`, older
 `Point` elements), and ALTO 2 to 4 (`Shape/Polygon`, or the rectangle of HPOS, VPOS, WIDTH, HEIGHT).
 Elements are identified by their local names, so all versions of a namespace are read. Coordinates
-refer to the page size stated in the file and are scaled to the image. A file with a document type
-is refused: document types declare XML entities, and neither format needs them.
+refer to the page size stated in the file and are scaled to the image. `xml_outlines` says whose
+outlines are read, `turned` what happens to images with an EXIF orientation, `named_image` when the
+name of the image in the file matters. A file with a document type is refused: document types
+declare XML entities, and neither format needs them.
 """
 
+import math
 import posixpath
-import re
+from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,24 +23,29 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import PageError, check_choice
 from saghog_jax.input_pipeline.pages import frames
-from saghog_jax.input_pipeline.pages.images import crop
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 from saghog_jax.input_pipeline.regions.mask_images import (
     FOLDER_RULE,
-    check_proportions,
     existing_folder,
     first_file,
     names_below,
 )
+from saghog_jax.input_pipeline.regions.named_image import is_named, other_image
+from saghog_jax.input_pipeline.regions.turned import fits, place_mask, turned_meta
+from saghog_jax.input_pipeline.regions.xml_outlines import (
+    LEVELS,
+    WITHOUT_OUTLINE,
+    find_outlines,
+    local_name,
+    outline,
+)
 
-VERSION = 1
-LEVELS = ("region", "line")
-_ELEMENTS = {
-    ("PcGts", "region"): "TextRegion",
-    ("PcGts", "line"): "TextLine",
-    ("alto", "region"): "TextBlock",
-    ("alto", "line"): "TextLine",
-}
+VERSION = 2
+# Attributes of the element Page: height and width.
+_SIZES = (("imageHeight", "imageWidth"), ("HEIGHT", "WIDTH"))
+# Elements whose ends are those of a page without a size.
+_SPACES = ("PrintSpace", "TopMargin", "LeftMargin", "RightMargin", "BottomMargin")
+_FURTHER = "further Page"
 # Folders beside the pages in which export programs put these files.
 _BESIDE = ("", "page", "alto")
 _MAX_BYTES = 64_000_000
@@ -57,8 +66,7 @@ def make(section: ConfigDict) -> Backend:
         return first_file(_beside(root, path))
 
     def find(image: np.ndarray, place: Place) -> RegionResult:
-        del image
-        return find_polygons(place, section.level)
+        return find_polygons(image, place, section.level)
 
     return Backend("xml", VERSION, {"level": section.level}, find, source=source)
 
@@ -71,12 +79,11 @@ def _beside(root: Path, path: str) -> Iterator[Path]:
             yield root / parent / below / file
 
 
-def find_polygons(place: Place, level: str) -> RegionResult:
-    """The mask of a page from its PAGE or ALTO file; every polygon is one region.
+def find_polygons(image: np.ndarray, place: Place, level: str) -> RegionResult:
+    """The mask of a page from its PAGE or ALTO file; every outline is one region.
 
     Raises:
-      PageError: the file does not exist, is neither PAGE nor ALTO, or describes an image of other
-        proportions.
+      PageError: the file does not exist, is neither PAGE nor ALTO, or describes another image.
     """
     if place.source is None:
         raise PageError(
@@ -84,26 +91,73 @@ def find_polygons(place: Place, level: str) -> RegionResult:
         )
     name = place.source.name
     root = _parse(place.source)
-    kind = _local(root)
-    if (kind, level) not in _ELEMENTS:
+    kind = local_name(root)
+    if kind not in ("PcGts", "alto"):
         raise PageError(f"{name} is neither PAGE nor ALTO; its root element is {kind!r}")
-    size = _size(root, name)
-    check_proportions(size, place.shape, f"{name}: the element Page")
-    scale = place.shape[1] / size[1], place.shape[0] / size[0]
-    whole = np.zeros(place.shape, np.uint8)
-    drawn = missing = 0
-    for element in root.iter():
-        if _local(element) != _ELEMENTS[kind, level]:
-            continue
-        polygon = _polygon(element, name)
-        if polygon is None or len(polygon) < 3:
-            missing += 1
-            continue
-        cv2.fillPoly(whole, [np.rint(polygon * scale).astype(np.int32)], 1)
-        drawn += 1
-    mask = whole if place.box is None else crop(whole, place.box)
-    meta = {"format": kind, "polygons": drawn, "without_polygon": missing}
-    return RegionResult(mask > 0, (), meta)
+    left_out: Counter[str] = Counter()
+    names_another = _check_image(root, place)
+    page, size = _choose_page(root, place, name, left_out)
+    polygons = find_outlines(page, level, name, left_out)
+
+    def draw(shape: tuple[int, int]) -> np.ndarray:
+        whole = np.zeros(shape, np.uint8)
+        scale = shape[1] / size[1], shape[0] / size[0]
+        for polygon in polygons:
+            cv2.fillPoly(whole, [np.rint(polygon * scale).astype(np.int32)], 1)
+        return whole
+
+    mask, turned = place_mask(draw, size, image, place, f"{name}: the element Page")
+    without = sum(count for what, count in left_out.items() if what.endswith(WITHOUT_OUTLINE))
+    meta = {"format": kind, "polygons": len(polygons), "without_polygon": without}
+    meta |= turned_meta(turned)
+    if left_out:
+        meta["left_out"] = dict(left_out)
+    if names_another:
+        meta["names_image"] = names_another
+    return RegionResult(mask, (), meta)
+
+
+def _check_image(root: ElementTree.Element, place: Place) -> str:
+    """The name of an image in the file that is not the page's; empty if it is.
+
+    Raises:
+      PageError: another image with this name exists.
+    """
+    names = [e.get("imageFilename", "") for e in root.iter() if local_name(e) == "Page"]
+    names += [e.get("filename", "") for e in root.iter() if local_name(e) == "AlternativeImage"]
+    names += [e.text or "" for e in root.iter() if local_name(e) == "fileName"]
+    names = [name.strip() for name in names if name.strip()]
+    if place.image is None or not names:
+        return ""
+    image = frames.file_of(place.image)
+    other = other_image(names, image, place.source)
+    if other is not None:
+        raise PageError(
+            f"{place.source.name} belongs to another image: it names {names[0]!r}, and {other} is "
+            "not this page. Put the file of this page beside it, or correct the name in the file"
+        )
+    return "" if is_named(names, image) else names[0]
+
+
+def _choose_page(
+    root: ElementTree.Element, place: Place, name: str, left_out: Counter[str]
+) -> tuple[ElementTree.Element, tuple[float, float]]:
+    """The element Page of this image, and the height and width that its coordinates refer to.
+
+    Of several it is the first with the proportions of the image; the others are counted.
+    """
+    pages = [element for element in root.iter() if local_name(element) == "Page"]
+    if not pages:
+        raise PageError(f"{name} has no element Page")
+    if len(pages) == 1:
+        return pages[0], _size(pages[0], name)
+    left_out[_FURTHER] += len(pages) - 1
+    sizes = [_stated_size(page, name) for page in pages]
+    for shape in (place.shape, place.shape[::-1]):
+        for page, size in zip(pages, sizes, strict=True):
+            if size is not None and fits(size, shape):
+                return page, size
+    return pages[0], _size(pages[0], name)
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -127,54 +181,42 @@ class _Tree(ElementTree.TreeBuilder):
         raise ValueError(f"it has a document type ({name}), which PAGE and ALTO never have")
 
 
-def _local(element: ElementTree.Element) -> str:
-    """The name of an element without its namespace."""
-    return str(element.tag).rpartition("}")[2]
+def _size(page: ElementTree.Element, name: str) -> tuple[float, float]:
+    """Height and width that the coordinates refer to.
+
+    Raises:
+      PageError: neither the element Page nor its print space has a size.
+    """
+    size = _stated_size(page, name)
+    if size is None:
+        keys = (key for pair in _SIZES for key in pair if key in page.attrib)
+        given = " ".join(f'{key}="{page.get(key)}"' for key in keys) or "none of them"
+        raise PageError(
+            f"{name}: the element Page has no imageHeight and imageWidth (PAGE) or HEIGHT and "
+            f"WIDTH (ALTO) above 0, but {given}; its PrintSpace has no size either"
+        )
+    return size
 
 
-def _size(root: ElementTree.Element, name: str) -> tuple[float, float]:
-    """Height and width that the coordinates refer to."""
-    page = next((e for e in root.iter() if _local(e) == "Page"), None)
-    if page is None:
-        raise PageError(f"{name} has no element Page")
-    keys = ("imageHeight", "imageWidth") if _local(root) == "PcGts" else ("HEIGHT", "WIDTH")
-    try:
-        height, width = (float(page.attrib[key]) for key in keys)
-    except (KeyError, ValueError):
-        raise PageError(f"{name}: the element Page has no {keys[0]} and {keys[1]}") from None
-    if not (height > 0 and width > 0):
-        raise PageError(f"{name}: the element Page has {width:g} x {height:g} pixels")
-    return height, width
+def _stated_size(page: ElementTree.Element, name: str) -> tuple[float, float] | None:
+    """Like `_size`; None if there is no size.
 
-
-def _polygon(element: ElementTree.Element, name: str) -> np.ndarray | None:
-    """The outline of a region or line, float [n, 2] (x, y); None if the element has no outline."""
-    points = None
-    for child in element:
-        if _local(child) == "Coords":
-            points = child.get("points")
-            if points is None:
-                corners = [e for e in child if _local(e) == "Point"]
-                points = " ".join(f"{e.get('x')},{e.get('y')}" for e in corners)
-        elif _local(child) == "Shape":
-            outline = next((e for e in child if _local(e) == "Polygon"), None)
-            points = None if outline is None else outline.get("POINTS")
-    if points:
-        return _numbers(points, name)
-    if "HPOS" not in element.attrib:
+    Without a size of the element Page it is where the print space and the margins end.
+    """
+    for keys in _SIZES:
+        with suppress(ValueError):
+            height, width = (float(page.get(key, "")) for key in keys)
+            if 0 < height < math.inf and 0 < width < math.inf:
+                return height, width
+    corners = []
+    for child in page:
+        if local_name(child) in _SPACES:
+            # A print space without a place begins in the corner.
+            child.attrib.setdefault("HPOS", "0")
+            child.attrib.setdefault("VPOS", "0")
+            points = outline(child, name)
+            corners += [] if points is None else [points.max(axis=0)]
+    if not corners:
         return None
-    sides = [element.get(key, "") for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
-    left, top, width, height = _numbers(" ".join(sides), name).ravel()
-    right, bottom = left + width, top + height
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-
-
-def _numbers(text: str, name: str) -> np.ndarray:
-    """Parses pairs of numbers, separated by commas or spaces: `1,2 3,4` or `1 2 3 4`; [n, 2]."""
-    try:
-        values = [float(word) for word in re.split(r"[\s,]+", text.strip())]
-    except ValueError:
-        raise PageError(f"{name}: not coordinates: {text[:60]!r}") from None
-    if len(values) % 2 or not np.isfinite(values).all():
-        raise PageError(f"{name}: not coordinates: {text[:60]!r}")
-    return np.array(values).reshape(-1, 2)
+    width, height = np.max(corners, axis=0)
+    return float(height), float(width)

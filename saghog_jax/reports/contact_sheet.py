@@ -12,6 +12,7 @@ from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
+from saghog_jax.input_pipeline.regions.source_notes import left_out
 from saghog_jax.reports.thumbnails import data_uri
 from saghog_jax.runs.templates import render
 
@@ -83,6 +84,8 @@ def _figures(
             note = f"{mask.status}: {mask.reason}"
         elif infos[row]:
             note = f"handwriting on {infos[row]['share']:.0%}"
+            if missing := left_out(infos[row]):
+                note += f"; left out: {missing}"
         failed = mask.status != OK
         try:
             image = data_uri(_veiled(config, manifest.root, page, mask), config.sheet_side)

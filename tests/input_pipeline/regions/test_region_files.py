@@ -110,12 +110,16 @@ class TestXml:
         result = xml(tmp_path, alto_xml(block=block, shape=""))
         np.testing.assert_array_equal(result.mask, drawn([(10, 20), (40, 20), (40, 60), (10, 60)]))
 
-    @pytest.mark.parametrize("text", [page_xml(outline=""), alto_xml(shape=""),
-                                      page_xml(outline='<Coords points="3,4"/>')])  # fmt: skip
+    @pytest.mark.parametrize(
+        "text",
+        [page_xml(outline="", line=""), page_xml(outline="", line='<Coords points="3,4"/>'),
+         alto_xml(shape="").replace("HPOS", "X").replace("POINTS", "P")],
+    )  # fmt: skip
     def test_a_missing_polygon_is_counted(self, tmp_path, text):
         result = xml(tmp_path, text)
         assert not result.mask.any()
         assert (result.meta["polygons"], result.meta["without_polygon"]) == (0, 1)
+        assert result.meta["left_out"] == {"TextLine without an outline": 1}
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -124,7 +128,7 @@ class TestXml:
             ("<html/>", "neither PAGE nor ALTO; its root element is 'html'"),
             ('<PcGts xmlns="x"/>', "has no element Page"),
             (page_xml(size=("x", 1)), "no imageHeight and imageWidth"),
-            (page_xml(size=(0, 1)), "Page has 1 x 0 pixels"),
+            (page_xml(size=(0, 1)), 'above 0, but imageHeight="0" imageWidth="1"'),
             (page_xml(outline='<Coords points="1,2 a,3"/>'), "not coordinates: '1,2 a,3'"),
             (page_xml(outline='<Coords points="1,2 3"/>'), "not coordinates: '1,2 3'"),
             (page_xml(outline='<Coords points="1,2 nan,3"/>'), "not coordinates"),
