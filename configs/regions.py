@@ -70,7 +70,7 @@ def regions_config(backend: str = "none") -> ConfigDict:
 def ink_config() -> ConfigDict:
     """Ink by local contrast, without ruled lines, stamps and scanner beds, joined to blocks."""
     ink = ConfigDict()
-    # Larger pages are shrunk to this longer side in pixels.
+    # Larger pages are shrunk to this longer side in pixels; long images and large sheets less.
     ink.side = 1600
     # Sauvola's k: the higher, the less is ink.
     ink.k = 0.15

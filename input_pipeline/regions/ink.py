@@ -6,7 +6,16 @@ of the letters, and components that are much larger or smaller (stamps, frames, 
 are dropped; the remaining components are joined into blocks; blocks with little ink are dropped.
 Lengths are measured in letter heights, so the result does not depend on the scale. Rows and columns
 are treated alike, so it does not depend on quarter turns.
+
+A page is shrunk until its longer side has `side` pixels. A long image (a roll, a panorama) counts
+as a row of ordinary pages, each of which has this size. If letters are too small in the shrunken
+page, as on a large sheet with small writing, the search is repeated at a larger scale, at which
+letters have the height they have on an ordinary page. Lengths that depend on the size of a page are
+then those of an ordinary page.
 """
+
+import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,9 +25,20 @@ from saghog_jax.input_pipeline.cutting.binarize import to_grey
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult
 
-VERSION = 2
-# Fractions of the page's shorter side: the window of Sauvola's threshold, and the shortest straight
-# line that counts as a ruled line.
+VERSION = 3
+# An image whose longer side is at most so many times its shorter side is one page.
+_LONG = 2.5
+# The letter height in pixels of the shrunken page below which the search is repeated, and that at
+# which it is repeated.
+_LEAST_HEIGHT, _HEIGHT = 8, 16
+# Longer side / shorter side of an ordinary page.
+_ORDINARY = 1.4
+# Without letters the search is repeated only if at least this fraction of the page is ink.
+_SOME_INK = 0.0005
+# Side in pixels of the tiles in which the threshold is computed, to save memory.
+_TILE = 2048
+# Fractions of the shorter side of a page: the window of Sauvola's threshold, and the shortest
+# straight line that counts as a ruled line.
 _WINDOW = 1 / 20
 _RULE = 1 / 12
 # Side of the closing that bridges gaps in a ruled line, in pixels.
@@ -47,40 +67,103 @@ def make(section: ConfigDict) -> Backend:
     return Backend("ink", VERSION, parameters, find)
 
 
+class _Letters(NamedTuple):
+    """The result of a search on a page resized by `factor`: letters uint8 [h, w], their height."""
+
+    letters: np.ndarray
+    height: float
+    factor: float
+
+
 def find_ink(image: np.ndarray, side: int, k: float, gap: float, min_share: float) -> RegionResult:
     """Detects handwriting on a page.
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      side: larger pages are shrunk until their longer side has this many pixels.
+      side: larger pages are shrunk until their longer side has this many pixels; a long image until
+        this is the longer side of its parts that are like a page; less if letters are too small.
       k: parameter of Sauvola's threshold.
       gap: widest gap that is closed, in letter heights.
-      min_share: smallest fraction of the page's ink in a block.
+      min_share: smallest fraction of the page's ink in a block; of a larger image, of the ink on an
+        area of `side` times `side` pixels of the shrunken image.
 
     Returns:
       the mask; the fraction of the ink in each block; the letter height in pixels of the image.
     """
     h, w = image.shape[:2]
     grey = to_grey(image, "opencv")
-    factor = min(1.0, side / max(h, w))
-    if factor < 1:
-        size = max(1, round(w * factor)), max(1, round(h * factor))
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    ink = sauvola(grey, k) & sheet(grey)
-    letters, height = keep_letters(remove_ruled_lines(ink))
-    if not height:
+    found = _search(grey, side, k)
+    if not found.height:
         return RegionResult(np.zeros((h, w), bool), (), {"letter_height": 0.0})
-    blocks, fractions = join_blocks(letters, height, gap, min_share)
+    pages = max(1.0, found.letters.size / side**2)
+    blocks, fractions = join_blocks(found.letters, found.height, gap, min_share / pages)
     mask = cv2.resize(blocks, (w, h), interpolation=cv2.INTER_NEAREST) > 0
-    return RegionResult(mask, fractions, {"letter_height": round(height / factor, 1)})
+    return RegionResult(mask, fractions, {"letter_height": round(found.height / found.factor, 1)})
 
 
-def sauvola(grey: np.ndarray, k: float) -> np.ndarray:
+def _search(grey: np.ndarray, side: int, k: float) -> _Letters:
+    """Looks for letters at the scale of an ordinary page, then at larger ones if they are small."""
+    short, long = sorted(grey.shape)
+    # A long image is cut into equal parts in thought, each no longer than an ordinary page.
+    part = long / max(1, math.ceil(long / short / _LONG))
+    factor = min(1.0, side / part)
+    shrunk = _shrink(grey, factor)
+    paper = sheet(shrunk, side)
+    width = min(shrunk.shape)
+    found: _Letters | None = None
+    while True:
+        letters, height, some = _letters(shrunk, paper, k, width, side)
+        if height or found is None:
+            found = _Letters(letters, height, factor)
+        if factor == 1 or height >= _LEAST_HEIGHT or not (height or some):
+            return found
+        factor = min(1.0, factor * max(_HEIGHT / height if height else 2.0, 1.25))
+        shrunk = _shrink(grey, factor)
+        width = min(*shrunk.shape, round(side / _ORDINARY))
+
+
+def _shrink(grey: np.ndarray, factor: float) -> np.ndarray:
+    if factor == 1:
+        return grey
+    size = [max(1, round(side * factor)) for side in grey.shape[::-1]]
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+
+
+def _letters(
+    grey: np.ndarray, paper: np.ndarray, k: float, width: int, side: int
+) -> tuple[np.ndarray, float, bool]:
+    """See `keep_letters`; the third value says whether there is some ink besides ruled lines."""
+    if paper.shape != grey.shape:
+        paper = cv2.resize(paper, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    ink = remove_ruled_lines(sauvola(grey, k, width) & paper, width)
+    letters, height = keep_letters(ink, side)
+    return letters, height, bool(ink.mean() >= _SOME_INK)
+
+
+def sauvola(grey: np.ndarray, k: float, width: int) -> np.ndarray:
     """Ink, uint8 [h, w] of 0 and 1, by Sauvola's threshold m (1 + k (s / 128 - 1)).
 
     Uses box filters, which are several times as fast as doxapy (used to cut patches).
+
+    Args:
+      grey: uint8 [h, w].
+      k: parameter of the threshold.
+      width: shorter side of an ordinary page in pixels; the window is a fraction of it.
     """
-    window = max(15, round(min(grey.shape) * _WINDOW)) | 1
+    window = max(15, round(width * _WINDOW)) | 1
+    ink = np.empty_like(grey)
+    h, w = grey.shape
+    for top in range(0, h, _TILE):
+        for left in range(0, w, _TILE):
+            y0, x0 = max(0, top - window), max(0, left - window)
+            part = grey[y0 : top + _TILE + window, x0 : left + _TILE + window]
+            found = _sauvola(part, k, window)[top - y0 :, left - x0 :]
+            tile = ink[top : top + _TILE, left : left + _TILE]
+            tile[:] = found[: tile.shape[0], : tile.shape[1]]
+    return ink
+
+
+def _sauvola(grey: np.ndarray, k: float, window: int) -> np.ndarray:
     values = grey.astype(np.float32)
     mean = cv2.boxFilter(values, -1, (window, window), borderType=cv2.BORDER_REFLECT)
     square = cv2.sqrBoxFilter(values, -1, (window, window), borderType=cv2.BORDER_REFLECT)
@@ -88,12 +171,16 @@ def sauvola(grey: np.ndarray, k: float) -> np.ndarray:
     return (values <= mean * (1 + k * (deviation / 128 - 1))).view(np.uint8)
 
 
-def sheet(grey: np.ndarray) -> np.ndarray:
+def sheet(grey: np.ndarray, side: int) -> np.ndarray:
     """The sheet, uint8 [h, w] of 0 and 1: all pixels except dark areas that reach the image border.
 
     All ones if no area is much darker than the paper.
+
+    Args:
+      grey: uint8 [h, w].
+      side: longer side of an ordinary page in pixels, if the image is larger.
     """
-    factor = 400 / max(grey.shape)
+    factor = 400 / min(max(grey.shape), side)
     size = [max(8, round(n * factor)) for n in grey.shape[::-1]]
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     # The closing removes writing, whose strokes are thinner than the square, and keeps the ground.
@@ -114,10 +201,15 @@ def sheet(grey: np.ndarray) -> np.ndarray:
     return 1 - cv2.resize(background, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def remove_ruled_lines(ink: np.ndarray) -> np.ndarray:
-    """The ink without straight lines parallel to the page's sides, and without solid areas."""
+def remove_ruled_lines(ink: np.ndarray, width: int) -> np.ndarray:
+    """The ink without straight lines parallel to the page's sides, and without solid areas.
+
+    Args:
+      ink: uint8 [h, w] of 0 and 1.
+      width: shorter side of an ordinary page in pixels.
+    """
     # At least the longest straight stroke of a letter in a small image.
-    length = max(60, round(min(ink.shape) * _RULE))
+    length = max(60, round(width * _RULE))
     lines = np.zeros_like(ink)
     for turn in (1, -1):
         # A faint line has many gaps. With the gaps closed, small letters in a row look like a line
@@ -129,12 +221,17 @@ def remove_ruled_lines(ink: np.ndarray) -> np.ndarray:
     return ink & (1 - cv2.dilate(lines, np.ones((3, 3), np.uint8)))
 
 
-def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
+def keep_letters(ink: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     """The components of the ink that can be writing, and the letter height in pixels (0: none).
 
     The height is the median of the components' shorter sides, weighted by the square root of their
     ink, so that neither many specks nor one large drawing dominates.
+
+    Args:
+      ink: uint8 [h, w] of 0 and 1.
+      side: longer side of an ordinary page in pixels, if the image is larger.
     """
+    largest = min(max(ink.shape), side)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     left, top, width, height, area = stats.T
     short, long = np.minimum(width, height), np.maximum(width, height)
@@ -143,8 +240,8 @@ def keep_letters(ink: np.ndarray) -> tuple[np.ndarray, float]:
     fill = area / (width * height)
     # Like strokes: neither specks nor blots.
     keep = (long >= 5) & (area >= 8) & ~((short < 4) & (long > 12 * short))
-    keep &= ~(at_border & (long > 0.25 * max(h, w)))
-    keep &= ~((fill > 0.7) & (short > 0.02 * max(h, w)))
+    keep &= ~(at_border & (long > 0.25 * largest))
+    keep &= ~((fill > 0.7) & (short > 0.02 * largest))
     keep[0] = False
     if not keep.any():
         return np.zeros_like(ink), 0.0

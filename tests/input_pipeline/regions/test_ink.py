@@ -9,8 +9,9 @@ from region_pages import CLUTTER, make_scan, recall_and_junk
 
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.regions import ink as ink_backend
 from saghog_jax.input_pipeline.regions.backends import Place, make_backend
-from saghog_jax.input_pipeline.regions.ink import find_ink
+from saghog_jax.input_pipeline.regions.ink import find_ink, sauvola
 
 SEEDS = range(4)
 PARAMETERS = regions_config("ink").ink.to_dict()
@@ -85,6 +86,73 @@ def test_scale_does_not_matter(factor):
         assert junk <= 0.4
         overlaps.append(overlap(back, mask_of(seed)))
     assert np.mean(overlaps) >= 0.85
+
+
+def spread(columns, rows=1, size=(500, 650)):
+    """The same clean page many times, side by side and below, and its ink."""
+    image, ink = (np.asarray(array, np.uint8) for array in scan(5, ()))
+    image, ink = resized(image, size, cv2.INTER_AREA), resized(ink * 255, size, cv2.INTER_AREA)
+    return np.tile(image, (rows, columns, 1)), np.tile(ink > 127, (rows, columns))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 6, 12, 24, 48])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_roll_keeps_all_its_columns(columns, turned):
+    image, ink = spread(columns)
+    share = find(image[:, :500]).mask.mean()
+    if turned:
+        image, ink = np.ascontiguousarray(np.rot90(image)), np.rot90(ink)
+    result = find(image)
+    assert result.mask.shape == ink.shape
+    assert (ink & result.mask).sum() / ink.sum() >= 0.99
+    assert result.mask.mean() == pytest.approx(share, rel=0.06)
+    height = find(spread(1)[0]).meta["letter_height"]
+    assert result.meta["letter_height"] == pytest.approx(height, rel=0.25)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(5, 4), (12, 10)])
+def test_a_large_sheet_keeps_its_small_writing(columns, rows):
+    image, ink = spread(columns, rows, (350, 455))
+    result = find(image)
+    assert (ink & result.mask).sum() / ink.sum() >= 0.98
+    share = find(image[:455, :350]).mask.mean()
+    assert result.mask.mean() == pytest.approx(share, rel=0.1)
+
+
+def test_a_note_on_a_large_sheet_is_found():
+    image, ink = spread(1)
+    sheet, place = np.full((3300, 4200, 3), 235, np.uint8), np.s_[2000:2650, 3000:3500]
+    sheet[place] = image
+    mask = find(sheet).mask
+    assert (ink & mask[place]).sum() / ink.sum() >= 0.95
+    assert mask.sum() <= 1.1 * mask[place].sum()
+
+
+def test_a_roll_on_a_dark_ground_loses_the_ground_alone():
+    image, ink = spread(24)
+    image[:40], image[-50:], image[:, :60] = 35, 35, 35
+    image = np.clip(
+        image.astype(int) + np.random.default_rng(0).integers(-6, 7, image.shape), 0, 255
+    )
+    mask = find(image.astype(np.uint8)).mask
+    inside = np.s_[50:-60, 70:]
+    assert (ink[inside] & mask[inside]).sum() / ink[inside].sum() >= 0.97
+    assert not mask[:30].any()
+    assert not mask[-40:].any()
+
+
+def test_the_threshold_in_tiles_is_that_of_the_whole(monkeypatch):
+    grey = cv2.cvtColor(scan(0)[0], cv2.COLOR_RGB2GRAY)
+    whole = sauvola(grey, 0.15, 1000)
+    monkeypatch.setattr(ink_backend, "_TILE", 300)
+    # The sums of box filters are rounded in another order.
+    assert (sauvola(grey, 0.15, 1000) != whole).mean() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(20, 9000), (1, 5000), (9000, 40)])
+def test_a_strip_needs_little_memory(shape):
+    image = np.full((*shape, 3), 240, np.uint8)
+    assert not find(image).mask.any()
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
