@@ -8,6 +8,7 @@ from test_region_files import ALTO, PAGE, drawn
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.input_pipeline.errors import PageError
+from saghog_jax.input_pipeline.pages.images import orientation
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.backends import Place, make_backend
 from saghog_jax.input_pipeline.regions.masks import open_masks
@@ -194,6 +195,20 @@ class TestTurned:
         mask, log = self.mask(tmp_path, page_file(region(TOP)))
         np.testing.assert_array_equal(mask, UPRIGHT[how](union(TOP)))
         assert ("turned by its EXIF orientation: 1 page," in log) == (how != 1)
+
+    def test_the_orientation_is_that_of_the_image_in_its_file(self, tmp_path):
+        frames = [Image.new("L", (20, 10), 200 + how) for how in (1, 3)]
+        for frame, how in zip(frames, (1, 3), strict=True):
+            frame.encoderinfo = {"tiffinfo": {274: how}}
+        frames[0].save(
+            tmp_path / "b.tif", save_all=True, append_images=frames[1:], tiffinfo={274: 1}
+        )
+        assert orientation(tmp_path / "b.tif#frame=1") == 1
+        assert orientation(tmp_path / "b.tif#frame=2") == 3
+        self.write(tmp_path, 6)
+        assert orientation(tmp_path / "b.png") == 6
+        assert orientation(tmp_path / "b.png#rotate=90") == 1
+        assert orientation(tmp_path / "none.png") == 1
 
     @pytest.mark.parametrize("how", range(1, 9))
     def test_xml_drawn_on_the_upright_image(self, tmp_path, how):
