@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -303,6 +304,41 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
         UserError, match=r"sift.keypoint=0.5: weights must be at least 0 and add up to less"
     ):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
+
+
+def test_a_copied_run_folder_is_enough(folder, tmp_path, monkeypatch, capsys):
+    """The run that a finetuning started from is needed by the compared rows alone."""
+    changes = {"sift_words": 5, "checkpoint": str(folder / "pretrain")}
+    run_stage(toy(finetune.get_config(), folder, **changes), tmp_path / "trained")
+    runs, alone = tmp_path / "old" / "runs", tmp_path / "new" / "finetune"
+    shutil.copytree(tmp_path / "trained", runs / "finetune")
+    path = runs / "finetune" / "config.json"
+    content = json.loads(path.read_text()) | {"checkpoint": "runs/pretrain"}
+    path.write_text(json.dumps(content))
+    shutil.copytree(runs / "finetune", alone)
+    shutil.copytree(folder / "pretrain", runs / "pretrain")
+    shutil.rmtree(tmp_path / "trained")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = {}
+    for name, variant, checkpoint in (
+        ("plain", "plain", alone),
+        ("small", "small", alone),
+        ("alone", "", alone),
+        ("beside", "", runs / "finetune"),
+    ):
+        config = toy(embed.get_config(variant), folder, checkpoint=str(checkpoint))
+        run_stage(config, tmp_path / name)
+        found[name] = load_embeddings(tmp_path / name)
+    assert len(found["plain"]) == len(found["small"]) == 6
+    assert not (tmp_path / "alone" / "pretrained").exists()
+    note = f"no row 'pretrained' to compare with: runs/pretrain, the run that {alone} started from"
+    assert note in capsys.readouterr().out
+    # A folder above the run folder is where its training was started.
+    first = load_embeddings(tmp_path / "beside" / "pretrained")
+    expected = load_embeddings(folder / "embed" / "pretrained")
+    np.testing.assert_allclose(first.descriptors, expected.descriptors, atol=2e-3)
+    np.testing.assert_array_equal(found["alone"].descriptors, found["beside"].descriptors)
 
 
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):
