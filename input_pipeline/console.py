@@ -4,7 +4,10 @@ Modules of the library print nothing. They log to `logging.getLogger(__name__)`,
 `saghog_jax`: progress and results at the level INFO, remarks about doubtful input at WARNING.
 """
 
+import contextlib
+import io
 import logging
+import os
 import sys
 
 
@@ -13,7 +16,21 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # An output that cannot be written raises here, as `print` does.
-        print(self.format(record), file=sys.stdout, flush=True)
+        say(self.format(record))
+
+
+def say(line: str) -> None:
+    """Prints a line. Work goes on if nobody reads the output any longer (`| head`)."""
+    try:
+        print(line, file=sys.stdout, flush=True)
+    except BrokenPipeError:
+        _forget_output()
+
+
+def _forget_output() -> None:
+    """Sends the standard output to nowhere, for this process and those that it starts."""
+    with contextlib.suppress(OSError, io.UnsupportedOperation), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def show_messages() -> None:

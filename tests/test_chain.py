@@ -294,7 +294,7 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     assert part == {"descriptor": "sift_patch", "power": 0.5, "weight": 1.0}
     assert list(found["both"].meta["digests"]) == ["netrvlad", "sift_patch", "sift_keypoint"]
     assert not (tmp_path / "half" / "sift_keypoint").exists()
-    with pytest.raises(UserError, match="embedded with parts"):
+    with pytest.raises(UserError, match="descriptors netrvlad .* and netrvlad"):
         check_comparable(found["half"], found["plain"])
     given = {"sift.keypoint": 0.5, "checkpoint": str(folder / "pretrain")}
     with pytest.raises(UserError, match=r"no sift_words_keypoint.npy, .* --config.sift.keypoint=0"):
