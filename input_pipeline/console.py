@@ -1,7 +1,8 @@
 """Shows the messages of the library on the screen.
 
 Modules of the library print nothing. They log to `logging.getLogger(__name__)`, below the logger
-`saghog_jax`: progress and results at the level INFO, remarks about doubtful input at WARNING.
+`saghog_jax`: progress and results at the level INFO, remarks about doubtful input at WARNING,
+numbers for readers who know the methods at DEBUG.
 """
 
 import contextlib
@@ -33,14 +34,14 @@ def _forget_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def show_messages() -> None:
-    """Shows the messages of the library from level INFO on; further calls change nothing.
+def show_messages(details: bool = False) -> None:
+    """Shows the messages of the library from level INFO on; with `details`, from level DEBUG on.
 
     Programs call this once. Worker processes do not, so they show no message.
     """
     logger = logging.getLogger("saghog_jax")
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
         logger.addHandler(_Console())
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if details else logging.INFO)
     # The handlers of other libraries at the root logger would show each message a second time.
     logger.propagate = False

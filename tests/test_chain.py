@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from test_configs import parse_command
 from toy import fields, toy
 
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal
+from saghog_jax.embedding.recipe import default_recipe
+from saghog_jax.input_pipeline import progress
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.images import load_page
@@ -78,6 +82,63 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
         # Nothing else than these pages, and what is written stays beside.
         assert f"--config.data.pages={folder / 'pages' / 'manifest.csv'}" in last
         assert f"--workdir={folder / following}" in last
+
+
+def test_new_pages_are_searched_for_in_the_pages_of_the_model(folder, tmp_path, monkeypatch):
+    """Each command that a stage names can be given as it is, as the tutorial does."""
+    result = run_stage(toy(retrieve.get_config(), folder), folder / "retrieve")
+    monkeypatch.chdir(tmp_path)
+    named = next_command(result.following[0], result.workdir)
+    command, _, remark = named.partition("  # ")
+    assert remark == "for new pages, in a folder `new`"
+    config = parse_command(shlex.split(command)[3:])
+    assert (config.stage, config.data.pages) == ("embed", "new")
+    assert Path(config.checkpoint) == folder / "finetune"
+    result = run_stage(toy(embed.get_config(), folder), folder / "embed")
+    assert [following.stage for following in result.following] == ["retrieve"]
+    (tmp_path / "new").mkdir()
+    page = next((folder / "pages").rglob("*.png"))
+    shutil.copy(page, tmp_path / "new" / "a.png")
+    config.update_from_flattened_dict({"precision": "float32", "store.workers": 1})
+    result = run_stage(config, tmp_path / "runs" / "new" / "embed")
+    (following,) = result.following
+    command = next_command(following, result.workdir)
+    config = parse_command(shlex.split(command)[3:])
+    assert (config.stage, config.queries) == ("search", "runs/new/embed")
+    assert Path(config.gallery) == folder / "embed"
+    assert command.endswith("--workdir=runs/new/search")
+    check_comparable(load_embeddings(config.queries), load_embeddings(config.gallery))
+    # An embedding that is finished already names the same command.
+    again = toy(embed.get_config("plain"), folder, **{"data.pages": "new", "data.split": "test"})
+    run_stage(again, tmp_path / "runs" / "new" / "embed")
+    assert run_stage(again, result.workdir).following == result.following
+
+
+def test_progress_counts_pages_and_not_pages_at_scales(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_INTERVAL", -1.0)
+    config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.5, 1.4))
+    run_stage(config, tmp_path / "embed")
+    out = capsys.readouterr().out
+    counts = [line.split(" pages described, about ")[0] for line in out.splitlines()
+              if " pages described, about " in line]  # fmt: skip
+    # Six pages at three scales; after the last view another line tells the end.
+    assert counts == [f"{view // 3} of 6" for view in range(1, 18)]
+    assert "6 pages embedded in " in out
+    assert " patches at 3 scales together" in out
+    for word in ("patches/s", "ETA", "mesh"):
+        assert word not in out
+
+
+def test_the_fields_of_other_recipes_are_named():
+    known = default_recipe("netrvlad", "binary")
+    assert known.fields_beside(known) == {}
+    fields = {
+        "power": 1.0, "scales": (1.0, 0.5), "sift.patch": 0.15, "pooling": "max",
+        "gmp_lambda": 2.0, "input": "page", "store.scale": 2.0, "store.keypoint_on_ink": False,
+    }  # fmt: skip
+    config = embed.get_config("plain")
+    config.update_from_flattened_dict(fields)
+    assert known.with_config(config).fields_beside(known) == fields
 
 
 def test_embeddings_are_right_to_the_patch(folder):
