@@ -87,6 +87,7 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
 def test_new_pages_are_searched_for_in_the_pages_of_the_model(folder, tmp_path, monkeypatch):
     """Each command that a stage names can be given as it is, as the tutorial does."""
     result = run_stage(toy(retrieve.get_config(), folder), folder / "retrieve")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     named = next_command(result.following[0], result.workdir)
     command, _, remark = named.partition("  # ")

@@ -407,7 +407,7 @@ def test_a_copy_of_a_page_is_called_the_same_image(tmp_path):
     log = click_through(
         path,
         """
-log.texts = [...document.querySelectorAll("figure")].map((figure) => [
+log.texts = [...document.querySelectorAll(".hits figure")].map((figure) => [
   figure.closest(".sheet").id, figure.querySelector(".name").textContent,
   figure.querySelector(".same")?.textContent]).filter((t) => t[2]);
 """,
