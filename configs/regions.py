@@ -28,6 +28,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage = "regions"
     config.data = common.data_config("")
     config.regions = regions_config(arg.regions)
+    # Factor by which later stages resize the pages. Masks do not depend on it; the command that
+    # this stage names as the next one passes it on.
+    config.store = ConfigDict({"scale": 1.0})
     # Most pages on the contact sheet: first the pages without a usable mask, then an even selection
     # of the others.
     config.sheet_pages = 200

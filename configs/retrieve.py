@@ -43,6 +43,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.bootstrap = 2000
     config.whitening = whitening_config()
     config.rerank = rerank_config()
+    # Uses the embeddings of `whitening.fit` and `rerank.choose_on` in spite of different settings
+    # or weights, with a warning instead of an error.
+    config.force = False
     # Ranks of each query in ranking.csv and in the report.
     config.top_k = 10
     # Also write annotations.json: the ranking as a IIIF annotation page (W3C web annotations).

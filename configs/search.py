@@ -35,6 +35,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.exclude_group = ""
     # A whitening.npz of `retrieve`, applied to all embeddings; empty: none.
     config.whitening = ""
+    # Compares embeddings in spite of different settings (power, pooling, scales, binarisation,
+    # regions) or weights, with a warning instead of an error.
+    config.force = False
     # Matches listed for each query.
     config.top_k = 10
     # `exact`: every query is compared with every page, in chunks on the device. `faiss`:

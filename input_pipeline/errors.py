@@ -42,9 +42,9 @@ def unknown_choice(name: str, value: object, known: Iterable[str], suggest: bool
     """The message about a value that is not one of the known ones.
 
     Args:
-      suggest: adds the most similar known value.
+      suggest: adds the most similar known value, if one is similar.
     """
     known = list(known)
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0) if suggest else []
+    near = difflib.get_close_matches(str(value), known, n=1) if suggest else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {name} {value!r}, known: {', '.join(known) or 'none'}{hint}"

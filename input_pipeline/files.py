@@ -1,10 +1,13 @@
-"""Suffixes of image files, and atomic writing of a file."""
+"""Suffixes of image files, paths with `~`, and atomic writing of a file."""
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from saghog_jax.input_pipeline.errors import UserError
 
 # Suffixes of image files; other files in a folder of pages are left out and listed.
 IMAGE_SUFFIXES = (
@@ -13,6 +16,24 @@ IMAGE_SUFFIXES = (
     *(".jfi", ".jfif", ".jif", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heif", ".hif"),
 )
 PDF_SUFFIX = ".pdf"
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path in which `~` or `~NAME` at the start stands for a home folder.
+
+    Raises:
+      UserError: there is no such home folder, and no file or folder of that name.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        if path.exists():
+            return path
+        raise UserError(
+            f"{str(path)!r}: the home folder of {path.parts[0]!r} is not known; give the path in "
+            "full"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,10 @@ from saghog_jax.retrieval.search import search
 
 
 def nearest(
-    queries: PageDescriptors | Embeddings | np.ndarray, gallery: Embeddings, k: int = 10
+    queries: PageDescriptors | Embeddings | np.ndarray,
+    gallery: Embeddings,
+    k: int = 10,
+    force: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k pages of a gallery that are most similar to each query.
 
@@ -26,6 +29,7 @@ def nearest(
         taken as it is: nothing tells how it was made.
       gallery: what `load_embeddings` returns.
       k: at least 1; at most the size of the gallery is used.
+      force: other recipes or weights are a warning instead of an error.
 
     Returns:
       rows of the gallery int64 [q, k] and cosine similarities float32 [q, k], best first. A query
@@ -36,7 +40,7 @@ def nearest(
         widths.
     """
     if isinstance(queries, Embeddings):
-        check_comparable(queries, gallery)
+        check_comparable(queries, gallery, force)
         descriptors = queries.descriptors
     else:
         descriptors = np.asarray(queries)
@@ -46,7 +50,8 @@ def nearest(
                 f"descriptors of width {gallery.descriptors.shape[1]}"
             )
         if getattr(queries, "made_by", None):
-            check_alike(queries.made_by, gallery.made_by, ("the query", str(gallery.folder)))
+            names = "the query", str(gallery.folder)
+            check_alike(queries.made_by, gallery.made_by, names, force)
     return search(descriptors, gallery.descriptors, k)
 
 

@@ -6,6 +6,7 @@ main process writes the folders when all pages are embedded.
 
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     finished = all(folders.input_digest(output.folder) == input_digest for output in outputs)
     distributed.barrier("looked")
     if finished:
-        return _reuse(work, outputs, workdir)
+        return _reuse(work, outputs, workdir, checkpoint.folder)
     masks = distributed.main_first(work.masks.ensure) if work.masks else None
     parts = workdir / "parts"
     if distributed.is_main():
@@ -120,7 +121,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         shutil.rmtree(parts)
     distributed.barrier("written")
     reasons = [(work.manifest.pages[i].page_id, reason) for i, reason in skipped.items()]
-    return _result(outputs, workdir, len(work.manifest), reasons)
+    return _result(outputs, workdir, checkpoint.folder, len(work.manifest), reasons)
 
 
 def _open(config: ConfigDict, checkpoint: Checkpoint) -> _Work:
@@ -162,28 +163,35 @@ def _encoder(work: _Work, whitenings: Sequence[whitening.Whitening | None]) -> P
     )
 
 
-def _reuse(work: _Work, outputs: Sequence[folders.Output], workdir: Path) -> StageResult:
+def _reuse(
+    work: _Work, outputs: Sequence[folders.Output], workdir: Path, checkpoint: Path
+) -> StageResult:
     """The result of an embedding that is finished; the labels of its pages may have changed."""
     if distributed.is_main():
         relabelled = folders.relabel_pages(work.manifest, outputs)
         folders.export(outputs, work.config.export_formats)
         remark = "; the labels of its pages were updated" if relabelled else ""
         logger.info(f"{workdir} holds these embeddings already{remark}")
-    return _result(outputs, workdir, len(work.manifest), folders.read_skipped(workdir))
+    skipped = folders.read_skipped(workdir)
+    return _result(outputs, workdir, checkpoint, len(work.manifest), skipped)
 
 
 def _result(
     outputs: Sequence[folders.Output],
     workdir: Path,
+    checkpoint: Path,
     pages: int,
     skipped: Sequence[tuple[str, str]],
 ) -> StageResult:
+    retrieve = NextStage("retrieve", fields={"embeddings": workdir})
+    gallery = folders.gallery_of(workdir, checkpoint)
+    fields = {"queries": workdir, "gallery": gallery}
     return StageResult(
         workdir=workdir,
         paths={output.name: output.folder for output in outputs},
         counts={"pages": pages - len(skipped)},
         skipped=tuple(skipped),
-        following=(NextStage("retrieve", fields={"embeddings": workdir}),),
+        following=(retrieve if gallery is None else NextStage("search", fields=fields),),
     )
 
 
@@ -281,11 +289,11 @@ def _embed(
             record.append(view, descriptors, results[view])
             finished, patches = finished + 1, patches + results[view].patches
             if progress := timer.due(finished):
-                rate, eta = patches / progress.elapsed, duration(progress.remaining)
                 logger.info(
-                    f"{finished // scales:,}/{len(missing) // scales:,} pages  "
-                    f"{rate:,.0f} patches/s  ETA {eta}"
+                    f"{finished // scales:,} of {math.ceil(len(missing) / scales):,} pages "
+                    f"described, about {duration(progress.remaining)} left"
                 )
+                logger.debug(f"{patches / progress.elapsed:,.0f} patches/s")
 
 
 def _page_cuts(

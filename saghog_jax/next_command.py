@@ -34,9 +34,11 @@ def next_command(following: NextStage, workdir: Path, variant: str = "") -> str:
     for name, value in following.fields.items():
         if (name, value) != ("store.scale", 1):
             words.append(f"--config.{name}={_short(value) if isinstance(value, Path) else value}")
-    if workdir.parent != Path("runs").resolve():
-        words.append(f"--workdir={_short(workdir.parent / following.stage)}")
-    return " ".join(["python -m saghog_jax.main", *map(shlex.quote, words)])
+    folder = following.workdir or workdir.parent / following.stage
+    if folder.parent != Path("runs").resolve():
+        words.append(f"--workdir={_short(folder)}")
+    remark = f"  # {following.remark}" if following.remark else ""
+    return " ".join(["python -m saghog_jax.main", *map(shlex.quote, words)]) + remark
 
 
 def _default(name: str, section: ConfigDict, split: str) -> ConfigDict:
@@ -59,7 +61,8 @@ def _shared_variant(stage: str, variant: str) -> str:
 def _changed(section: ConfigDict, default: ConfigDict) -> Iterator[tuple[str, object]]:
     """Fields of a section, and of the sections in it, that are not at their defaults."""
     for key in default:
-        value = section[key]
+        # The section of an older recipe may lack a field.
+        value = section.get(key, default[key])
         if isinstance(value, ConfigDict):
             yield from ((f"{key}.{inner}", v) for inner, v in _changed(value, default[key]))
         elif value != default[key]:

@@ -12,14 +12,15 @@ from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
-from saghog_jax.input_pipeline.store.dry_run import describe, survey
+from saghog_jax.input_pipeline.store.dry_run import best_scale, describe, survey
 from saghog_jax.input_pipeline.store.reader import Store
-from saghog_jax.runs.stage_result import NextStage, StageResult
+from saghog_jax.runs.stage_result import NextStage, StageResult, folder_for_pages
 
 logger = logging.getLogger(__name__)
 
 # Rule of a store -> stage that reads the store.
 NEXT = {"pretrain": "pretrain", "offline": "finetune"}
+_PURPOSES = {"pretrain": "pretraining", "offline": "finetuning"}
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
                 config.data, section, beam=config.beam, regions=config.regions, tell=i == 0
             )
         )
-        logger.info(f"store {name}: {store.path}, {len(store):,} patches")
+        logger.info(f"{len(store):,} patches for {_PURPOSES.get(name, name)} in {store.path}")
         paths[name], counts[f"{name} patches"] = store.path, len(store)
         skipped |= dict(store.skipped)
         if section.descriptors:
@@ -82,9 +83,12 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     )
     if len(skipped) == len(manifest):
         raise UserError(f"none of the {len(manifest)} pages can be read")
+    stage = "regions" if masks is None else "pretrain"
     following = NextStage(
-        "regions" if masks is None else "pretrain",
+        stage,
         sections={"data": config.data, "regions": config.regions},
+        fields={"store.scale": best_scale(rules[0].scale, findings)},
+        workdir=folder_for_pages(workdir, stage, config.data.pages),
     )
     counts = {"pages": len(manifest)}
     return StageResult(workdir, counts=counts, skipped=skipped, following=(following,))

@@ -15,7 +15,7 @@ from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask
 from saghog_jax.reports import contact_sheet
-from saghog_jax.runs.stage_result import NextStage, StageResult
+from saghog_jax.runs.stage_result import NextStage, StageResult, folder_for_pages
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,10 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     following = NextStage(
         "pretrain",
         sections={"data": config.data, "regions": config.regions},
+        fields={"store.scale": config.store.scale},
         split="",
         variant="small" if small else "",
+        workdir=folder_for_pages(workdir, "pretrain", config.data.pages),
     )
     return StageResult(
         workdir,

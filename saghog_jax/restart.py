@@ -7,6 +7,8 @@ processor time. The C library reads this setting only when a process starts.
 import os
 import sys
 
+from saghog_jax.input_pipeline.console import say
+
 # Stages that allocate enough for huge pages to pay.
 STAGES = ("pretrain", "finetune", "embed")
 # Environment variable that turns the restart off.
@@ -21,6 +23,6 @@ def use_huge_pages() -> None:
     """
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or os.environ.get(OFF) == "1":
         return
-    print(f"restarting this process with huge memory pages ({OFF}=1 turns this off)", flush=True)
+    say(f"restarting this process with huge memory pages ({OFF}=1 turns this off)")
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, sys.orig_argv)

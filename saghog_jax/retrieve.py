@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax.embedding.encoder import recipe_of_embeddings, run_folder_of
+from saghog_jax.embedding.recipe import default_recipe, read_recipe
 from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
 from saghog_jax.reports import annotations, evaluation, tables
@@ -14,7 +16,7 @@ from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
 from saghog_jax.retrieval.results import all_results, check_choices, groups_of, labels_of
-from saghog_jax.runs.stage_result import StageResult
+from saghog_jax.runs.stage_result import NextStage, StageResult
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,34 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         workdir,
         paths={"metrics": workdir / "metrics.json", "report": path},
         counts={"pages": len(main)},
+        following=_following(main),
+    )
+
+
+def _following(main: Embeddings) -> tuple[NextStage, ...]:
+    """The embedding of new pages by the same recipe; none where no recipe is known."""
+    if "recipe" not in main.meta:
+        return ()
+    recipe = recipe_of_embeddings(main.meta, main.folder)
+    if recipe.patch_whitening != "none":
+        return ()
+    folder = run_folder_of(main.meta, main.folder).resolve()
+    known = read_recipe(folder) or default_recipe(recipe.parts[0].descriptor, recipe.input)
+    regions = ConfigDict(dict(recipe.regions))
+    return (
+        NextStage(
+            "embed",
+            sections={} if known.regions == recipe.regions else {"regions": regions},
+            fields={
+                "data.pages": "new",
+                "checkpoint": folder,
+                **({} if main.meta["which"] == "last" else {"which": main.meta["which"]}),
+                **recipe.fields_beside(known),
+            },
+            variant="plain",
+            workdir=Path("runs/new/embed").resolve(),
+            remark="for new pages, in a folder `new`",
+        ),
     )
 
 

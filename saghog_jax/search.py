@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     queries = load_embeddings(config.queries)
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()
     gallery = queries if same else load_embeddings(config.gallery)
-    check_comparable(queries, gallery)
+    check_comparable(queries, gallery, config.force)
     compared, calibration = _compare(config, queries, gallery, workdir)
     shares = None if calibration is None else calibration(compared.ranking.distances)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _calibration(
     labelled = gallery
     if config.calibrate != "{gallery}":
         labelled = load_embeddings(config.calibrate.replace("{gallery}", config.gallery))
-        check_comparable(labelled, gallery)
+        check_comparable(labelled, gallery, config.force)
     labels = metrics.encode_labels(labelled.writers)
     groups = groups_of(labelled, config.exclude_group)
     return calibrate(_whitened(fitted, labelled), labels, groups)

@@ -120,8 +120,10 @@ def test_nearest_refuses_descriptors_of_another_recipe(folder, images, tmp_path)
     sj.run_stage(config, tmp_path / "powers")
     other = sj.load_embeddings(tmp_path / "powers")
     for queries in (x, x[:1], gallery):
-        with pytest.raises(UserError, match="was embedded with parts .*embed both alike"):
+        with pytest.raises(UserError, match="power normalisation of netrvlad .*Embed both alike"):
             sj.nearest(queries, other)
+        rows, _ = sj.nearest(queries, other, k=1, force=True)
+        assert rows[0, 0] == 0
     with pytest.raises(UserError, match=r"queries are \[2, 7\]"):
         sj.nearest(np.zeros((2, 7), np.float32), gallery)
     # A plain array tells nothing; it is taken as it is.

@@ -4,6 +4,8 @@ import functools
 import importlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from test_configs import parse_command
 from toy import fields, toy
 
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal
+from saghog_jax.embedding.recipe import default_recipe
+from saghog_jax.input_pipeline import progress
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.images import load_page
@@ -77,6 +82,64 @@ def test_each_stage_says_what_to_run_next(folder, capsys):
         # Nothing else than these pages, and what is written stays beside.
         assert f"--config.data.pages={folder / 'pages' / 'manifest.csv'}" in last
         assert f"--workdir={folder / following}" in last
+
+
+def test_new_pages_are_searched_for_in_the_pages_of_the_model(folder, tmp_path, monkeypatch):
+    """Each command that a stage names can be given as it is, as the tutorial does."""
+    result = run_stage(toy(retrieve.get_config(), folder), folder / "retrieve")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    named = next_command(result.following[0], result.workdir)
+    command, _, remark = named.partition("  # ")
+    assert remark == "for new pages, in a folder `new`"
+    config = parse_command(shlex.split(command)[3:])
+    assert (config.stage, config.data.pages) == ("embed", "new")
+    assert Path(config.checkpoint) == folder / "finetune"
+    result = run_stage(toy(embed.get_config(), folder), folder / "embed")
+    assert [following.stage for following in result.following] == ["retrieve"]
+    (tmp_path / "new").mkdir()
+    page = next((folder / "pages").rglob("*.png"))
+    shutil.copy(page, tmp_path / "new" / "a.png")
+    config.update_from_flattened_dict({"precision": "float32", "store.workers": 1})
+    result = run_stage(config, tmp_path / "runs" / "new" / "embed")
+    (following,) = result.following
+    command = next_command(following, result.workdir)
+    config = parse_command(shlex.split(command)[3:])
+    assert (config.stage, config.queries) == ("search", "runs/new/embed")
+    assert Path(config.gallery) == folder / "embed"
+    assert command.endswith("--workdir=runs/new/search")
+    check_comparable(load_embeddings(config.queries), load_embeddings(config.gallery))
+    # An embedding that is finished already names the same command.
+    again = toy(embed.get_config("plain"), folder, **{"data.pages": "new", "data.split": "test"})
+    run_stage(again, tmp_path / "runs" / "new" / "embed")
+    assert run_stage(again, result.workdir).following == result.following
+
+
+def test_progress_counts_pages_and_not_pages_at_scales(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_INTERVAL", -1.0)
+    config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.5, 1.4))
+    run_stage(config, tmp_path / "embed")
+    out = capsys.readouterr().out
+    counts = [line.split(" pages described, about ")[0] for line in out.splitlines()
+              if " pages described, about " in line]  # fmt: skip
+    # Six pages at three scales; after the last view another line tells the end.
+    assert counts == [f"{view // 3} of 6" for view in range(1, 18)]
+    assert "6 pages embedded in " in out
+    assert " patches at 3 scales together" in out
+    for word in ("patches/s", "ETA", "mesh"):
+        assert word not in out
+
+
+def test_the_fields_of_other_recipes_are_named():
+    known = default_recipe("netrvlad", "binary")
+    assert known.fields_beside(known) == {}
+    fields = {
+        "power": 1.0, "scales": (1.0, 0.5), "sift.patch": 0.15, "pooling": "max",
+        "gmp_lambda": 2.0, "input": "page", "store.scale": 2.0, "store.keypoint_on_ink": False,
+    }  # fmt: skip
+    config = embed.get_config("plain")
+    config.update_from_flattened_dict(fields)
+    assert known.with_config(config).fields_beside(known) == fields
 
 
 def test_embeddings_are_right_to_the_patch(folder):
@@ -293,7 +356,7 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
     assert part == {"descriptor": "sift_patch", "power": 0.5, "weight": 1.0}
     assert list(found["both"].meta["digests"]) == ["netrvlad", "sift_patch", "sift_keypoint"]
     assert not (tmp_path / "half" / "sift_keypoint").exists()
-    with pytest.raises(UserError, match="embedded with parts"):
+    with pytest.raises(UserError, match="descriptors netrvlad .* and netrvlad"):
         check_comparable(found["half"], found["plain"])
     given = {"sift.keypoint": 0.5, "checkpoint": str(folder / "pretrain")}
     with pytest.raises(UserError, match=r"no sift_words_keypoint.npy, .* --config.sift.keypoint=0"):
@@ -303,6 +366,41 @@ def test_sift_stands_beside_the_model(folder, tmp_path):
         UserError, match=r"sift.keypoint=0.5: weights must be at least 0 and add up to less"
     ):
         run_stage(toy(embed.get_config("plain"), folder, **given), tmp_path / "none")
+
+
+def test_a_copied_run_folder_is_enough(folder, tmp_path, monkeypatch, capsys):
+    """The run that a finetuning started from is needed by the compared rows alone."""
+    changes = {"sift_words": 5, "checkpoint": str(folder / "pretrain")}
+    run_stage(toy(finetune.get_config(), folder, **changes), tmp_path / "trained")
+    runs, alone = tmp_path / "old" / "runs", tmp_path / "new" / "finetune"
+    shutil.copytree(tmp_path / "trained", runs / "finetune")
+    path = runs / "finetune" / "config.json"
+    content = json.loads(path.read_text()) | {"checkpoint": "runs/pretrain"}
+    path.write_text(json.dumps(content))
+    shutil.copytree(runs / "finetune", alone)
+    shutil.copytree(folder / "pretrain", runs / "pretrain")
+    shutil.rmtree(tmp_path / "trained")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = {}
+    for name, variant, checkpoint in (
+        ("plain", "plain", alone),
+        ("small", "small", alone),
+        ("alone", "", alone),
+        ("beside", "", runs / "finetune"),
+    ):
+        config = toy(embed.get_config(variant), folder, checkpoint=str(checkpoint))
+        run_stage(config, tmp_path / name)
+        found[name] = load_embeddings(tmp_path / name)
+    assert len(found["plain"]) == len(found["small"]) == 6
+    assert not (tmp_path / "alone" / "pretrained").exists()
+    note = f"no row 'pretrained' to compare with: runs/pretrain, the run that {alone} started from"
+    assert note in capsys.readouterr().out
+    # A folder above the run folder is where its training was started.
+    first = load_embeddings(tmp_path / "beside" / "pretrained")
+    expected = load_embeddings(folder / "embed" / "pretrained")
+    np.testing.assert_allclose(first.descriptors, expected.descriptors, atol=2e-3)
+    np.testing.assert_array_equal(found["alone"].descriptors, found["beside"].descriptors)
 
 
 def test_one_image_with_little_writing_and_the_folder_in_one_file(folder, tmp_path, capsys):

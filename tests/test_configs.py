@@ -147,6 +147,7 @@ def test_arguments_are_typed_and_mistakes_named():
     assert common.parse_arg(None, ("cpu",)).variant == "cpu"
     for text, message in [
         ("papr", "unknown variant 'papr', known: cpu, paper; did you mean 'paper'?"),
+        ("something", "unknown variant 'something', known: cpu, paper"),
         ("lables=3", "unknown config argument 'lables', known: labels; did you mean 'labels'?"),
         ("cpu,paper", "names 2 variants"),
     ]:
@@ -162,14 +163,21 @@ def test_arguments_are_typed_and_mistakes_named():
     ("words", "message"),
     [
         ([], "error: --config is missing; one of configs/prepare.py, configs/pretrain.py"),
-        (["--config=configs/none.py"], "No such file or directory: 'configs/none.py'"),
+        (["--config=configs/none.py"], "there is no config file 'configs/none.py'; known: con"),
+        (["--config=configs/serach.py"], "did you mean 'configs/search.py'?"),
+        (["--config=configs/search.py", "--config.power=1"],
+         "unknown config field 'power' of configs/search.py; configs/embed.py has it"),
+        (["--config=configs/retrieve.py", "--config.store.scale=2"],
+         "unknown config field 'store.scale' of configs/retrieve.py; configs/pretrain.py, "),
+        (["--config=configs/search.py", "--config.xyzzy=1"],
+         "unknown config field 'xyzzy'; docs/config.md lists all fields"),
         (["--config=configs/pretrain.py:papr"], "unknown variant 'papr'"),
         (["--config=configs/pretrain.py", "--config.data.page=x"],
          """unknown config field 'page'. Did you mean "pages" instead of "page"?"""),
         (["--config=configs/pretrain.py", "--config.stors.scale=2"],
          """unknown config field 'stors'. Did you mean "store" instead of "stors"?"""),
         (["--config=configs/pretrain.py", "--config.regions.ink.k=0.2"],
-         "unknown config field 'ink'; docs/config.md lists all fields"),
+         "unknown config field 'regions.ink.k'; give --config=configs/pretrain.py:regions=ink"),
         (["--config=configs/pretrain.py", "--config.seed=x"], "--config.seed=x: invalid literal"),
         (["--config=configs/pretrain.py", "--workdri=x"], "Did you mean: workdir"),
         (["--config=configs/pretrain.py", "pages"], "unexpected argument 'pages'"),

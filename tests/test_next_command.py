@@ -8,7 +8,7 @@ from test_configs import parse_command
 from saghog_jax.configs import common
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.next_command import next_command
-from saghog_jax.runs.stage_result import NextStage
+from saghog_jax.runs.stage_result import NextStage, folder_for_pages
 
 START = "python -m saghog_jax.main --config=configs/"
 RUNS = Path("runs").resolve()
@@ -58,6 +58,29 @@ def test_folders_stay_together_and_are_short(tmp_path):
     assert next_command(NextStage("finetune", fields={"checkpoint": run}), run) == (
         f"{START}finetune.py --config.checkpoint={run} --workdir={tmp_path / 'finetune'}"
     )
+
+
+def test_work_on_other_pages_has_its_own_folder(tmp_path, monkeypatch):
+    """Where the user has not chosen another folder than the default one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("scans", "letters"):
+        (tmp_path / name).mkdir()
+    for name in ("list.csv", "letters/manifest.csv"):
+        (tmp_path / name).touch()
+    runs = tmp_path / "runs"
+    for pages, folder in (
+        ("scans", "runs/scans/pretrain"),
+        ("list.csv", "runs/list/pretrain"),
+        ("letters/manifest.csv", "runs/letters/pretrain"),
+    ):
+        assert folder_for_pages(runs / "regions", "pretrain", pages) == tmp_path / folder
+    following = NextStage("pretrain", workdir=runs / "scans" / "pretrain", remark="now or later")
+    assert next_command(following, runs / "regions") == (
+        f"{START}pretrain.py --workdir=runs/scans/pretrain  # now or later"
+    )
+    # The built-in corpus, and a folder that the user has chosen.
+    assert folder_for_pages(runs / "regions", "pretrain", "synthetic") is None
+    assert folder_for_pages(runs / "mine" / "regions", "pretrain", "scans") is None
 
 
 def test_the_factor_of_pages_is_passed_on():

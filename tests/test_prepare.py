@@ -150,7 +150,10 @@ class TestDryRun:
         _, out = self.look(config, tmp_path, capsys)
         store = Store.open(only(prepared, "pretrain"))
         size = sum(path.stat().st_size for path in store.path.glob("shards/*/*.npy"))
-        assert f"store pretrain: about {len(store):,} patches, {size / 1e6:,.0f} MB" in out
+        assert (
+            f"for pretraining (store pretrain): about {len(store):,}, {size / 1e6:,.0f} MB" in out
+        )
+        assert "each stage chooses its patches by its own rule" in out
         assert "at most" in out
 
     def test_fewer_samples_cut_fewer_pages(self, tmp_path, capsys, prepared):
@@ -170,6 +173,12 @@ class TestDryRun:
         _, out = self.look(config, tmp_path, capsys)
         assert "strokes are 3.0 pixels wide" in out
         assert "--config.store.scale=2\n" in out
+        result = prepare.run(config, tmp_path)
+        command = next_command(result.following[0], result.workdir)
+        assert command == (
+            f"python -m saghog_jax.main --config=configs/regions.py --config.data.pages={pages} "
+            f"--config.data.split= --config.store.scale=2.0 --workdir={tmp_path.parent / 'regions'}"
+        )
         for section in config.stores.values():
             section.scale = 2.0
         _, out = self.look(config, tmp_path, capsys)

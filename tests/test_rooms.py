@@ -17,7 +17,7 @@ ROOMS = (
 )
 # Inside input_pipeline; its ground is lowest.
 PIPELINE = ("processes", "datasets", "pages", "cutting", "regions", "store", "labels", "batches")
-PROCESS = ("main", "__main__", "restart", "next_command", "stages", "api")
+PROCESS = ("main", "__main__", "restart", "next_command", "config_help", "stages", "api")
 
 
 def modules() -> dict[str, Path]:

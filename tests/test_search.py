@@ -238,6 +238,20 @@ def test_bad_input(tmp_path, gallery):
         run(tmp_path, queries=gallery, gallery=gallery, exclude_group="source")
 
 
+def test_other_settings_are_compared_by_force_alone(tmp_path, gallery, capsys):
+    planted(tmp_path / "other", pages_of(12, 1), checkpoint="xyz")
+    fields = {"queries": str(tmp_path / "other"), "gallery": gallery}
+    with pytest.raises(UserError, match="embedded with checkpoint xyz.*--config.force=True"):
+        run(tmp_path, **fields)
+    matches, _ = run(tmp_path, **fields, force=True, top_k=1)
+    assert len(matches) == 12
+    assert "warning: " in capsys.readouterr().out
+    # Other widths cannot be compared at all.
+    planted(tmp_path / "narrow", pages_of(2, 2), dim=4)
+    with pytest.raises(UserError, match="width 4"):
+        run(tmp_path, queries=str(tmp_path / "narrow"), gallery=gallery, force=True)
+
+
 def test_one_program_serves_all_chunks(monkeypatch):
     monkeypatch.setattr(search, "_CHUNK_BYTES", 6 * 4 * 8)
     jax.clear_caches()

@@ -26,6 +26,7 @@ from saghog_jax.input_pipeline.datasets import (
 from saghog_jax.input_pipeline.datasets.collection import Collection, Row
 from saghog_jax.input_pipeline.datasets.layout import read_rows
 from saghog_jax.input_pipeline.errors import UserError, unknown_choice
+from saghog_jax.input_pipeline.files import user_path
 
 PREFIX = "tfds:"
 COLLECTIONS: dict[str, Collection] = {
@@ -77,7 +78,7 @@ def find(name: str) -> tuple[Collection, str]:
 def default_manual_dir() -> Path:
     """The folder where TFDS expects files that were downloaded by hand."""
     data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir).expanduser() / "downloads" / "manual"
+    return user_path(data_dir) / "downloads" / "manual"
 
 
 def parse(pages: str) -> Request:
@@ -92,7 +93,7 @@ def parse(pages: str) -> Request:
     for setting in settings:
         key, value = setting.split("=", 1)
         if key == "manual_dir":
-            manual_dir = Path(value).expanduser()
+            manual_dir = user_path(value)
         elif key == "check_counts" and value.lower() in _BOOLEANS:
             check_counts = _BOOLEANS[value.lower()]
         else:

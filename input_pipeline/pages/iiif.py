@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, user_path
 from saghog_jax.input_pipeline.pages import frames, iiif_canvases
 from saghog_jax.input_pipeline.pages.iiif_canvases import Painting
 from saghog_jax.input_pipeline.pages.iiif_files import Images, fetch
@@ -92,11 +92,11 @@ def read(
     if pages.startswith(("http://", "https://")):
         file, root = fetch(pages, hosts, cache, _MAX_MANIFEST), cache
     else:
-        file = Path(pages).expanduser()
+        file = user_path(pages)
         root = file.parent
     content = _json(file, pages)
     name = str(content.get("id") or content.get("@id") or "")
-    disk = Images(Path(images).expanduser() if images else root, root)
+    disk = Images(user_path(images) if images else root, root)
     shown = _paintings(content, pages)
     repeated = _repeated_names(shown, disk)
     found: dict[tuple[str, Box | None], CanvasPage] = {}

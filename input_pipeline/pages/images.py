@@ -18,6 +18,8 @@ from PIL import ExifTags, Image
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.file_kinds import HEAD, can_read_heic, no_image
 from saghog_jax.input_pipeline.pages import frames, sixteen_bits, tiff, tiff_images
+from saghog_jax.input_pipeline.pages.file_ends import check_end
+from saghog_jax.input_pipeline.pages.pixel_limit import pillow_limit_lifted
 
 # Formats that Pillow may read. Formats that run other programs (EPS) are excluded.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -30,8 +32,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Scanners exceed Pillow's own limit; `max_pixels` below replaces it.
-Image.MAX_IMAGE_PIXELS = None
 
 
 def load_page(
@@ -55,7 +55,7 @@ def load_page(
     """
     view = frames.parse(path.name)
     try:
-        with open(path.with_name(view.file), "rb") as file:
+        with open(path.with_name(view.file), "rb") as file, pillow_limit_lifted():
             page = _read(file, max_pixels, view.frame)
     except PageError:
         raise
@@ -86,7 +86,7 @@ def image_size(path: Path) -> tuple[int, int]:
             if chosen is not None:
                 (w, h), orientation = chosen.size, chosen.value(tiff.ORIENTATION, 1)
             else:
-                with Image.open(file, formats=_known_formats()) as image:
+                with pillow_limit_lifted(), Image.open(file, formats=_known_formats()) as image:
                     (w, h), orientation = image.size, _orientation(image)
     # As above.
     except Exception as error:
@@ -146,8 +146,7 @@ def _read(file: BinaryIO, max_pixels: int, frame: int | None) -> np.ndarray:
     _check_size(*image.size, max_pixels)
     if frame is not None and frame > 1:
         _seek(image, frame)
-    if image.format == "JPEG":
-        _check_jpeg_end(file)
+    check_end(file, image.format or "")
     wide = _has_wide_colours(image)
     image.load()
     if wide and _is_dark(image):
@@ -222,20 +221,6 @@ def _known_formats() -> tuple[str, ...]:
         pillow_heif = importlib.import_module("pillow_heif")
         pillow_heif.register_heif_opener(thumbnails=False)
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _check_jpeg_end(file: BinaryIO) -> None:
-    """Rejects a JPEG whose end is missing.
-
-    Pillow notices a truncated file, but not a file that a broken download filled with zeros. Such
-    a file is decoded as flat bars.
-    """
-    start = file.tell()
-    # Pillow has read the header; the end-of-image marker must follow in the rest of the file.
-    complete = b"\xff\xd9" in file.read()
-    file.seek(start)
-    if not complete:
-        raise PageError("damaged image: the end of the JPEG is missing")
 
 
 def _orientation(image: Image.Image) -> int:

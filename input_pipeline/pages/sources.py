@@ -22,7 +22,7 @@ from saghog_jax.input_pipeline.file_kinds import (
     can_read_heic,
     read_kind,
 )
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, PDF_SUFFIX
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, PDF_SUFFIX, user_path
 from saghog_jax.input_pipeline.pages import frame_pages, frames, iiif, image_names, pdf
 from saghog_jax.input_pipeline.pages.manifest import (
     BOX,
@@ -82,7 +82,7 @@ def load_manifest(data: ConfigDict, tell: bool = True) -> Manifest:
 
 def _read_pages(data: ConfigDict) -> tuple[Manifest, list[str]]:
     """All pages of `data.pages`, and lines about what is left out or read in another way."""
-    source = existing_path(Path(data.pages).expanduser())
+    source = existing_path(user_path(data.pages))
     suffix = source.suffix.lower()
     if data.pages == "synthetic":
         return read_csv(synthetic.ensure(Path(data.cache))), []

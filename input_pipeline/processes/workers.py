@@ -1,6 +1,7 @@
 """Worker processes that cut pages: small, single-threaded; they end when their parent ends."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ import cv2
 from threadpoolctl import threadpool_limits
 
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.processes.quota import cpu_quota
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -25,10 +27,12 @@ _LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 2**25
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use."""
+    """Number of cores that this process may use: by its affinity and the quota of its container."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def keep_to_one_thread() -> None:

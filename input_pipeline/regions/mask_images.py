@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES
+from saghog_jax.input_pipeline.files import IMAGE_SUFFIXES, user_path
 from saghog_jax.input_pipeline.pages import frames
 from saghog_jax.input_pipeline.pages.images import load_page, orientation
 from saghog_jax.input_pipeline.pages.manifest import bare_name
@@ -73,7 +73,7 @@ def existing_folder(folder: str, field: str) -> Path:
     Raises:
       UserError: the field is empty, or the folder does not exist.
     """
-    path = existing_path(Path(folder).expanduser())
+    path = existing_path(user_path(folder))
     if not folder or not path.is_dir():
         raise UserError(f"{field}={folder!r} is not a folder")
     return path

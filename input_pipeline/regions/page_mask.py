@@ -13,6 +13,7 @@ from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.pages.manifest import Page
+from saghog_jax.input_pipeline.pages.pixel_limit import pillow_limit_lifted
 from saghog_jax.input_pipeline.regions import keypoint_filter
 from saghog_jax.input_pipeline.regions.backends import Backend, Place, make_backend
 
@@ -240,7 +241,7 @@ def read_mask(file: Path) -> np.ndarray:
       PageError: the file is missing or damaged.
     """
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with pillow_limit_lifted(), Image.open(file, formats=["PNG"]) as image:
             return np.asarray(image.convert("1"), bool)
     # Pillow raises many kinds of exceptions for damaged files.
     except Exception as error:

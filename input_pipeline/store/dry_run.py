@@ -26,6 +26,10 @@ SHOWN = 5
 _BEST, _AIM, _STEP = (4.5, 7.0), 6.0, 0.25
 
 
+# Stages that read a store, by its rule.
+_PURPOSES = {"pretrain": "pretraining", "offline": "finetuning"}
+
+
 class SurveyJob(NamedTuple):
     """A page to inspect; it is cut by every rule in `rules`."""
 
@@ -129,6 +133,8 @@ def describe(manifest: Manifest, rules: Sequence[Rule], findings: Sequence[Findi
         *_describe_regions(findings),
         *_describe_strokes(rules[0].scale, findings),
         *(_describe_store(i, rule, findings) for i, rule in enumerate(rules)),
+        "each stage chooses its patches by its own rule, and `embed` at each of its scales: "
+        "their numbers differ (docs/odd-pages.md)",
     ]
 
 
@@ -185,20 +191,41 @@ def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
         )
 
 
-def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str]:
+def best_scale(scale: float, findings: Sequence[Finding]) -> float:
+    """The `store.scale` that suits the recipe `small`, from the widths of the strokes.
+
+    Args:
+      scale: the `store.scale` of the survey; it is kept where the strokes are wide enough.
+    """
+    width, (low, high) = _stroke_width(findings), _BEST
+    if not width or low <= width <= high:
+        return scale
+    return max(1, round(_AIM * scale / width / _STEP)) * _STEP
+
+
+def _stroke_width(findings: Sequence[Finding]) -> float:
+    """Median width in pixels; 0 where no page has strokes."""
     widths = [f.stroke for f in findings if f.stroke]
-    if not widths:
+    return float(np.median(widths)) if widths else 0.0
+
+
+def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str]:
+    width = _stroke_width(findings)
+    if not width:
         return
-    width = float(np.median(widths))
     text = f"strokes are {width:.1f} pixels wide (median of the sample pages)"
-    low, high = _BEST
-    if not low <= width <= high:
-        better = max(1, round(_AIM * scale / width / _STEP)) * _STEP
+    better = best_scale(scale, findings)
+    if better != scale:
         text += (
-            f"; the recipe `small` works best with {low} to {high}: start pretrain, finetune and "
-            f"embed with --config.store.scale={better:g}"
+            f"; the recipe `small` works best with {_BEST[0]} to {_BEST[1]}: start pretrain, "
+            f"finetune and embed with --config.store.scale={better:g}"
         )
     yield text
+
+
+def _purpose(rule: Rule) -> str:
+    purpose = _PURPOSES.get(rule.rule)
+    return f" for {purpose} (store {rule.rule})" if purpose else f" (store {rule.rule})"
 
 
 def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
@@ -206,12 +233,11 @@ def _describe_store(i: int, rule: Rule, findings: Sequence[Finding]) -> str:
     readable = sum(f.shape is not None for f in findings)
     each = patch_bytes(rule)
     if not len(counts):
-        return f"store {rule.rule}: no page could be cut"
+        return f"patches{_purpose(rule)}: no page could be cut"
     patches = counts.mean() * readable
     text = (
-        f"store {rule.rule}: about {patches:,.0f} patches, {patches * each / 1e6:,.0f} MB, "
-        f"estimated from {len(counts)} sample pages with {counts.min():,} to {counts.max():,} "
-        "patches"
+        f"patches{_purpose(rule)}: about {patches:,.0f}, {patches * each / 1e6:,.0f} MB, "
+        f"estimated from {len(counts)} sample pages with {counts.min():,} to {counts.max():,}"
     )
     if rule.max_patches_per_page != -1:
         most = rule.max_patches_per_page * readable * each

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from saghog_jax.input_pipeline.errors import UserError, check_choice
+from saghog_jax.input_pipeline.files import user_path
 from saghog_jax.input_pipeline.pages import image_names
 from saghog_jax.input_pipeline.pages.fingerprint import folder_fingerprint
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
@@ -82,7 +83,7 @@ def ensure_ready_store(
         raise UserError(f"patch_size={patch_size}: its square must be a multiple of 8")
     if not page_regex:
         raise UserError("data.page_regex is empty; the names of patches must contain their page")
-    source, root = Path(folder).expanduser(), Path(root)
+    source, root = user_path(folder), Path(root)
     regexes = {"cluster": cluster_regex, "writer": writer_regex, "page": page_regex}
     names, values, _ = image_names.search(source, regexes)
     names, values = select_split(split, names, values)

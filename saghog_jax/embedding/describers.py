@@ -3,6 +3,7 @@
 Axis letters: b patches of a batch, s pages of a batch, v clusters, d width of a feature.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from saghog_jax.devices import distributed
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
 from saghog_jax.embedding.recipe import PageRecipe, default_recipe, read_recipe
@@ -26,6 +28,8 @@ from saghog_jax.models.build import (
 from saghog_jax.models.netrvlad import page_sum
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
+
+logger = logging.getLogger(__name__)
 
 # Further descriptors of the same patches that `embed` can write beside the recipe's.
 COMPARE = ("random", "pretrained", *(sift.descriptor_name(kind) for kind in sift.KINDS))
@@ -195,23 +199,45 @@ class Checkpoint:
     def compared(self, name: str, recipe: PageRecipe) -> PatchDescriber | None:
         """One of `COMPARE`; None for `pretrained` where the model started from random weights.
 
-        Only here is the run read from which a finetuning started.
+        Only here is the run read from which a finetuning started. None, with a note, where that
+        run is not found: a run folder that was copied alone describes pages without it.
 
         Raises:
-          UserError: that run, or the visual words, do not exist.
+          UserError: the visual words do not exist.
         """
         for kind in sift.KINDS:
             if name == sift.descriptor_name(kind):
                 return self.sift(kind)
-        first = self._run.checkpoint if self._finetuned else ""
-        run = read_config(Path(first)) if first else self._run
-        run = _with_precision(run, recipe.precision)
+        first = self._first_run() if self._finetuned and self._run.checkpoint else None
+        if first is None and self._finetuned and self._run.checkpoint:
+            if distributed.is_main():
+                logger.warning(
+                    f"note: no row {name!r} to compare with: {self._run.checkpoint}, the run that "
+                    f"{self.folder} started from, is not here"
+                )
+            return None
+        run = _with_precision(read_config(first) if first else self._run, recipe.precision)
         if name == "random":
             return cls_describer("random", run, _untrained(run), recipe.input)
         if not first:
             return None
-        variables, _ = load_variables(Path(first), KINDS, self._run.which)
+        variables, _ = load_variables(first, KINDS, self._run.which)
         return cls_describer("pretrained", run, variables, recipe.input)
+
+    def _first_run(self) -> Path | None:
+        """The run that the finetuning started from; None where it is not found.
+
+        A relative path is read from each folder above the run folder, the nearest first, since the
+        training was started in one of them, then from the working directory. A run of another
+        model is not the right one.
+        """
+        folders = [above / self._run.checkpoint for above in self.folder.resolve().parents]
+        for folder in (*folders, Path(self._run.checkpoint)):
+            if not (folder / "config.json").is_file():
+                continue
+            if read_config(folder).model == self._run.model:
+                return folder
+        return None
 
 
 def describers_of(checkpoint: Checkpoint, recipe: PageRecipe) -> list[PatchDescriber]:

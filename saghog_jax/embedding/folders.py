@@ -16,10 +16,11 @@ from saghog_jax.embedding import patch_whitening
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import Journal, PageResult
 from saghog_jax.embedding.recipe import PageRecipe
+from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.embeddings import load_embeddings
+from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,11 @@ def write(embedded: Embedded, outputs: Sequence[Output], workdir: Path, few_patc
         blocks = _page_blocks(embedded.journal, kept, output)
         save_embeddings(output.folder, blocks, counted, embedded.manifest.root, meta)
     patches = sum(result.patches for result in embedded.results.values())
-    logger.info(f"{len(kept):,} pages embedded ({patches:,} patches) in {workdir}")
+    at = f" at {scales} scales together" if scales > 1 else ""
+    logger.info(
+        f"{len(kept):,} pages embedded in {workdir}, from {patches:,} patches{at} (cut anew: not "
+        "those of pretraining and finetuning)"
+    )
     if few:
         logger.warning(
             f"warning: {len(few):,} pages have fewer than {few_patches} patches, too little "
@@ -205,6 +210,31 @@ def input_digest(folder: Path) -> str:
         return json.loads((folder / "meta.json").read_text()).get("input_digest", "")
     except (OSError, ValueError):
         return ""
+
+
+def gallery_of(workdir: Path, checkpoint: Path) -> Path | None:
+    """The embeddings that new pages are compared with: `embed` beside the run folder of the model.
+
+    Args:
+      workdir: the folder of the new embeddings.
+      checkpoint: the run folder.
+
+    Returns:
+      None where there are no such embeddings, where they are not comparable, or where they hold
+      one of the pages of `workdir`, which then are not new.
+    """
+    folder = checkpoint.resolve().parent / "embed"
+    if folder == workdir.resolve() or not (folder / "meta.json").is_file():
+        return None
+    try:
+        new, known = load_embeddings(workdir), load_embeddings(folder)
+        check_comparable(new, known)
+    except UserError:
+        return None
+    images = {(known.image(row).resolve(), known.box(row)) for row in range(len(known))}
+    if any((new.image(row).resolve(), new.box(row)) in images for row in range(len(new))):
+        return None
+    return folder
 
 
 def relabel_pages(manifest: Manifest, outputs: Sequence[Output]) -> bool:

@@ -134,6 +134,30 @@ class PageRecipe:
             regions=regions,
         )
 
+    def fields_beside(self, other: "PageRecipe") -> dict[str, object]:
+        """The fields of configs/embed.py that make this recipe of another one, by full name.
+
+        Only those that decide whether descriptors are comparable, and the scale of the pages; the
+        search for handwriting is a section of its own.
+        """
+        fields: dict[str, object] = {}
+        for rule_field in dataclasses.fields(Rule):
+            value = getattr(self.rule, rule_field.name)
+            free = rule_field.name in ("rule", "descriptors", "pick", "max_patches_per_page")
+            if not free and value != getattr(other.rule, rule_field.name):
+                fields[f"store.{rule_field.name}"] = value
+        mine, theirs = ({"scales": r.scales, "input": r.input} for r in (self, other))
+        fields |= {name: value for name, value in mine.items() if value != theirs[name]}
+        if self.parts[0].power != other.parts[0].power:
+            fields["power"] = self.parts[0].power
+        for kind in sift.KINDS:
+            weight = self.sift_weights.get(kind, 0.0)
+            if weight != other.sift_weights.get(kind, 0.0):
+                fields[f"sift.{kind}"] = weight
+        if self.pooling != "sum":
+            fields |= {"pooling": self.pooling, "gmp_lambda": self.gmp_lambda}
+        return fields
+
     def alone(self, descriptor: str) -> "PageRecipe":
         """The recipe of one descriptor of the same patches, to compare with."""
         power = self.parts[0].power if descriptor in LEARNED else sift.POWER

@@ -176,7 +176,7 @@ class _Pages:
                 finished += 1
                 if progress := timer.due(finished):
                     eta = duration(progress.remaining)
-                    logger.info(f"{finished:,}/{len(keys):,} pages  ETA {eta}")
+                    logger.info(f"{finished:,} of {len(keys):,} pages described, about {eta} left")
 
     def _cuts(
         self, source: Embeddings, rows: Sequence[int]

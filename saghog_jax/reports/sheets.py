@@ -22,6 +22,9 @@ from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.runs.templates import render
 
+# Two pages whose descriptors are at most this distant are one image. Descriptors of one image
+# differ by rounding; those of two images by one hand are a thousand times as distant.
+_SAME_IMAGE = 1e-4
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -168,8 +171,18 @@ def _sheet(sheets: Sheets, row: int) -> dict:
         if sheets.shares is not None and not np.isnan(sheets.shares[row, i]):
             share = round(float(sheets.shares[row, i]), 4)
         mark = sheets.ranking.mark(row, other)
-        hits.append([sheets.key(other, False), round(distance, 4), mark, share])
+        same = same_image(sheets.queries, row, sheets.gallery, other)
+        hits.append([sheets.key(other, False), round(distance, 4), mark, share, same])
     return {"q": sheets.key(row, True), "row": row, "hits": hits, **sheets.notes[row]}
+
+
+def same_image(queries: Embeddings, row: int, gallery: Embeddings, other: int) -> bool:
+    """Whether two pages have the descriptors of one image, as a copy of a file has.
+
+    The descriptors are compared as they were embedded, without whitening and re-ranking.
+    """
+    similarity = queries.descriptors[row] @ gallery.descriptors[other]
+    return bool(similarity > 1 - _SAME_IMAGE)
 
 
 def _describe_page(folder: Path, pages: Embeddings, row: int) -> dict:

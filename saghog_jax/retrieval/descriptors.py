@@ -3,23 +3,58 @@
 Axis letters: p pages, d width of a descriptor.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from saghog_jax.input_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Fields of the cutting rule in which comparable embeddings may differ: the resolution of a
 # collection, and the number and selection of patches.
 _FREE_RULE_FIELDS = ("rule", "scale", "max_patches_per_page", "pick", "descriptors")
 _COMPARED = ("parts", "scales", "input", "pooling", "gmp_lambda", "patch_whitening")
+# Fields of the section of a region backend that say where its files are, or change no mask.
+_FREE_REGION_FIELDS = ("folder", "weights", "encoder", "decoder", "points_per_batch")
+# Fields in plain words; other fields are called by their names.
+_WORDS = {
+    "descriptors": "descriptors",
+    "power": "power normalisation",
+    "weight": "weight in the similarity",
+    "scales": "scales",
+    "input": "input of the model",
+    "pooling": "pooling",
+    "gmp_lambda": "ridge of generalised max pooling",
+    "patch_whitening": "whitening of the patches",
+    "digests": "weights of the model",
+    "regions.backend": "search for handwriting",
+    "rule.patch_size": "side of a patch",
+    "rule.grey": "grey conversion",
+    "rule.binarization": "binarisation",
+    "rule.keypoint_on_ink": "rule that a keypoint lies on ink",
+}
+FORCE = "--config.force=True compares them in spite of this"
 
 
 def comparable(recipe: Mapping) -> dict:
-    """The part of a recipe, as read from JSON, that comparable embeddings share."""
+    """The part of a recipe, as read from JSON, that comparable embeddings share.
+
+    Of the search for handwriting these are the backend and its settings. Folders, the number of
+    workers and the limit of keypoints of a page do not count.
+    """
     rule = {k: v for k, v in recipe["rule"].items() if k not in _FREE_RULE_FIELDS}
-    return {name: recipe[name] for name in _COMPARED} | {"rule": rule}
+    given = recipe.get("regions") or {"backend": "none"}
+    backend = given["backend"]
+    settings = given.get(backend, {}).items()
+    regions = {
+        "backend": backend,
+        backend: {k: v for k, v in settings if k not in _FREE_REGION_FIELDS},
+    }
+    return {name: recipe[name] for name in _COMPARED} | {"rule": rule, "regions": regions}
 
 
 class PageDescriptors(np.ndarray):
@@ -43,19 +78,76 @@ class PageDescriptors(np.ndarray):
         self.made_by = getattr(other, "made_by", None)
 
 
-def check_alike(first: Mapping, second: Mapping, names: tuple[str, str]) -> None:
+def check_alike(
+    first: Mapping, second: Mapping, names: tuple[str, str], force: bool = False
+) -> None:
     """Checks that two sets of descriptors are comparable.
 
     Args:
       first, second: `PageDescriptors.made_by` of both.
       names: names of both in the message.
+      force: a difference is a warning instead of an error.
 
     Raises:
-      UserError: a field differs; the message names the first such field and both values.
+      UserError: a field differs; the message names each such field in words, and both values.
     """
-    for field in (field for field in first if field in second):
-        if first[field] != second[field]:
-            raise UserError(
-                f"{names[0]} was embedded with {field} {first[field]!r}, {names[1]} with "
-                f"{second[field]!r}: embed both alike"
-            )
+    found = [f"{words} {ours} and {theirs}" for words, ours, theirs in _differences(first, second)]
+    if found:
+        refuse_unless(
+            force,
+            f"{names[0]} and {names[1]} were embedded with different settings, so that distances "
+            f"between their pages say little: {'; '.join(found)}",
+        )
+
+
+def refuse_unless(force: bool, message: str) -> None:
+    """Refuses a comparison, or warns where it is forced.
+
+    Raises:
+      UserError: it is not forced.
+    """
+    if not force:
+        raise UserError(f"{message}. Embed both alike, or {FORCE}")
+    logger.warning(f"warning: {message}")
+
+
+def _differences(first: Mapping, second: Mapping) -> Iterator[tuple[str, object, object]]:
+    """The fields that both have and that differ: in words, and both values."""
+    shared = [field for field in first if field in second and first[field] != second[field]]
+    for field in shared:
+        ours, theirs = first[field], second[field]
+        if field == "parts":
+            yield from _part_differences(ours, theirs)
+        elif field == "digests":
+            yield _WORDS[field], _weights(ours), _weights(theirs)
+        elif isinstance(ours, Mapping):
+            flat = [
+                flatten_dict({field: dict(side)}, sep=".") for side in (dict(ours), dict(theirs))
+            ]
+            for name in dict.fromkeys([*flat[0], *flat[1]]):
+                # Settings of another backend differ with the backend.
+                if all(name in side for side in flat) and flat[0][name] != flat[1][name]:
+                    yield _words(name), flat[0][name], flat[1][name]
+        else:
+            yield _words(field), ours, theirs
+
+
+def _part_differences(first: list, second: list) -> Iterator[tuple[str, object, object]]:
+    sides = [{part["descriptor"]: part for part in parts} for parts in (first, second)]
+    if list(sides[0]) != list(sides[1]):
+        yield (_WORDS["descriptors"], *(" + ".join(side) or "none" for side in sides))
+    for name in (name for name in sides[0] if name in sides[1]):
+        for field in ("power", "weight"):
+            ours, theirs = (side[name][field] for side in sides)
+            if ours != theirs:
+                yield f"{_WORDS[field]} of {name}", f"{ours:g}", f"{theirs:g}"
+
+
+def _weights(digests: Mapping) -> str:
+    return " + ".join(f"{name} {digest[:12]}" for name, digest in digests.items())
+
+
+def _words(field: str) -> str:
+    """A field in words, with the name that it has in a config."""
+    name = f"store.{field.removeprefix('rule.')}" if field.startswith("rule.") else field
+    return f"{_WORDS[field]} ({name})" if field in _WORDS and name != _WORDS[field] else name

@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.unicode_forms import composed
-from saghog_jax.retrieval.descriptors import check_alike, comparable
+from saghog_jax.retrieval.descriptors import check_alike, comparable, refuse_unless
 from saghog_jax.runs.older_configs import upgrade_meta
 
 FORMAT_VERSION = 1
@@ -146,14 +146,17 @@ def read_meta(folder: Path) -> dict:
         raise UserError(f"{path} cannot be read ({error}); embed the pages again") from None
 
 
-def check_comparable(a: Embeddings, b: Embeddings) -> None:
+def check_comparable(a: Embeddings, b: Embeddings, force: bool = False) -> None:
     """Checks that two folders were embedded alike.
+
+    Args:
+      force: other recipes or weights are a warning instead of an error.
 
     Raises:
       UserError: the widths, recipes or weights differ, as far as both folders contain them.
     """
     names = str(a.folder), str(b.folder)
-    check_alike(a.made_by, b.made_by, names)
+    check_alike(a.made_by, b.made_by, names, force)
     if a.descriptors.shape[1] != b.descriptors.shape[1]:
         raise UserError(
             f"{a.folder} contains descriptors of width {a.descriptors.shape[1]}, {b.folder} of "
@@ -161,9 +164,9 @@ def check_comparable(a: Embeddings, b: Embeddings) -> None:
         )
     digests = a.meta.get("checkpoint"), b.meta.get("checkpoint")
     if all(digests) and digests[0] != digests[1]:
-        raise UserError(
-            f"{a.folder} was embedded with checkpoint {digests[0]}, {b.folder} with {digests[1]}: "
-            "embed both with the same checkpoint"
+        refuse_unless(
+            force,
+            f"{a.folder} was embedded with checkpoint {digests[0]}, {b.folder} with {digests[1]}",
         )
 
 

@@ -147,7 +147,7 @@ def _whitening(
     path = Path(config.whitening.fit)
     if path.suffix != ".npz":
         training = load_embeddings(path)
-        check_comparable(training, embeddings)
+        check_comparable(training, embeddings, config.force)
         return _fit(training, config), f" of {path}"
     fitted, checkpoint = whitening.load(path)
     known, width = embeddings.meta.get("checkpoint", ""), embeddings.descriptors.shape[1]
@@ -178,7 +178,7 @@ def _rerank_params(
     if not folder:
         return {name: config.rerank[name] for name in rerank.GRID[method]}, "given"
     training = load_embeddings(folder)
-    check_comparable(training, embeddings)
+    check_comparable(training, embeddings, config.force)
     if config.whitening.mode == "transductive":
         fitted = _fit(training, config)
     x = np.asarray(training.descriptors)

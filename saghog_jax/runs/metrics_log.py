@@ -20,8 +20,18 @@ from saghog_jax.runs.trackers import Sink
 logger = logging.getLogger(__name__)
 
 
+# Figures of an evaluation that are shown without `--verbosity=1`, in words.
+_EVALUATION = {
+    "validation_loss": "loss of held-out pages",
+    "validation_map": "mAP of held-out pages",
+    "validation_top1": "Top-1 of held-out pages",
+}
+
+
 class MetricsLog:
     """Writes metrics.jsonl of a run, its progress lines, and the same numbers to sinks.
+
+    The screen shows the loss; all numbers are shown at the level DEBUG (`--verbosity=1`).
 
     When a run continues, lines of steps after `start_step` are dropped, because these steps are
     repeated.
@@ -69,8 +79,13 @@ class MetricsLog:
         """Writes and shows the metrics of held-out pages after update `step`."""
         if not self._silent:
             self._append(step, figures)
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            logger.info(f"step {step:{len(str(self._total))}d}/{self._total}  {shown}")
+            words = {name: value for name, value in figures.items() if name in _EVALUATION}
+            logger.info(self._line(step, {_EVALUATION[name]: v for name, v in words.items()}))
+            logger.debug(self._line(step, figures))
+
+    def _line(self, step: int, figures: Mapping[str, float]) -> str:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        return f"step {step:{len(str(self._total))}d}/{self._total}  {shown}"
 
     def _append(self, step: int, figures: Mapping[str, float]) -> None:
         try:
@@ -93,12 +108,12 @@ class MetricsLog:
         memory = memory_gib()
         speed = {"patches_per_second": rate, "data_wait_share": wait, "memory_gib": memory}
         self._append(step, metrics | speed)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         eta = duration((self._total - step) * elapsed / max(steps, 1))
-        width = len(str(self._total))
-        logger.info(
-            f"step {step:{width}d}/{self._total}  {shown}  {rate:,.0f} patches/s  "
-            f"data wait {wait:.0%}  memory {memory:.1f} GiB  ETA {eta}"
+        left = f"  about {eta} left" if step < self._total else ""
+        logger.info(self._line(step, {"loss": metrics["loss"]}) + left)
+        logger.debug(
+            f"{self._line(step, metrics)}  {rate:,.0f} patches/s  data wait {wait:.0%}  "
+            f"memory {memory:.1f} GiB"
         )
         self.restart_clock(step)
 

@@ -15,6 +15,8 @@ class NextStage:
     fields: further fields of its config, by their full name.
     split: default of the next stage's `data.split`.
     variant: of its config; empty takes the variant of this stage, if both have it.
+    workdir: the folder that it writes to; None: beside the folder of this stage.
+    remark: what must be done before, in a few words.
     """
 
     stage: str
@@ -22,6 +24,8 @@ class NextStage:
     fields: Mapping[str, object] = field(default_factory=dict)
     split: str = "train"
     variant: str = ""
+    workdir: Path | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,24 @@ class StageResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[tuple[str, str], ...] = ()
     following: tuple[NextStage, ...] = ()
+
+
+def folder_for_pages(workdir: Path, stage: str, pages: str) -> Path | None:
+    """The folder that a next stage writes to, for a stage that has no run folder of its own.
+
+    Args:
+      workdir: of this stage.
+      stage: the next one.
+      pages: `config.data.pages`.
+
+    Returns:
+      runs/NAME/STAGE, NAME after the folder or file of the pages, so that work on other pages stays
+      apart; None, beside `workdir`, where the user has chosen another folder than the default one,
+      and where the pages have no name on disk.
+    """
+    source = Path(pages)
+    name = source.parent.name if source.stem == "manifest" else source.stem
+    runs = Path("runs").resolve()
+    if workdir.parent != runs or not name or not source.exists():
+        return None
+    return runs / name / stage

@@ -209,8 +209,14 @@ def _describe(
             f"replicated, because {mesh.shape['fsdp']} divides none of their axes: "
             f"{len(replicated)} parameters, {', '.join(replicated)}",
         )
+    kind = "a processor" if device.platform == "cpu" else device.device_kind
     distributed.log_once(
         logger,
-        f"{count:,} parameters, {config.total_steps} steps of {config.global_batch_size} patches, "
-        f"mesh {dict(mesh.shape)} of {device.device_kind} ({device.platform})",
+        f"training: {config.total_steps:,} steps of {config.global_batch_size:,} patches, on "
+        f"{kind if mesh.size == 1 else f'{mesh.size} devices ({device.device_kind})'}",
     )
+    if distributed.is_main():
+        logger.debug(
+            f"{count:,} parameters, mesh {dict(mesh.shape)} of {device.device_kind} "
+            f"({device.platform})"
+        )

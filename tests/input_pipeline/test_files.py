@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.files import atomic_write, user_path
 
 TEXTS = ("a" * 100_000, "b" * 50_000)
 
@@ -72,3 +73,17 @@ def test_text_is_utf8_with_its_own_line_breaks(tmp_path):
     with atomic_write(tmp_path / "a.csv", "w") as file:
         file.write("ä\r\nö\n")
     assert (tmp_path / "a.csv").read_bytes() == b"\xc3\xa4\r\n\xc3\xb6\n"
+
+
+def test_home_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(user_path("~/pages")) == "/home/me/pages"
+    assert str(user_path("a/~b")) == "a/~b"
+    unknown = "~no_such_user_17/pages"
+    with pytest.raises(UserError, match="home folder of '~no_such_user_17' is not known") as caught:
+        user_path(unknown)
+    assert "\n" not in str(caught.value)
+    # A folder may have such a name.
+    (tmp_path / unknown).mkdir(parents=True)
+    assert str(user_path(unknown)) == unknown

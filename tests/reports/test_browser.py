@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from places import ROOT
 from planted import page, pages_of, planted
 from report_helpers import EVIL, click_through, report
 
-from saghog_jax import search
+from saghog_jax import retrieve, search
+from saghog_jax.configs import retrieve as retrieve_config
 from saghog_jax.configs import search as search_config
 
 
@@ -360,3 +362,57 @@ def test_skipped_browser_tests_are_counted(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
     assert skipped.group(1) == "1"
     assert f"{skipped.group(1)} browser tests skipped: no Chromium found" in done.stdout
+
+
+@pytest.mark.browser
+def test_map_by_mouse_where_no_writer_is_known(tmp_path):
+    """What lies under the mouse at the centre of each circle is that circle."""
+    pages = [page(f"p{i}.png", "", str(i)) for i in range(12)]
+    log = click_through(
+        report(tmp_path, pages),
+        """
+mapSvg.scrollIntoView();
+const dots = [...document.querySelectorAll("#mapbox circle")];
+const under = (dot) => {
+  const box = dot.getBoundingClientRect();
+  return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+};
+log.reached = dots.filter((dot) => dots.includes(under(dot))).length;
+under(dots[3]).dispatchEvent(new PointerEvent("pointerenter"));
+log.hint = [byId("maphint").hidden, byId("maphint").textContent];
+log.here = document.querySelectorAll("circle.here").length;
+log.fill = getComputedStyle(document.querySelector("circle.here")).fill;
+log.plain = getComputedStyle(document.querySelector("circle:not(.here)")).fill;
+""",
+    )
+    assert log["reached"] == 12
+    hidden, text = log["hint"]
+    assert hidden is False
+    assert text.startswith("writer unknown")
+    assert log["here"] == 1
+    assert log["fill"] != log["plain"]
+
+
+@pytest.mark.browser
+def test_a_copy_of_a_page_is_called_the_same_image(tmp_path):
+    path = report(tmp_path, pages_of(2, 3))
+    x = np.load(tmp_path / "e" / "embeddings.npy")
+    x[4] = x[0]
+    x[5] = x[1] + 0.02 * x[2]
+    x[5] /= np.linalg.norm(x[5])
+    np.save(tmp_path / "e" / "embeddings.npy", x)
+    config = retrieve_config.get_config()
+    config.embeddings, config.bootstrap = str(tmp_path / "e"), 0
+    retrieve.run(config, tmp_path / "out")
+    log = click_through(
+        path,
+        """
+log.texts = [...document.querySelectorAll(".hits figure")].map((figure) => [
+  figure.closest(".sheet").id, figure.querySelector(".name").textContent,
+  figure.querySelector(".same")?.textContent]).filter((t) => t[2]);
+""",
+    )
+    assert log["texts"] == [
+        ["p0", "w01/p1.png", "the same image (a copy)"],
+        ["p4", "w00/p0.png", "the same image (a copy)"],
+    ]

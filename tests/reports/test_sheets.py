@@ -28,7 +28,8 @@ def test_sheets_say_what_the_ranking_says(small):
     assert sheet["q"] == "p0"
     assert len(sheet["hits"]) == 10
     assert sheet["relevant"] == 3
-    for key, distance, mark, share in sheet["hits"]:
+    for key, distance, mark, share, same in sheet["hits"]:
+        assert same is False
         same = data["pages"][key]["writer"] == "w00"
         known = bool(data["pages"][key]["writer"])
         assert mark == ("right" if same else "wrong" if known else "unknown")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from saghog_jax.input_pipeline.console import show_messages
 from saghog_jax.input_pipeline.errors import RunError
 from saghog_jax.runs import metrics_log
 
@@ -15,16 +16,14 @@ def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     log = metrics_log.MetricsLog(tmp_path, start_step=0, total_steps=100, global_batch_size=64)
     log.waited_for_data(1.0)
     now[0] += 4.0
-    log.write(20, {"loss": 0.5})
+    log.write(20, {"loss": 0.5, "grad_norm": 3.0})
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     # 20 steps of 64 patches in 4 seconds, one of them waiting; 80 steps are left.
     assert record == {
-        "step": 20, "loss": 0.5, "patches_per_second": 320.0, "data_wait_share": 0.25,
-        "memory_gib": 1.25,
+        "step": 20, "loss": 0.5, "grad_norm": 3.0, "patches_per_second": 320.0,
+        "data_wait_share": 0.25, "memory_gib": 1.25,
     }  # fmt: skip
-    assert capsys.readouterr().out == (
-        "step  20/100  loss 0.5  320 patches/s  data wait 25%  memory 1.2 GiB  ETA 16s\n"
-    )
+    assert capsys.readouterr().out == ("step  20/100  loss 0.5  about 16s left\n")
     # What lies between is not counted.
     now[0] += 1000.0
     log.restart_clock(20)
@@ -33,6 +32,21 @@ def test_rates_shares_and_eta(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])[
         "patches_per_second"
     ] == 320.0  # fmt: skip
+
+
+def test_all_numbers_are_shown_on_demand(tmp_path, monkeypatch, capsys):
+    """With --verbosity=1, beside the plain line."""
+    show_messages(details=True)
+    monkeypatch.setattr(metrics_log, "memory_gib", lambda: 1.25)
+    log = metrics_log.MetricsLog(tmp_path, start_step=0, total_steps=20, global_batch_size=64)
+    log.write(20, {"loss": 0.5, "grad_norm": 3.0})
+    plain, full = capsys.readouterr().out.splitlines()
+    assert plain == "step 20/20  loss 0.5"
+    assert full.startswith("step 20/20  loss 0.5  grad_norm 3  ")
+    assert full.endswith(" patches/s  data wait 0%  memory 1.2 GiB")
+    show_messages()
+    log.write_evaluation(20, {"validation_map": 0.25, "best_step": 20})
+    assert capsys.readouterr().out == "step 20/20  mAP of held-out pages 0.25\n"
 
 
 def test_lines_of_steps_that_happen_again_are_dropped(tmp_path):

@@ -34,7 +34,7 @@ def test_learns_and_writes_the_run_folder(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "12"]
     out = capsys.readouterr().out
     assert "step  8/12" in out
-    assert "ETA" in out
+    assert "s left" in out
 
 
 class StopError(Exception):

@@ -162,7 +162,7 @@ function decisionButtons(query, page) {
   return group;
 }
 
-function hit(sheet, [key, distance, mark, share], rank) {
+function hit(sheet, [key, distance, mark, share, same], rank) {
   const page = data.pages[key];
   const query = data.pages[sheet.q];
   const item = element("li");
@@ -175,6 +175,7 @@ function hit(sheet, [key, distance, mark, share], rank) {
   place.append(element("b", "", rank + ". "), element("span", "label " + mark, MARKS[mark]));
   line.append(place, element("span", "distance", distance.toFixed(distance < 0.1 ? 4 : 3)));
   caption.append(line);
+  if (same) caption.append(element("div", "same", "the same image (a copy)"));
   if (share !== null) {
     const percent = share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(1);
     caption.append(element("div", "share", `one writer in ${percent} % of such pairs`));

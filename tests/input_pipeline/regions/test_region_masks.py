@@ -41,6 +41,7 @@ from saghog_jax.input_pipeline.regions.page_mask import PageMask, read_mask, res
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import stream_cuts
+from saghog_jax.next_command import next_command
 from saghog_jax.training import finetuning, pretraining
 
 PAGES = 5
@@ -410,6 +411,12 @@ class TestStage:
         (following,) = result.following
         assert (following.stage, following.variant) == ("pretrain", "small")
         assert following.sections["regions"].backend == "ink"
+        assert following.fields == {"store.scale": 1.0}
+        result, _, _ = self.run(halves, tmp_path, store={"scale": 2.75})
+        command = next_command(result.following[0], result.workdir)
+        assert "configs/pretrain.py:small,regions=ink " in command
+        assert " --config.store.scale=2.75 " in command
+        assert command.endswith(f"--workdir={tmp_path / 'pretrain'}")
 
     def test_a_page_turned_in_place_has_a_new_mask(self, halves, tmp_path, monkeypatch):
         """One byte changes, as `exiftool -P -n -Orientation=6` does it; size and time are kept."""
@@ -616,7 +623,7 @@ class TestDryRun:
         assert [following.stage for following in result.following] == ["regions"]
 
         def patches(text):
-            return int(re.search(r"about ([\d,]+) patches", text).group(1).replace(",", ""))
+            return int(re.search(r"about ([\d,]+), ", text).group(1).replace(",", ""))
 
         assert patches(out) < patches(whole)
 
