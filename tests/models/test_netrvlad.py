@@ -262,7 +262,7 @@ def test_errors_are_bounded_at_every_distance_from_a_centroid(kind, intra_normal
 @pytest.mark.parametrize("distance", [1.0, 1e-4])
 def test_patches_on_several_devices(distance):
     arrays = case_near_centroids(distance, "saturated")
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     rows, whole = (
         jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ())
     )
