@@ -90,8 +90,9 @@ def rerank_config() -> ConfigDict:
     rerank.gamma = 0.4
     # Exponent of the similarity as the weight of a neighbour (qe).
     rerank.alpha = 3.0
-    # Rows are updated one after the other, as published (sgr, gnn). The metrics then depend on the
-    # order of the pages, and leak writers if pages are ordered by writer. For comparison only.
+    # Rows are updated one after the other, as published (sgr; gnn but for the order of equal
+    # values: docs/quirks.md, Q32). The metrics then depend on the order of the pages, and leak
+    # writers if pages are ordered by writer. For comparison only.
     rerank.sequential = False
     return rerank
 

@@ -92,7 +92,7 @@ def cls_describer(name: str, run: ConfigDict, variables: dict, source: str) -> P
 
     def sums(variables: dict, batch: PatchBatch, segments: jax.Array) -> jax.Array:
         x, _ = describe(variables, batch)
-        return segments @ l2_normalize(x)
+        return jnp.matmul(segments, l2_normalize(x), precision="highest")
 
     alone = {name: tree["encoder"] for name, tree in variables.items()}
     width = run.model.width if kind == "vit" else encoder.width

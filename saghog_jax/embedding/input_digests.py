@@ -13,6 +13,9 @@ from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
 
+# Version of the sums of VLAD vectors; 2 takes explicit residuals next to a centroid.
+_VLAD_VERSION = 2
+
 
 def digest(
     recipe: PageRecipe,
@@ -38,6 +41,7 @@ def digest(
         "recipe": recipe.to_json(),
         "describers": [[d.name, d.input, w] for d, w in zip(describers, weights, strict=True)],
         "patch_whitening": _whitening(config),
+        **({"vlad": _VLAD_VERSION} if any(d.descriptor != "cls" for d in describers) else {}),
         **({"regions": [masks.identity, masks.digests]} if masks else {}),
     }
     text = json.dumps(decides, sort_keys=True)

@@ -46,9 +46,9 @@ def hog(
       images: float32 [b, h, w, c], values in [0, 1], not normalised.
       num_bins: bins of the histogram.
       cell_size, token_size: sides in pixels.
-      half_precision: orientations in float16, as the published training computes its targets
-        under mixed precision. Edges with a vertical gradient of one sign then move from the first
-        to the last bin.
+      half_precision: image, gradients and orientations are rounded to float16, as the published
+        training computes its targets under mixed precision. Edges with a vertical gradient of one
+        sign then move from the first to the last bin.
 
     Returns:
       float32 [b, l, t]. Tokens are in row-major order; within a token the order is bin, cell row,
@@ -62,7 +62,11 @@ def hog(
     dim = hog_dim(num_bins, cell_size, token_size)
     if h % token_size or w % token_size:
         raise ValueError(f"images of {h} x {w} pixels do not divide into tokens of {token_size}")
-    gx, gy = _sobel(images.sum(axis=-1))
+    if half_precision:
+        # The published convolution takes float16, adds in float32 and gives float16.
+        gx, gy = map(_round_half, _sobel(_round_half(images).sum(axis=-1)))
+    else:
+        gx, gy = _sobel(images.sum(axis=-1))
     magnitude = jnp.sqrt(gx * gx + gy * gy)
     bins = (_bins_half if half_precision else _bins)(gx, gy, num_bins)
     votes = jnp.where(
@@ -106,7 +110,7 @@ def _bins(gx: jax.Array, gy: jax.Array, num_bins: int) -> jax.Array:
 
 def _bins_half(gx: jax.Array, gy: jax.Array, num_bins: int) -> jax.Array:
     # Each step is rounded explicitly: compilers may compute float16 arrays in float32.
-    phase = _round_half(jnp.arctan2(_round_half(gx), _round_half(gy)))
+    phase = _round_half(jnp.arctan2(gx, gy))
     position = _round_half(_round_half(phase / np.float32(np.pi)) * num_bins)
     return jnp.floor(position).astype(jnp.int32) % num_bins
 

@@ -21,6 +21,20 @@ from saghog_jax.models.arrays import AnyArray
 LAYER_NORM_EPSILON = 1e-5
 
 
+def precision_of(dtype: DTypeLike) -> jax.lax.Precision:
+    """The precision of products with operands in `dtype`.
+
+    Without it products of float32 operands are TF32 on NVIDIA and bfloat16 on TPU.
+    """
+    narrow = jnp.finfo(dtype).bits < 32
+    return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
+
+
+def _einsum(equation: str, x: AnyArray, y: AnyArray) -> jax.Array:
+    precision = precision_of(x.dtype)
+    return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=jnp.float32)
+
+
 def product(
     equation: str, x: Float[AnyArray, "..."], y: Float[AnyArray, "..."], dtype: DTypeLike
 ) -> Float[Array, "..."]:
@@ -28,6 +42,7 @@ def product(
 
     With `bfloat16` the operands, and the cotangent in the backward pass, are rounded to bfloat16;
     sums are float32. This is fast on accelerators and on CPUs with bfloat16 instructions.
+    With `float32` the products are those of float32 on every device (`precision_of`).
     Each index of an operand must occur in the other operand or in the result.
     """
     return _product(equation, jnp.dtype(dtype), x, y)
@@ -42,7 +57,7 @@ def _product_fwd(
     equation: str, dtype: DTypeLike, x: AnyArray, y: AnyArray
 ) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
     x, y = x.astype(dtype), y.astype(dtype)
-    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32), (x, y)
+    return _einsum(equation, x, y), (x, y)
 
 
 def _product_bwd(
@@ -52,10 +67,9 @@ def _product_bwd(
     operands, result = equation.split("->")
     first, second = operands.split(",")
     cotangent = cotangent.astype(dtype)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (
-        einsum(f"{result},{second}->{first}", cotangent, y),
-        einsum(f"{first},{result}->{second}", x, cotangent),
+        _einsum(f"{result},{second}->{first}", cotangent, y),
+        _einsum(f"{first},{result}->{second}", x, cotangent),
     )
 
 
@@ -77,7 +91,7 @@ def _affine_fwd(
     dtype: DTypeLike, x: AnyArray, kernel: AnyArray, bias: AnyArray
 ) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
     x, kernel = x.astype(dtype), kernel.astype(dtype)
-    y = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+    y = _einsum("...i,io->...o", x, kernel)
     return y + bias, (x, kernel)
 
 
@@ -86,13 +100,12 @@ def _affine_bwd(
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     x, kernel = saved
     cotangent = cotangent.astype(dtype)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    to_x = einsum("...o,io->...i", cotangent, kernel)
+    to_x = _einsum("...o,io->...i", cotangent, kernel)
     # One operand must be transposed in memory: choose the narrower one.
     if kernel.shape[0] <= kernel.shape[1]:
-        to_kernel = einsum("...i,...o->io", x, cotangent)
+        to_kernel = _einsum("...i,...o->io", x, cotangent)
     else:
-        to_kernel = jax.lax.optimization_barrier(einsum("...o,...i->oi", cotangent, x)).T
+        to_kernel = jax.lax.optimization_barrier(_einsum("...o,...i->oi", cotangent, x)).T
     axes = tuple(range(cotangent.ndim - 1))
     return to_x, to_kernel, jnp.sum(cotangent, axes, dtype=jnp.float32)
 

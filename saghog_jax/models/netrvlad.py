@@ -3,14 +3,20 @@
 Axis letters: b patches, l descriptors of a patch, d width, v clusters, s segments (pages).
 
 The VLAD vector of a patch is the matrix sum_l A_lv (X_l - C_v), [v, d], 51,200 numbers at paper
-size. With one descriptor per patch, inner products and sums over patches follow exactly from A, X
-and C (`cosine_gram`, `page_sum`) without this vector; with several the vectors are computed.
+size. With one descriptor per patch, inner products and sums over patches follow from A, X and C
+(`cosine_gram`, `page_sum`) without this vector; with several the vectors are computed.
+
+A batch with a patch next to a centroid takes explicit residuals (`residuals`), any other batch the
+short forms (`short_forms`). In float32, at any distance from the centroids, the error of a unit
+vector, of a mean of unit vectors and of a cosine is below 1e-4, and the error of a gradient below
+1e-3 of the largest gradient.
 
 Functions take assignments [b, v] with descriptors [b, d], or [b, l, v] with [b, l, d]. The
 assignment of a descriptor that does not count is zero.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -18,12 +24,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from saghog_jax.models import residuals
 from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.layers import product
+from saghog_jax.models.residuals import HIGHEST, l2_normalize
+from saghog_jax.models.short_forms import short_form
 from saghog_jax.models.vit import symmetric_uniform
-
-EPSILON = 1e-12  # Lower bound of norms: the zero vector stays zero.
-HIGHEST = jax.lax.Precision.HIGHEST  # No TF32 or bfloat16: differences of large numbers.
 
 
 class NetRVLAD(nn.Module):
@@ -117,18 +123,6 @@ def with_centroids(
     return params
 
 
-def l2_normalize(
-    x: Float[AnyArray, "*shape"], axis: int | tuple[int, ...] = -1
-) -> Float[Array, "*shape"]:
-    """x / max(|x|, 1e-12); a zero vector stays zero, with zero gradient."""
-    square = jnp.sum(x * x, axis=axis, keepdims=True)
-    return x * _inverse_norm(square)
-
-
-def _inverse_norm(square: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(jnp.maximum(square, EPSILON**2))
-
-
 def vlad(
     assignment: Float[AnyArray, "b *l v"],
     x: Float[AnyArray, "b *l d"],
@@ -142,9 +136,10 @@ def vlad(
       intra_normalize: L2-normalise each cluster's residual (NetVLAD).
     """
     if x.ndim == 2:
-        assignment, x = assignment[:, None], x[:, None]
-    residual = jnp.einsum("blv,bld->bvd", assignment, x, precision=HIGHEST)
-    residual -= jnp.sum(assignment, axis=1)[:, :, None] * centroids
+        residual = assignment[:, :, None] * (x[:, None] - centroids)
+    else:
+        residual = jnp.einsum("blv,bld->bvd", assignment, x, precision=HIGHEST)
+        residual -= jnp.sum(assignment, axis=1)[:, :, None] * centroids
     return l2_normalize(residual) if intra_normalize else residual
 
 
@@ -165,14 +160,12 @@ def cosine_gram(
         y = vlad(assignment, x, centroids, intra_normalize)
         y = l2_normalize(y.reshape(y.shape[0], -1))
         return jnp.matmul(y, y.T, precision=HIGHEST)
-    weights, x, centroids, products = _centred(assignment, x, centroids, intra_normalize)
-    cross = jnp.matmul(weights * products, weights.T, precision=HIGHEST)
-    both = jnp.matmul(weights, weights.T, precision=HIGHEST)
-    squares = jnp.sum(centroids * centroids, axis=1)
-    gram = both * jnp.matmul(x, x.T, precision=HIGHEST) - cross - cross.T
-    gram += jnp.matmul(weights * squares, weights.T, precision=HIGHEST)
-    inverse = _inverse_norm(_square_norms(weights, x, centroids, products))
-    return gram * inverse[:, None] * inverse[None, :]
+    short = short_form(assignment, x, centroids, intra_normalize)
+    return _unless_near(
+        short.near,
+        short.cosine_gram(),
+        lambda: residuals.cosine_gram(assignment, x, centroids, intra_normalize),
+    )
 
 
 def page_sum(
@@ -194,12 +187,12 @@ def page_sum(
     if x.ndim == 3:
         y = vlad(assignment, x, centroids, intra_normalize)
         return jnp.einsum("sb,bvd->svd", segments, l2_normalize(y, (1, 2)), precision=HIGHEST)
-    weights, centred, centred_centroids, inverse = _unit_weights(
-        assignment, x, centroids, intra_normalize
+    short = short_form(assignment, x, centroids, intra_normalize)
+    return _unless_near(
+        short.near,
+        short.page_sum(segments),
+        lambda: residuals.page_sum(assignment, x, centroids, segments, intra_normalize),
     )
-    weights = segments[:, :, None] * (weights * inverse[:, None])
-    sums = jnp.einsum("sbv,bd->svd", weights, centred, precision=HIGHEST)
-    return sums - jnp.sum(weights, axis=1)[:, :, None] * centred_centroids
 
 
 def inner_products(
@@ -221,19 +214,12 @@ def inner_products(
         y = vlad(assignment, x, centroids, intra_normalize)
         y = l2_normalize(y, (1, 2))
         return jnp.einsum("bvd,kvd->bk", y, directions, precision=HIGHEST)
-    weights, x, centroids, inverse = _unit_weights(assignment, x, centroids, intra_normalize)
-    products = jnp.einsum("bd,kvd->bkv", x, directions, precision=HIGHEST)
-    products -= jnp.einsum("vd,kvd->kv", centroids, directions, precision=HIGHEST)
-    return jnp.einsum("bv,bkv->bk", weights * inverse[:, None], products, precision=HIGHEST)
-
-
-def _unit_weights(
-    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
-) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
-    """As `_centred`, with the inverse norms [b] of the VLAD vectors in place of the products."""
-    weights, x, centroids, products = _centred(assignment, x, centroids, intra_normalize)
-    inverse = _inverse_norm(_square_norms(weights, x, centroids, products))
-    return weights, x, centroids, inverse
+    short = short_form(assignment, x, centroids, intra_normalize)
+    return _unless_near(
+        short.near,
+        short.inner_products(directions),
+        lambda: residuals.inner_products(assignment, x, centroids, directions, intra_normalize),
+    )
 
 
 def bag_gram(
@@ -254,43 +240,27 @@ def bag_gram(
     """
     if patches_per_bag == 1:
         return cosine_gram(assignment, x, centroids, intra_normalize)
-    whole = jnp.ones((1, patches_per_bag), x.dtype)
-
-    def bag_sum(assignment: AnyArray, x: AnyArray) -> jax.Array:
-        return page_sum(assignment, x, centroids, whole, intra_normalize).reshape(-1)
-
-    bags = (y.reshape(-1, patches_per_bag, *y.shape[1:]) for y in (assignment, x))
-    y = l2_normalize(jax.vmap(bag_sum)(*bags))
+    if x.ndim == 3:
+        y = vlad(assignment, x, centroids, intra_normalize)
+        y = l2_normalize(y.reshape(y.shape[0], -1))
+        sums = y.reshape(-1, patches_per_bag, y.shape[1]).sum(1)
+    else:
+        short = short_form(assignment, x, centroids, intra_normalize)
+        sums = _unless_near(
+            short.near,
+            short.bag_sum(patches_per_bag),
+            lambda: residuals.bag_sum(assignment, x, centroids, patches_per_bag, intra_normalize),
+        )
+    y = l2_normalize(sums.reshape(sums.shape[0], -1))
     return jnp.matmul(y, y.T, precision=HIGHEST)
 
 
-def _centred(
-    assignment: AnyArray, x: AnyArray, centroids: AnyArray, intra_normalize: bool
-) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
-    """Weights [b, v] of the residuals, x and centroids minus the mean centroid, x C^T [b, v].
+def _unless_near(near: jax.Array, short: jax.Array, explicit: Callable[[], jax.Array]) -> jax.Array:
+    """The value of the short form, or the explicit value, which is computed only if it is needed.
 
-    The shift cancels in every residual and keeps the products small.
+    The short value is cheap and is computed outside of the branch: inside, XLA merges less.
     """
-    mean = jnp.mean(centroids, axis=0)
-    x, centroids = x - mean, centroids - mean
-    products = jnp.matmul(x, centroids.T, precision=HIGHEST)
-    if intra_normalize:
-        # With one descriptor, normalising a_v (x - c_v) gives (x - c_v) / |x - c_v|.
-        square = _square_distances(x, centroids, products)
-        assignment = assignment * _inverse_norm(assignment * assignment * square)
-    return assignment, x, centroids, products
-
-
-def _square_distances(x: AnyArray, centroids: AnyArray, products: AnyArray) -> jax.Array:
-    squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(centroids * centroids, axis=1)
-    return squares - 2 * products
-
-
-def _square_norms(
-    weights: AnyArray, x: AnyArray, centroids: AnyArray, products: AnyArray
-) -> jax.Array:
-    distances = _square_distances(x, centroids, products)
-    return jnp.sum(weights * weights * distances, axis=1)
+    return jax.lax.cond(near, explicit, lambda: short)
 
 
 def generalized_max_pool(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.arrays import AnyArray
+from saghog_jax.models.layers import precision_of
 
 WIDTHS = (16, 32, 64)
 DEPTHS = {"resnet20": 3, "resnet56": 9}  # n blocks per stage give 6 n + 2 layers.
@@ -43,6 +44,7 @@ class _ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=nn.initializers.kaiming_normal(),
             dtype=self.dtype,
+            precision=precision_of(self.dtype),
             name="conv",
         )(x).astype(jnp.float32)
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from saghog_jax.models.layers import Dense, gelu, product
+from saghog_jax.models.layers import Dense, gelu, precision_of, product
 from saghog_jax.models.vit import PatchEmbed, patchify
 
 LAYER_NORM_EPSILON = 1e-6
@@ -202,5 +202,6 @@ class Convolution3(nn.Module):
             window_strides=(1, 1),
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision_of(self.dtype),
             preferred_element_type=jnp.float32,
         )

@@ -20,7 +20,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 def to_gray(images: jax.Array) -> jax.Array:
     """Luma of images [b, h, w, 3], repeated over the three channels."""
-    gray = images @ jnp.asarray(_LUMA, images.dtype)
+    gray = jnp.matmul(images, jnp.asarray(_LUMA, images.dtype), precision="highest")
     return jnp.broadcast_to(gray[..., None], images.shape)
 
 
@@ -119,7 +119,7 @@ def random_matrices(
     linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
     centre = jnp.asarray([(w - 1) / 2, (h - 1) / 2], jnp.float32)
     target = centre + shift * jnp.asarray([w, h], jnp.float32)
-    offset = centre - jnp.einsum("bij,bj->bi", linear, target)
+    offset = centre - jnp.einsum("bij,bj->bi", linear, target, precision="highest")
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
 

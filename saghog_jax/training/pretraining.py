@@ -155,7 +155,8 @@ class Pretraining:
         encoder = make_encoder(config.model, operand_dtype(config.precision))
         alone = {"params": variables["params"]["encoder"]}
         features = encoder.apply(alone, rows["images"], method="features")
-        return {"errors": errors, "sums": segments @ l2_normalize(features)}
+        sums = jnp.matmul(segments, l2_normalize(features), precision="highest")
+        return {"errors": errors, "sums": sums}
 
     def _held_out_patches(
         self, source: Store | PageCrops, held_out: frozenset[str]

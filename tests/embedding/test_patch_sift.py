@@ -9,6 +9,7 @@ from saghog_jax.embedding import sift
 from saghog_jax.embedding.describers import PatchBatch, sift_describer
 from saghog_jax.embedding.sift import ensure_words, load_words, nearest_word, upright
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.labels.pseudo_labels import root_sift
 
 
@@ -111,6 +112,25 @@ def test_pages_are_sums_of_unit_residuals(kind):
             residuals = x[i] - words
             k = np.square(residuals).sum(1).argmin()
             expected[page, k] += residuals[k] / np.linalg.norm(residuals[k])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_word_of_one_patch_does_not_ruin_its_page():
+    # As many words as patches, as in a small collection: most words are the centre of one patch.
+    raw = np.random.default_rng(0).integers(0, 200, (100, 128), np.uint8)
+    words = sift_vlad.centres(root_sift(raw), 100)
+    binary = np.zeros((100, 4, 4, 1), np.float32)
+    segments = np.repeat(np.eye(2, dtype=np.float32), 50, axis=1)
+    model = sift_describer("keypoint", words)
+    batch = PatchBatch(None, binary, raw)
+    x, assignment = map(np.asarray, model.describe(model.variables, batch))
+    nearest = assignment.argmax(1)
+    residuals = x.astype(np.float64) - words[nearest]
+    lengths = np.linalg.norm(residuals, axis=1, keepdims=True)
+    assert (lengths < 1e-6).sum() > 50
+    expected = np.zeros((2, 100, 128))
+    np.add.at(expected, (np.arange(100) // 50, nearest), residuals / np.maximum(lengths, 1e-12))
+    found = np.asarray(model.sums(model.variables, batch, segments)).reshape(2, 100, 128)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -119,6 +119,29 @@ def test_half_precision_moves_edges_of_one_polarity():
     assert (np.abs(half - np.asarray(hog(x))).max(-1) > 0.1).mean() > 0.1
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_precision_rounds_as_the_published_convolution_does(channels):
+    x = np.random.default_rng(0).random((4, 16, 16, channels)).astype(np.float32)
+    # In numpy: operands and results of the convolution are float16, its sums are not rounded.
+    padded = np.pad(
+        x.astype(np.float16).astype(np.float64).sum(-1), ((0, 0), (1, 1), (1, 1)), "reflect"
+    )
+    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    gx = (rows[:, :, :-2] - rows[:, :, 2:]).astype(np.float16)
+    gy = (columns[:, :-2] - columns[:, 2:]).astype(np.float16)
+    phase = np.arctan2(gx.astype(np.float64), gy.astype(np.float64)).astype(np.float16)
+    turns = (phase / np.float32(np.pi)).astype(np.float16)
+    bins = np.floor((turns * np.float32(9)).astype(np.float16)).astype(int) % 9
+    magnitude = np.hypot(gx.astype(np.float64), gy.astype(np.float64))
+    votes = magnitude[:, None] * (bins[:, None] == np.arange(9)[:, None, None])
+    cells = votes.reshape(4, 9, 4, 4, 4, 4).sum((3, 5))
+    cells /= np.linalg.norm(cells, axis=1, keepdims=True)
+    expected = cells.transpose(0, 2, 3, 1).reshape(4, 16, 9)
+    ours = np.asarray(hog(jnp.asarray(x), half_precision=True))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("num_bins", "cell_size", "token_size", "channels"),
     [(9, 4, 4, 1), (9, 8, 8, 1), (9, 4, 8, 3), (6, 2, 8, 1), (18, 8, 16, 3)],

@@ -11,6 +11,7 @@ from saghog_jax.models.netrvlad import (
     bag_gram,
     cosine_gram,
     generalized_max_pool,
+    inner_products,
     l2_normalize,
     page_sum,
     vlad,
@@ -179,6 +180,124 @@ def test_bags_are_sums_of_unit_vectors(bag, descriptors):
         sums /= jnp.linalg.norm(sums, axis=1, keepdims=True)
         gram = jax.jit(bag_gram, static_argnums=3)(a, x, centroids, bag)
         np.testing.assert_allclose(gram, sums @ sums.T, atol=1e-12)
+
+
+def case_near_centroids(distance, kind):
+    """16 patches at a relative distance from one of 5 centroids each; float32 arrays."""
+    rng = np.random.default_rng(3)
+    word = np.arange(16) % 5
+    centroids = rng.normal(size=(5, 8)).astype(np.float32)
+    step = rng.normal(size=(16, 8)) / np.sqrt(8)
+    x = (centroids[word] * (1 + distance * step)).astype(np.float32)
+    logits = {"one-hot": 1e6, "saturated": 40.0, "soft": 3.0}[kind] * np.eye(5)[word]
+    logits = logits + rng.normal(size=(16, 5))
+    a = np.exp(logits - logits.max(1, keepdims=True))
+    return (a / a.sum(1, keepdims=True)).astype(np.float32), x, centroids
+
+
+def everything(a, x, centroids, intra_normalize):
+    """All sums and products of a batch, each a mean over at most 4 patches."""
+    segments = jnp.repeat(jnp.eye(4), 4, axis=1).astype(x.dtype)
+    directions = jnp.asarray(np.random.default_rng(4).normal(size=(2, 5, 8)) / 6, x.dtype)
+    return {
+        "page_sum": page_sum(a, x, centroids, segments, intra_normalize) / 4,
+        "unit": page_sum(a, x, centroids, jnp.eye(16, dtype=x.dtype), intra_normalize),
+        "inner_products": inner_products(a, x, centroids, directions, intra_normalize),
+        "cosine_gram": cosine_gram(a, x, centroids, intra_normalize),
+        "bag_gram": bag_gram(a, x, centroids, 4, intra_normalize),
+    }
+
+
+def defined(a, x, centroids, intra_normalize):
+    """`everything` by the definition; a zero vector stays zero."""
+    y = a[:, :, None] * (x[:, None] - centroids)
+    if intra_normalize:
+        y = y / jnp.maximum(jnp.sqrt(jnp.sum(y * y, 2, keepdims=True) + 1e-300), 1e-12)
+    y = y.reshape(16, -1)
+    y = y / jnp.maximum(jnp.sqrt(jnp.sum(y * y, 1, keepdims=True) + 1e-300), 1e-12)
+    bags = y.reshape(4, 4, -1).sum(1)
+    unit = bags / jnp.sqrt(jnp.sum(bags * bags, 1, keepdims=True) + 1e-300)
+    directions = jnp.asarray(np.random.default_rng(4).normal(size=(2, 5, 8)) / 6, x.dtype)
+    return {
+        "page_sum": bags.reshape(4, 5, 8) / 4,
+        "unit": y.reshape(16, 5, 8),
+        "inner_products": y @ directions.reshape(2, -1).T,
+        "cosine_gram": y @ y.T,
+        "bag_gram": unit @ unit.T,
+    }
+
+
+@pytest.mark.parametrize("intra_normalize", [False, True])
+@pytest.mark.parametrize("kind", ["one-hot", "saturated", "soft"])
+def test_errors_are_bounded_at_every_distance_from_a_centroid(kind, intra_normalize):
+    def objective(function):
+        def total(a, x, centroids):
+            values = function(a, x, centroids, intra_normalize)
+            return sum(jnp.sum(jnp.sin(3 * y)) for y in values.values()), values
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))
+
+    ours, plain = objective(everything), objective(defined)
+    for distance in (1.0, 0.2, 0.1, 0.05, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        arrays = case_near_centroids(distance, kind)
+        (_, values), gradients = ours(*arrays)
+        with jax.enable_x64(True):
+            exact = tuple(jnp.asarray(array, jnp.float64) for array in arrays)
+            (_, expected), expected_gradients = plain(*exact)
+        for name, reference in expected.items():
+            np.testing.assert_allclose(
+                values[name], reference, rtol=0, atol=1e-4, err_msg=f"{name} at {distance}"
+            )
+        # Assignments as logits see them: NetVLAD divides by a small assignment.
+        factors = (arrays[0], 1, 1)
+        found, exact = (
+            [np.asarray(g, np.float64) * f for g, f in zip(gradients, factors)]
+            for gradients in (gradients, expected_gradients)
+        )
+        largest = max(np.abs(gradient).max() for gradient in exact)
+        for gradient, reference in zip(found, exact):
+            np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-3 * largest)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-4])
+def test_patches_on_several_devices(distance):
+    arrays = case_near_centroids(distance, "saturated")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    rows, whole = (
+        jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ())
+    )
+
+    def total(a, x, centroids):
+        return jnp.sum(jnp.sin(3 * bag_gram(a, x, centroids, 2)))
+
+    run = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+    alone = run(*arrays)
+    shared = run(*jax.device_put(arrays, (rows, rows, whole)))
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(shared)):
+        scale = np.abs(np.asarray(one)).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("intra_normalize", [False, True])
+def test_a_descriptor_that_is_its_centroid_is_the_zero_vector(intra_normalize):
+    a, x, centroids = case_near_centroids(0.5, "one-hot")
+    x[3] = centroids[3]
+
+    def total(a, x, centroids):
+        values = everything(a, x, centroids, intra_normalize)
+        return sum(jnp.sum(jnp.sin(3 * y)) for y in values.values()), values
+
+    (_, values), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(
+        a, x, centroids
+    )
+    assert not np.asarray(values["unit"][3]).any()
+    assert not np.asarray(values["cosine_gram"][3]).any()
+    np.testing.assert_allclose(
+        np.linalg.norm(np.delete(values["unit"], 3, 0), axis=(1, 2)), 1, 1e-5
+    )
+    assert not np.asarray(gradients[1][3]).any()
+    for gradient in gradients:
+        assert np.abs(np.asarray(gradient)).max() < 1e4
 
 
 def test_the_gram_never_forms_the_vectors():

@@ -266,6 +266,16 @@ def test_keypoints_from_elsewhere_by_position_only(page):
     assert len(none.x) == 0
 
 
+def test_a_patch_with_exactly_the_least_ink_is_kept():
+    # 16 of 40 x 40 pixels are ink, exactly 1 %; the published rule wants less than 99 % of white.
+    page = np.full((80, 80, 3), 255, np.uint8)
+    page[38:42, 38:42] = 0
+    table = np.array([[40.0, 40.0]])
+    for kept, least in ((1, 0.01), (0, 0.010001)):
+        rule = _rule("eval", patch_size=40, binarization="otsu", min_ink=least)
+        assert len(cut_page(page, rule, table=table).x) == kept
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
