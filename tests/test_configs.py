@@ -55,7 +55,8 @@ def test_configs_stay_small(name):
     """Most fields of a default config without a regions backend."""
     module = importlib.import_module(f"saghog_jax.configs.{name}")
     argument = "regions=none" if "regions" in module.get_config() else None
-    limit = {"pretrain": 115, "finetune": 135}.get(name, 75)
+    # One more since pages may have light writing on dark ground: `data.polarity`.
+    limit = {"pretrain": 115, "finetune": 136}.get(name, 75)
     assert len(fields(module.get_config(argument))) <= limit
 
 
