@@ -81,7 +81,7 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
         if finding.shape is None
     )
     if len(skipped) == len(manifest):
-        raise UserError(f"none of the {len(manifest)} pages can be read")
+        raise UserError(f"none of the {len(manifest)} pages can be used")
     following = NextStage(
         "regions" if masks is None else "pretrain",
         sections={"data": config.data, "regions": config.regions},

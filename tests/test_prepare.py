@@ -177,12 +177,16 @@ class TestDryRun:
         assert "strokes are 6.0 pixels wide (median of the sample pages)\n" in out
         for name in ("p00.png", "p01.png"):
             cv2.imwrite(str(pages.parent / name), np.full((200, 300, 3), 255, np.uint8))
-        assert "strokes are" not in self.look(config, tmp_path, capsys)[1]
+        with pytest.raises(UserError, match="none of the 2 pages can be used"):
+            self.look(config, tmp_path, capsys)
+        out = capsys.readouterr().out
+        assert "p01.png: no writing: 0 pixels lie in strokes" in out
+        assert "strokes are" not in out
 
     def test_no_readable_page(self, tmp_path, capsys):
         pages = write_pages(tmp_path / "pages", 1)
         (pages.parent / "p00.png").write_bytes(b"")
-        with pytest.raises(UserError, match="none of the 1 pages can be read"):
+        with pytest.raises(UserError, match="none of the 1 pages can be used"):
             self.look(small(pages, tmp_path), tmp_path, capsys)
 
 
