@@ -98,6 +98,10 @@ def data_config(split: str) -> ConfigDict:
     data.pdf_dpi = 300
     # Largest accepted image in pixels (width x height), against decompression bombs.
     data.max_pixels = 200_000_000
+    # Polarity of the writing: `auto` (found on each page), `dark_on_light` or `light_on_dark`
+    # (negatives, blueprints; such pages are inverted). The manifest's column `polarity` sets it for
+    # a page.
+    data.polarity = "auto"
     # Folder for the built-in corpus (written once), files from IIIF servers and pages of PDFs.
     data.cache = "runs/data"
     return data

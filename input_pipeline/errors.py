@@ -12,6 +12,10 @@ class PageError(ValueError):
     """A page cannot be used; the message is the reason that is listed with the page."""
 
 
+class NoWritingError(PageError):
+    """A page has no writing."""
+
+
 class RunError(RuntimeError):
     """A run cannot continue because of its data or its machine; also printed as one line."""
 

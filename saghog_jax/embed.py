@@ -33,6 +33,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import PageMask, RegionMasks, open_masks
+from saghog_jax.input_pipeline.regions.page_check import note_inverted
 from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.runs.checkpoint import params_digest
@@ -264,9 +265,10 @@ def _embed(
     views = [page * scales + j for page in pages for j in range(scales)]
     missing = [view for view in views if view not in embedded_before]
     results: dict[int, PageResult] = {}
+    inverted: list[str] = []
 
     def cuts() -> Iterator[Cut | int]:
-        stream = _page_cuts(work, masks, missing)
+        stream = _page_cuts(work, masks, missing, inverted)
         empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
         for view in views:
             if view in embedded_before:
@@ -294,12 +296,16 @@ def _embed(
                     f"described, about {duration(progress.remaining)} left"
                 )
                 logger.debug(f"{patches / progress.elapsed:,.0f} patches/s")
+    note_inverted(inverted, logger.info)
 
 
 def _page_cuts(
-    work: _Work, masks: Sequence[PageMask] | None, views: Sequence[int]
+    work: _Work, masks: Sequence[PageMask] | None, views: Sequence[int], inverted: list[str]
 ) -> Iterator[Cut | str]:
-    """Yields the cut of each view (page * scales + scale), ascending; pages are decoded once."""
+    """Yields the cut of each view (page * scales + scale), ascending; pages are decoded once.
+
+    The pages that are inverted are added to `inverted`.
+    """
     scales = work.recipe.scales
     pages = sorted({view // len(scales) for view in views})
     stream = stream_cuts(
@@ -314,6 +320,8 @@ def _page_cuts(
     )
     needed = set(views)
     for page, page_cuts in zip(pages, stream, strict=True):
+        if page_cuts.inverted:
+            inverted.append(work.manifest.pages[page].page_id)
         for j, cut in enumerate(page_cuts):
             if page * len(scales) + j in needed:
                 yield cut

@@ -82,7 +82,7 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
         if finding.shape is None
     )
     if len(skipped) == len(manifest):
-        raise UserError(f"none of the {len(manifest)} pages can be read")
+        raise UserError(f"none of the {len(manifest)} pages can be used")
     stage = "regions" if masks is None else "pretrain"
     following = NextStage(
         stage,

@@ -14,6 +14,13 @@ SIZE, PER_SLOT = 96, 8
 BLANK = np.full((160, 200, 3), 235, np.uint8)
 
 
+def sparse_page() -> np.ndarray:
+    """A page with writing in one corner alone: most crops of it are blank."""
+    page = np.full((480, 600, 3), 235, np.uint8)
+    page[:160, :200] = written_page(0)
+    return page
+
+
 def written_page(number: int) -> np.ndarray:
     """Page `number` of write_pages in RGB; OpenCV writes BGR."""
     return draw_page(number)[..., ::-1]
@@ -32,10 +39,10 @@ def plain_recipe(folder: Path) -> Recipe:
 
 
 def mixed_recipe(folder: Path) -> Recipe:
-    """A recipe for seven pages: 1 and 4 are blank, 2 and 5 cannot be read."""
+    """A recipe for seven pages: 1 and 4 are nearly blank, 2 and 5 cannot be read."""
     manifest_csv = write_pages(folder, 7)
     for i in (1, 4):
-        cv2.imwrite(str(folder / f"p{i:02d}.png"), BLANK)
+        cv2.imwrite(str(folder / f"p{i:02d}.png"), sparse_page()[..., ::-1])
     (folder / "p02.png").write_bytes(b"no image")
     (folder / "p05.png").write_bytes((folder / "p00.png").read_bytes()[:300])
     return make_recipe(manifest_csv)

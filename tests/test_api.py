@@ -108,7 +108,7 @@ def test_paths_pil_images_and_arrays_are_one_page(folder, images):
         encoder.embed([images[0], np.zeros((4, 4))])
     with pytest.raises(PageError, match="nowhere.png: cannot read it: No such file"):
         encoder.embed(["nowhere.png"])
-    with pytest.raises(PageError, match="image 0: no patch passed the rule"):
+    with pytest.raises(PageError, match="image 0: no writing: 0 pixels lie in strokes"):
         encoder.embed([np.full((200, 200), 255, np.uint8)])
     assert encoder.embed([]).shape == (0, x.shape[1])
 

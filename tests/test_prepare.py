@@ -122,16 +122,16 @@ class TestDryRun:
         cv2.imwrite(str(pages.parent / "p02.png"), np.full((50, 70, 3), 240, np.uint8))
         (pages.parent / "p04.png").write_text("no image")
         skipped, out = self.look(small(pages, tmp_path / "stores"), tmp_path, capsys)
-        assert skipped == 1
+        assert skipped == 2
         assert not (tmp_path / "stores").exists()
         assert f"5 pages below {pages.parent}" in out
         assert (
             "3 writers with 1 to 2 pages (median 2), 1 of them with one page only: w0 2, w1" in out
         )
         assert "  p00.png, w0, 0" in out
-        assert "smallest 70 x 50, median 200 x 160, largest 200 x 160" in out
-        assert "1 pages would be skipped:\n  p04.png: not an image" in out
-        assert "1 of the sample pages gave no patch" in out
+        assert "smallest 200 x 160, median 200 x 160, largest 200 x 160" in out
+        assert "2 pages would be skipped:\n  p02.png: no writing: 0 pixels lie in strokes" in out
+        assert "\n  p04.png: not an image" in out
 
     def test_it_names_the_files_that_are_no_images(self, tmp_path, capsys):
         pages = write_pages(tmp_path / "pages", 2)
@@ -166,7 +166,8 @@ class TestDryRun:
         pages = write_pages(tmp_path / "pages", 2)
         page = np.full((200, 300, 3), 255, np.uint8)
         for x in range(20, 280, 25):
-            page[20:180, x : x + 3] = 0
+            for y in range(20, 180, 40):
+                page[y : y + 30, x : x + 3] = 0
         for name in ("p00.png", "p01.png"):
             cv2.imwrite(str(pages.parent / name), page)
         config = small(pages, tmp_path)
@@ -185,12 +186,16 @@ class TestDryRun:
         assert "strokes are 6.0 pixels wide (median of the sample pages)\n" in out
         for name in ("p00.png", "p01.png"):
             cv2.imwrite(str(pages.parent / name), np.full((200, 300, 3), 255, np.uint8))
-        assert "strokes are" not in self.look(config, tmp_path, capsys)[1]
+        with pytest.raises(UserError, match="none of the 2 pages can be used"):
+            self.look(config, tmp_path, capsys)
+        out = capsys.readouterr().out
+        assert "p01.png: no writing: 0 pixels lie in strokes" in out
+        assert "strokes are" not in out
 
     def test_no_readable_page(self, tmp_path, capsys):
         pages = write_pages(tmp_path / "pages", 1)
         (pages.parent / "p00.png").write_bytes(b"")
-        with pytest.raises(UserError, match="none of the 1 pages can be read"):
+        with pytest.raises(UserError, match="none of the 1 pages can be used"):
             self.look(small(pages, tmp_path), tmp_path, capsys)
 
 

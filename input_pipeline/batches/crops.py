@@ -97,8 +97,8 @@ class Slot(NamedTuple):
     patches: uint8 [n, s, s, 3], as in patches.Cut.
     ink: uint8 [n, s*s/8], as in patches.Cut.
     short: number of crops that gave fewer patches than the slot still needed.
-    unreadable: (row of the manifest, reason) of skipped pages: pages that cannot be read, or that
-      have no (or too little) handwriting according to their masks.
+    unreadable: (row of the manifest, reason) of skipped pages: pages that cannot be read, that have
+      no writing, or that have too little handwriting according to their masks.
     """
 
     patches: np.ndarray
@@ -252,7 +252,7 @@ class Cutter:
         if unreadable:
             row, reason = next(iter(unreadable.items()))
             page = self._recipe.manifest.pages[row].page_id
-            message += f"; {len(unreadable)} pages cannot be read, such as {page!r}: {reason}"
+            message += f"; {len(unreadable)} pages cannot be used, such as {page!r}: {reason}"
         return f"{message}; are the pages blank, or are the limits of config.store too strict?"
 
     def _row(self, position: int) -> int:

@@ -3,8 +3,10 @@
 The CSV has a header with at least the column `path` (relative to the CSV's folder), which may also
 have the published code's name `imgs`. The columns `writer`, `page` and `split` are labels. The
 columns `x0,y0,x1,y1` are a box in pixels: the page is only this part of the image. The column
-`scale` is a factor that the page is resized by. All other columns are kept. Capitals in the names
-of these columns do not matter. `csv_files` describes encodings and separators.
+`scale` is a factor that the page is resized by. The column `polarity` says whether the writing is
+dark on light ground or light on dark ground (`POLARITIES`; empty: `data.polarity`). All other
+columns are kept. Capitals in the names of these columns do not matter. `csv_files` describes
+encodings and separators.
 
 Labels and names of columns are in Unicode's form NFC; a path has the form that it has on disk.
 """
@@ -29,9 +31,13 @@ from saghog_jax.input_pipeline.unicode_forms import FormFinder, composed
 LABELS = ("writer", "page", "split")
 BOX = ("x0", "y0", "x1", "y1")
 # Columns with a meaning, for all spellings with capitals.
-_KNOWN_COLUMNS = ("path", "imgs", *LABELS, *BOX, "scale")
+_KNOWN_COLUMNS = ("path", "imgs", *LABELS, *BOX, "scale", "polarity")
 # Cells that R, pandas and spreadsheets write for an empty cell.
 MISSING = ("NA", "N/A", "#N/A", "<NA>", "#NV", "NaN", "nan", "NULL", "null", "None")
+# Values of the column `polarity`: found by the program, dark writing on light ground, or light
+# writing on dark ground.
+AUTO, DARK_ON_LIGHT, LIGHT_ON_DARK = "auto", "dark_on_light", "light_on_dark"
+POLARITIES = (AUTO, DARK_ON_LIGHT, LIGHT_ON_DARK)
 
 
 class Page(NamedTuple):
@@ -40,7 +46,7 @@ class Page(NamedTuple):
     path: relative to the manifest's root, with forward slashes; may end as `frames` describes.
     writer, page, split: labels, empty if unknown.
     box: x0, y0, x1, y1 in pixels, the last two exclusive; None for the whole image.
-    extra: further columns, as text; the property `scale` reads the column `scale`.
+    extra: further columns, as text; the properties `scale` and `polarity` read their columns.
     """
 
     path: str
@@ -54,6 +60,11 @@ class Page(NamedTuple):
     def scale(self) -> float:
         """Factor the page is resized by, besides the store's scale; 1 if the cell is empty."""
         return float(self.extra.get("scale") or 1)
+
+    @property
+    def polarity(self) -> str:
+        """One of `POLARITIES`; `auto` if the cell is empty."""
+        return self.extra.get("polarity", "").strip() or AUTO
 
     @property
     def page_id(self) -> str:
@@ -130,6 +141,19 @@ class Manifest:
             for scale in scales
         )
         return replace(self, pages=views)
+
+    def with_polarity(self, polarity: str) -> "Manifest":
+        """Gives pages whose cell `polarity` is empty this polarity; `auto` changes nothing."""
+        if polarity == AUTO:
+            return self
+        pages = tuple(
+            page._replace(
+                extra=page.extra | {"polarity": page.extra.get("polarity", "").strip() or polarity}
+            )
+            for page in self.pages
+        )
+        columns = self.columns if "polarity" in self.columns else (*self.columns, "polarity")
+        return replace(self, pages=pages, columns=columns)
 
     def write(self, csv_path: Path) -> None:
         """Writes the table as a CSV. Paths stay relative to `root`."""
@@ -228,6 +252,11 @@ def _page(
         extra["scale"] = ""
     page = Page(path, **page_labels(path, row), box=_box(row, where), extra=extra)
     _check_scale(page, where)
+    if page.polarity not in POLARITIES:
+        raise UserError(
+            f"{where}: the polarity {page.polarity!r} is none of {', '.join(POLARITIES)}; rename "
+            "the column `polarity` if it means something else"
+        )
     return page
 
 

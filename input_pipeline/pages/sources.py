@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.datasets import catalog, synthetic
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.file_kinds import (
     HEIC,
     HEIC_REMEDY,
@@ -28,6 +28,7 @@ from saghog_jax.input_pipeline.pages.manifest import (
     BOX,
     LABELS,
     MISSING,
+    POLARITIES,
     Manifest,
     Page,
     page_labels,
@@ -53,6 +54,7 @@ def load_manifest(data: ConfigDict, tell: bool = True) -> Manifest:
     Raises:
       UserError: `data.pages` does not lead to at least one page.
     """
+    check_choice("data.polarity", data.polarity, POLARITIES)
     if data.cluster_regex:
         raise UserError(
             f"data.cluster_regex={data.cluster_regex!r} declares data.pages a folder of ready-cut "
@@ -70,6 +72,7 @@ def load_manifest(data: ConfigDict, tell: bool = True) -> Manifest:
         contents_cache=Path(data.cache) / CONTENTS_CACHE,
         namesakes=shared_names(pages),
     )
+    manifest = manifest.with_polarity(data.polarity)
     manifest = manifest.select(data.split)
     # Public collections and the images of IIIF canvases have one page a file.
     if not (data.pages.startswith(catalog.PREFIX) or iiif.is_manifest(data.pages)):

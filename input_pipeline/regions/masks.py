@@ -5,10 +5,10 @@
       NAME-DIGEST.png             1 bit per pixel, white on handwriting, the size of the page
       NAME-DIGEST.json            written last: page, backend, scores, numbers of keypoints
 
-DIGEST is over the contents of the page's file, its box, and the contents of the file that the mask
-was read from, if there is one. So masks survive a killed run, serve every manifest with the same
-page, and are never used for an edited page. Failed pages leave no files and are tried again. The
-image itself is never changed.
+DIGEST is over the contents of the page's file, its box and polarity, and the contents of the file
+that the mask was read from, if there is one. So masks survive a killed run, serve every manifest
+with the same page, and are never used for an edited page. Failed pages leave no files and are tried
+again. The image itself is never changed.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
-from saghog_jax.input_pipeline.pages.manifest import Manifest, shared_names
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, shared_names
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.progress import ProgressTimer
-from saghog_jax.input_pipeline.regions import keypoint_filter, source_notes
+from saghog_jax.input_pipeline.regions import keypoint_filter, page_check, source_notes
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_mask import (
     OK,
@@ -77,7 +77,7 @@ class RegionMasks:
         }
         self._regions, self._backend, self._max_pixels = regions, backend, max_pixels
         root = Path(regions.root)
-        text = json.dumps([FORMAT_VERSION, backend.identity], sort_keys=True)
+        text = json.dumps([FORMAT_VERSION, page_check.VERSION, backend.identity], sort_keys=True)
         self.folder = root / f"{backend.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         files = sorted({page.path for page in manifest.pages})
         self._sources: dict[str, Path | None] = dict.fromkeys(files)
@@ -90,7 +90,7 @@ class RegionMasks:
         self.digests = [
             _digest(
                 contents[page.path],
-                page.box,
+                page,
                 contents_of_source.get(os.path.abspath(self._sources[page.path] or ""), ""),
             )
             for page in manifest.pages
@@ -213,8 +213,9 @@ def segment_pages(jobs: Sequence[MaskJob], backend: Backend) -> Iterator[tuple[i
             yield job.row, make_loaded(job, backend, loaded)
 
 
-def _digest(content: str, box: tuple[int, int, int, int] | None, source: str) -> str:
-    return hashlib.sha256(json.dumps([content, box, source]).encode()).hexdigest()
+def _digest(content: str, page: Page, source: str) -> str:
+    decides = [content, page.box, page.polarity, source]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _summarise(masks: Sequence[PageMask], manifest: Manifest, log: Callable[[str], None]) -> None:
@@ -225,3 +226,7 @@ def _summarise(masks: Sequence[PageMask], manifest: Manifest, log: Callable[[str
         log(f"  {one_line(page.page_id)}: {mask.status}: {mask.reason}")
     if len(failed) > _NAMED:
         log(f"  and {len(failed) - _NAMED:,} more")
+    inverted = [mask.reason == page_check.INVERTED for mask in masks]
+    page_check.note_inverted(
+        [page.page_id for page, yes in zip(manifest.pages, inverted, strict=True) if yes], log
+    )

@@ -9,13 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.errors import NoWritingError, PageError, UserError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.images import crop, load_page
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.pages.pixel_limit import pillow_limit_lifted
 from saghog_jax.input_pipeline.regions import keypoint_filter
-from saghog_jax.input_pipeline.regions.backends import Backend, Place, make_backend
+from saghog_jax.input_pipeline.regions.backends import Backend, Place, RegionResult, make_backend
+from saghog_jax.input_pipeline.regions.page_check import INVERTED, checked_page
 
 OK, EMPTY, FEW, ERROR, UNREADABLE = "ok", "empty", "too few keypoints", "error", "unreadable"
 
@@ -23,9 +24,10 @@ OK, EMPTY, FEW, ERROR, UNREADABLE = "ok", "empty", "too few keypoints", "error",
 class PageMask(NamedTuple):
     """The result for a page.
 
-    status: `ok`; `empty` (no handwriting found); `too few keypoints` (in the mask); `error` (the
-      backend cannot process this page); `unreadable` (the image file is damaged).
-    reason: why the status is not `ok`.
+    status: `ok`; `empty` (no writing, or the backend found no handwriting); `too few keypoints` (in
+      the mask); `error` (the backend cannot process this page); `unreadable` (the image file is
+      damaged).
+    reason: why the status is not `ok`; of a page that is `ok`, a remark if it was inverted.
     file: the mask; None without a mask.
     """
 
@@ -44,6 +46,21 @@ class PageMask(NamedTuple):
     def info(self) -> dict[str, Any]:
         """Contents of the mask's JSON file, such as `share` and `keypoints`; {} without a mask."""
         return json.loads(self.file.with_suffix(".json").read_text()) if self.file else {}
+
+
+class LoadedPage(NamedTuple):
+    """A page as the backends see it.
+
+    image: uint8 [h, w, 3], RGB, dark writing on light ground.
+    place: its origin.
+    inverted: whether the page was inverted.
+    no_writing: why it has no writing; empty if it has.
+    """
+
+    image: np.ndarray
+    place: Place
+    inverted: bool
+    no_writing: str
 
 
 class MaskJob(NamedTuple):
@@ -87,8 +104,10 @@ def preview(job: MaskJob) -> np.ndarray | PageMask | None:
     loaded = load(job)
     if isinstance(loaded, PageMask):
         return loaded
+    if loaded.no_writing:
+        return PageMask(EMPTY, loaded.no_writing, None)
     try:
-        mask = backend.find(*loaded).mask
+        mask = backend.find(loaded.image, loaded.place).mask
     except PageError as error:
         return PageMask(ERROR, one_line(error), None)
     return mask if mask.any() else PageMask(EMPTY, _nothing(backend.name), None)
@@ -123,33 +142,36 @@ def find_mask(
     return mask
 
 
-def load(job: MaskJob) -> tuple[np.ndarray, Place] | PageMask:
-    """The pixels of a page and their origin, or the result for a page that cannot be read."""
+def load(job: MaskJob) -> LoadedPage | PageMask:
+    """A page for the backends, or the result for a page that cannot be read."""
     path = job.root / job.page.path
+    inverted, no_writing = False, ""
     try:
         whole = load_page(path, None, job.max_pixels)
         image = whole if job.page.box is None else crop(whole, job.page.box)
+        image = np.ascontiguousarray(image)
+        image, inverted = checked_page(image, job.page.polarity)
+    except NoWritingError as error:
+        no_writing = one_line(error)
     except PageError as error:
         return PageMask(UNREADABLE, one_line(error), None)
-    return np.ascontiguousarray(image), Place(whole.shape[:2], job.page.box, job.source, path)
+    place = Place(whole.shape[:2], job.page.box, job.source, path)
+    return LoadedPage(image, place, inverted, no_writing)
 
 
-def make_loaded(
-    job: MaskJob, backend: Backend, loaded: tuple[np.ndarray, Place] | PageMask
-) -> PageMask:
+def make_loaded(job: MaskJob, backend: Backend, loaded: LoadedPage | PageMask) -> PageMask:
     """Like `make_mask`, for a page that `load` has read."""
     if isinstance(loaded, PageMask):
         return loaded
-    image, place = loaded
     # A mask of an earlier run may exist whose keypoints were not counted in this way.
     info = _read_info(job)
     try:
         if info is None:
-            info = _find(job, backend, image, place)
+            info = _find(job, backend, loaded)
         if job.regions.min_keypoints:
             how = keypoint_filter.name(job.regions)
             mask = read_mask(job.folder / f"{job.name}.png")
-            info["keypoints"][how] = keypoint_filter.count(image, mask, job.regions)
+            info["keypoints"][how] = keypoint_filter.count(loaded.image, mask, job.regions)
             write_json(job.folder / f"{job.name}.json", info)
     except PageError as error:
         return PageMask(ERROR, one_line(error), None)
@@ -161,9 +183,13 @@ def make_loaded(
     return _judge(job, info)
 
 
-def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> dict[str, Any]:
+def _find(job: MaskJob, backend: Backend, loaded: LoadedPage) -> dict[str, Any]:
     """Computes and writes the mask of a page and its JSON file; returns the file's contents."""
-    result = backend.find(image, place)
+    image = loaded.image
+    if loaded.no_writing:
+        result = RegionResult(np.zeros(image.shape[:2], bool), (), {})
+    else:
+        result = backend.find(image, loaded.place)
     mask = np.ascontiguousarray(result.mask, bool)
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, the page {image.shape[:2]}")
@@ -177,6 +203,8 @@ def _find(job: MaskJob, backend: Backend, image: np.ndarray, place: Place) -> di
         "share": round(float(mask.mean()), 6),
         "scores": [float(score) for score in result.scores],
         "meta": result.meta,
+        "inverted": loaded.inverted,
+        "no_writing": loaded.no_writing,
         "keypoints": {},
     }
     write_json(job.folder / f"{job.name}.json", info)
@@ -196,12 +224,12 @@ def read_result(job: MaskJob) -> PageMask | None:
 def _judge(job: MaskJob, info: dict[str, Any]) -> PageMask:
     file = job.folder / f"{job.name}.png"
     if not info["share"]:
-        return PageMask(EMPTY, _nothing(info["backend"]), file)
+        return PageMask(EMPTY, info["no_writing"] or _nothing(info["backend"]), file)
     if job.regions.min_keypoints:
         reason = _too_few(info["keypoints"][keypoint_filter.name(job.regions)], job.regions)
         if reason:
             return PageMask(FEW, reason, file)
-    return PageMask(OK, "", file)
+    return PageMask(OK, INVERTED if info["inverted"] else "", file)
 
 
 def _too_few(count: int, regions: ConfigDict) -> str:

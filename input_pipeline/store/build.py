@@ -24,13 +24,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
-from saghog_jax.input_pipeline.errors import PageError, UserError
+from saghog_jax.input_pipeline.errors import NoWritingError, PageError, UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.progress import ProgressTimer
 from saghog_jax.input_pipeline.regions.masks import open_masks
+from saghog_jax.input_pipeline.regions.page_check import INVERTED, VERSION, note_inverted
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 from saghog_jax.input_pipeline.store.page_views import open_view
 from saghog_jax.input_pipeline.store.reader import Store
@@ -121,7 +122,7 @@ def store_digest(manifest: Manifest, config: dict[str, object], masks: Sequence[
     """
     contents = manifest.contents()
     rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
-    inputs = [FORMAT_VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
+    inputs = [FORMAT_VERSION, VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
     text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -144,6 +145,8 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
         factor = job.rule.scale * page.scale
         view = open_view(job.root, page, job.max_pixels, factor, page_mask)
         cut = cut_page(view.image, job.rule, page_seed=row, mask=view.mask)
+    except NoWritingError as error:
+        return PageResult(0, "empty", one_line(error)), _no_patches(job.rule)
     except PageError as error:
         return PageResult(0, "unreadable", one_line(error)), _no_patches(job.rule)
     except Exception as error:
@@ -162,7 +165,7 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
     }
     if job.rule.descriptors:
         arrays["descriptors"] = cut.descriptors
-    return PageResult(n, "ok", ""), arrays
+    return PageResult(n, "ok", INVERTED if view.inverted else ""), arrays
 
 
 def _no_patches(rule: Rule) -> dict[str, np.ndarray]:
@@ -271,6 +274,8 @@ def _summarise(folder: Path, seconds: float, log: Callable[[str], None]) -> None
             f"{len(skipped):,} pages skipped: {named}"
             + (f"; and {more:,} more, all in {folder / 'manifest.csv'}" if more > 0 else "")
         )
+    pages = store.manifest.pages
+    note_inverted([page.page_id for page in pages if page.extra["reason"] == INVERTED], log)
 
 
 class _Progress:

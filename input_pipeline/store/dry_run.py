@@ -15,6 +15,7 @@ from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
+from saghog_jax.input_pipeline.regions.page_check import checked_page, note_inverted
 from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.writer import record_type
@@ -51,6 +52,7 @@ class Finding(NamedTuple):
     mask_fraction: fraction of the page in its mask, if the page was cut and the mask is known.
     stroke: width of its strokes in pixels after resizing by the first rule, if the page was cut;
       0 without ink.
+    inverted: whether the page has light writing on dark ground and would be inverted.
     """
 
     row: int
@@ -59,12 +61,14 @@ class Finding(NamedTuple):
     n_patches: tuple[int, ...]
     mask_fraction: float | None = None
     stroke: float | None = None
+    inverted: bool = False
 
 
 def inspect_page(job: SurveyJob) -> Finding:
     """Reads a page as the build would, and cuts it by the rules of the job."""
     try:
         image = load_page(job.root / job.page.path, job.page.box, job.max_pixels)
+        image, inverted = checked_page(image, job.page.polarity)
         mask = preview(job.mask) if job.mask else None
         if isinstance(mask, PageMask):
             return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
@@ -75,7 +79,7 @@ def inspect_page(job: SurveyJob) -> Finding:
             counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
         fraction = None if mask is None else float(mask.mean())
         stroke = _stroke(image, job) if job.rules else None
-        return Finding(job.row, image.shape[:2], "", tuple(counts), fraction, stroke)
+        return Finding(job.row, image.shape[:2], "", tuple(counts), fraction, stroke, inverted)
     except PageError as error:
         return Finding(job.row, None, " ".join(str(error).split()), ())
 
@@ -180,6 +184,9 @@ def _describe_files(manifest: Manifest, findings: Sequence[Finding]) -> Iterator
     yield f"{len(unreadable):,} pages would be skipped" + (":" if unreadable else "")
     for finding in unreadable:
         yield f"  {_one_line(manifest.pages[finding.row].page_id)}: {finding.reason}"
+    lines: list[str] = []
+    note_inverted([manifest.pages[f.row].page_id for f in findings if f.inverted], lines.append)
+    yield from lines
 
 
 def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:

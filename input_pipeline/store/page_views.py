@@ -9,6 +9,7 @@ import numpy as np
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.manifest import Page
+from saghog_jax.input_pipeline.regions.page_check import checked_page
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
 
 
@@ -17,10 +18,12 @@ class View(NamedTuple):
 
     image: uint8 [h, w, 3], RGB.
     mask: bool [h, w], True on handwriting; None if no region backend was used.
+    inverted: whether the page has light writing on dark ground and was inverted.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
+    inverted: bool = False
 
 
 def open_view(
@@ -34,6 +37,7 @@ def open_view(
       page_mask: the result of the region backend for this page, if one was used.
 
     Raises:
+      NoWritingError: the page has no writing.
       PageError: the page or its mask cannot be read, or the page has too little handwriting.
     """
     (view,) = open_views(root, page, max_pixels, (factor,), page_mask)
@@ -54,6 +58,7 @@ def open_views(
         if page_mask and page_mask.status != OK:
             raise PageError(f"{page_mask.status}: {page_mask.reason}")
         image = load_page(root / page.path, page.box, max_pixels)
+        image, inverted = checked_page(image, page.polarity)
     except PageError as error:
         yield from [error] * len(factors)
         return
@@ -61,7 +66,7 @@ def open_views(
         try:
             resized = resize_page(image, factor, max_pixels)
             mask = page_mask.read(resized.shape[:2]) if page_mask else None
-            view = View(resized, mask)
+            view = View(resized, mask, inverted)
         except PageError as error:
             view = PageError(one_line(error))
         yield view

@@ -22,6 +22,15 @@ from saghog_jax.input_pipeline.store.page_views import open_views
 _AHEAD = 2
 
 
+class PageCuts(list[Cut | str]):
+    """The patches of a page at each scale, or the reason why it cannot be used at that scale.
+
+    inverted: whether the page has light writing on dark ground and was inverted.
+    """
+
+    inverted: bool = False
+
+
 def cut_at_scales(
     root: Path,
     page: Page,
@@ -30,7 +39,7 @@ def cut_at_scales(
     row: int,
     page_mask: PageMask | None = None,
     scales: Sequence[float] = (1.0,),
-) -> list[Cut | str]:
+) -> PageCuts:
     """The patches of a page at each scale (possibly none), or the reason why it cannot be used.
 
     Args:
@@ -38,11 +47,12 @@ def cut_at_scales(
       scales: factors, multiplied by those of the rule and the page. The page is decoded once.
     """
     factors = [rule.scale * (page.scale * scale) for scale in scales]
-    cuts: list[Cut | str] = []
+    cuts = PageCuts()
     for j, view in enumerate(open_views(root, page, max_pixels, factors, page_mask)):
         try:
             if isinstance(view, PageError):
                 raise view
+            cuts.inverted = view.inverted
             seed = row * len(scales) + j
             cuts.append(cut_page(view.image, rule, page_seed=seed, mask=view.mask))
         except PageError as error:
@@ -59,7 +69,7 @@ def stream_cuts(
     masks: Sequence[PageMask] | None = None,
     rows: Sequence[int] | None = None,
     scales: Sequence[float] = (1.0,),
-) -> Iterator[list[Cut | str]]:
+) -> Iterator[PageCuts]:
     """Yields `cut_at_scales` of each page, in order.
 
     Args:

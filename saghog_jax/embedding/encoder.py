@@ -22,7 +22,9 @@ from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.cutting.patches import Cut, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.images import page_array, resize_page
+from saghog_jax.input_pipeline.pages.manifest import AUTO
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
+from saghog_jax.input_pipeline.regions.page_check import checked_page
 from saghog_jax.input_pipeline.regions.page_mask import find_mask, resize_mask
 from saghog_jax.retrieval import embeddings
 from saghog_jax.retrieval.descriptors import PageDescriptors, comparable
@@ -85,20 +87,22 @@ class PageEncoder:
         """What descriptors must share with this encoder's to be compared."""
         return comparable(self.recipe.to_json()) | {"digests": self.digests}
 
-    def patches(self, image: Page) -> list[Cut]:
+    def patches(self, image: Page, polarity: str = AUTO) -> list[Cut]:
         """Cuts a page at each scale of the recipe.
 
         Args:
           image: a path, a PIL image, or an array uint8 [h, w, 3] (RGB) or [h, w] (grey).
+          polarity: `dark_on_light`, `light_on_dark` (the page is inverted), or `auto` (found).
 
         Returns:
           the patches at each scale; without a patch where the page could not be cut at it.
 
         Raises:
-          PageError: the image cannot be read, or no handwriting is found on it.
+          PageError: the image cannot be read, or no writing or handwriting is found on it.
+          UserError: an unknown polarity.
         """
         recipe, rule = self.recipe, self.recipe.cutting_rule
-        page = page_array(image, recipe.max_pixels)
+        page, _ = checked_page(page_array(image, recipe.max_pixels), polarity)
         mask = None
         if recipe.regions["backend"] != "none":
             path = Path(image) if isinstance(image, str | os.PathLike) else None

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from saghog_jax.embedding.describers import PatchDescriber
 from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.pages.manifest import Manifest
+from saghog_jax.input_pipeline.regions import page_check
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
 
 # Version of the sums of VLAD vectors; 2 takes explicit residuals next to a centroid.
@@ -37,7 +38,8 @@ def digest(
     contents = manifest.contents()
     recipe = replace(recipe, regions={})
     decides = {
-        "pages": [[p.path, p.box, p.scale, contents[p.path]] for p in manifest.pages],
+        "pages": [[p.path, p.box, p.scale, p.polarity, contents[p.path]] for p in manifest.pages],
+        "page_check": page_check.VERSION,
         "recipe": recipe.to_json(),
         "describers": [[d.name, d.input, w] for d, w in zip(describers, weights, strict=True)],
         "patch_whitening": _whitening(config),

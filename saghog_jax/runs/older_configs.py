@@ -40,6 +40,7 @@ _ADDED = {
     "precision": "float32",
     "data.cluster_regex": "",
     "data.pdf_dpi": 300,
+    "data.polarity": "auto",
     "data.iiif.images": "",
     "data.iiif.hosts": ["localhost", "127.0.0.1", "::1"],
     "augment.affine": 0.0,

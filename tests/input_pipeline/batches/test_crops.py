@@ -13,6 +13,7 @@ from crop_helpers import (
     make_recipe,
     mixed_recipe,
     plain_recipe,
+    sparse_page,
     written_page,
 )
 from PIL import Image
@@ -195,7 +196,7 @@ class TestCutter:
                 if row in (2, 5):
                     bad.add(row)
                 else:
-                    page = BLANK if row in (1, 4) else written_page(row)
+                    page = sparse_page() if row in (1, 4) else written_page(row)
                     rng = np.random.default_rng([0, slot, attempt])
                     parts.append(cut_crop(page, remaining, mixed, rng))
                 attempt += 1
@@ -216,12 +217,14 @@ class TestCutter:
         manifest_csv = write_pages(tmp_path, 2)
         for i in range(2):
             cv2.imwrite(str(tmp_path / f"p{i:02d}.png"), BLANK)
-        message = "20 random crops in a row gave only 0 of 8 patches; are the pages blank"
+        message = (
+            "only 0 of 8 patches; 2 pages cannot be used, such as 'p0[01].png': no writing: 0 "
+        )
         with pytest.raises(UserError, match=message):
             Cutter(make_recipe(manifest_csv), 0)(0)
         for i in range(2):
             (tmp_path / f"p{i:02d}.png").write_bytes(b"")
-        message = "only 0 of 8 patches; 2 pages cannot be read, such as 'p0[01].png': an empty file"
+        message = "only 0 of 8 patches; 2 pages cannot be used, such as 'p0[01].png': an empty file"
         with pytest.raises(UserError, match=message):
             Cutter(make_recipe(manifest_csv), 0)(0)
 
