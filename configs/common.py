@@ -100,7 +100,7 @@ def data_config(split: str) -> ConfigDict:
     data.max_pixels = 200_000_000
     # Polarity of the writing: `auto` (found on each page), `dark_on_light` or `light_on_dark`
     # (negatives, blueprints; such pages are inverted). The manifest's column `polarity` sets it for
-    # a page.
+    # a page. Pages without writing are skipped; with a stated polarity faint pages are used.
     data.polarity = "auto"
     # Folder for the built-in corpus (written once), files from IIIF servers and pages of PDFs.
     data.cache = "runs/data"

@@ -82,21 +82,24 @@ def checked_page(image: np.ndarray, polarity: str = AUTO) -> tuple[np.ndarray, b
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      polarity: one of `POLARITIES`; `auto` finds it.
+      polarity: one of `POLARITIES`; `auto` finds it. A page whose polarity is stated is used even
+        if no writing of either polarity is found on it.
 
     Returns:
       the image itself, or an inverted copy, and whether it was inverted. The clear frame of a film
       around an inverted page is filled with the colour of the paper.
 
     Raises:
-      NoWritingError: the page has no writing.
+      NoWritingError: the page has no writing, or writing of the other polarity alone.
       UserError: an unknown polarity.
     """
-    writing = find_writing(to_grey(image, "opencv"), polarity)
-    if not writing.found:
+    grey = to_grey(image, "opencv")
+    writing = find_writing(grey, polarity)
+    other = DARK_ON_LIGHT if polarity == LIGHT_ON_DARK else LIGHT_ON_DARK
+    if not writing.found and (polarity == AUTO or find_writing(grey, other).found):
         raise NoWritingError(
             f"no writing: {writing.strokes:,} pixels lie in strokes, at least {writing.least:,.0f} "
-            "are needed (a blank page; if its writing is faint, raise the contrast of the image)"
+            "are needed (a blank page; if it has writing, state its polarity, and it is used)"
         )
     if writing.polarity == DARK_ON_LIGHT:
         return image, False
@@ -210,7 +213,7 @@ def _steps(grey: np.ndarray) -> np.ndarray:
 
 def _without_frame(image: np.ndarray) -> np.ndarray:
     """An inverted page [h, w, 3] whose dark surroundings have the colour of its paper."""
-    inside = sheet(to_grey(image, "opencv")) > 0
+    inside = sheet(to_grey(image, "opencv"), max(image.shape)) > 0
     if inside.all() or not inside.any():
         return image
     image[~inside] = np.median(image[inside][:: _STEP**2], axis=0).astype(np.uint8)

@@ -128,6 +128,15 @@ def test_a_page_without_writing_is_refused(make):
         checked_page(make())
 
 
+@pytest.mark.parametrize("polarity", ["dark_on_light", "light_on_dark"])
+def test_a_page_of_a_stated_polarity_is_used_in_any_case(polarity):
+    turned = polarity == "light_on_dark"
+    blank = rgb(np.full(SIZE, 225))
+    image, inverted = checked_page(blank, polarity)
+    assert inverted == turned
+    np.testing.assert_array_equal(image == blank, not turned)
+
+
 def test_one_word_is_writing():
     page = rgb(np.full(SIZE, 225))
     cv2.putText(page, "Incipit", (100, 200), cv2.FONT_HERSHEY_SCRIPT_COMPLEX, 1.5, (60,) * 3, 3)
