@@ -46,14 +46,19 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not rows:
         raise UserError(f"{path} is empty; its first line must name the columns")
     header = [composed(name.strip()) for name in rows[0][1]]
-    while header and not header[-1]:
-        header.pop()
+    # A column without a name stays if a row has a cell in it.
+    header = header[: max(_width(header), *(_width(cells) for _, cells in rows[1:]), 0)]
     return header, [(line, _cut(cells, len(header))) for line, cells in rows[1:]]
+
+
+def _width(cells: list[str]) -> int:
+    """The number of cells up to the last that is not empty."""
+    return max((i for i, cell in enumerate(cells, start=1) if cell.strip()), default=0)
 
 
 def _cut(cells: list[str], width: int) -> list[str]:
     """The cells of a row without empty cells beyond the header."""
-    return cells if any(cell.strip() for cell in cells[width:]) else cells[:width]
+    return cells if _width(cells) > width else cells[:width]
 
 
 def _decode(path: Path, data: bytes) -> str:

@@ -106,7 +106,7 @@ def test_paths_pil_images_and_arrays_are_one_page(folder, images):
     assert cuts[0].patches.shape[1:] == (32, 32, 3)
     with pytest.raises(PageError, match=r"image 1: a page must be uint8 .*, got float64 \[4, 4\]"):
         encoder.embed([images[0], np.zeros((4, 4))])
-    with pytest.raises(PageError, match="nowhere.png: cannot read it: No such file"):
+    with pytest.raises(PageError, match="nowhere.png: cannot read the file: No such file"):
         encoder.embed(["nowhere.png"])
     with pytest.raises(PageError, match="image 0: no writing: 0 pixels lie in strokes"):
         encoder.embed([np.full((200, 200), 255, np.uint8)])

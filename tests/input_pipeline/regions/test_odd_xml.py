@@ -178,6 +178,8 @@ class TestTurned:
     def mask(self, folder, text, backend="xml"):
         data, regions = common.data_config(""), regions_config(backend)
         data.pages, data.cache = str(folder), str(folder / "cache")
+        # These pages have shapes in place of writing.
+        data.polarity = "dark_on_light"
         regions.root, regions.workers = str(folder / "masks"), 1
         if backend == "xml":
             (folder / "b.xml").write_text(text)
@@ -289,6 +291,7 @@ def test_one_line_says_what_is_left_out(tmp_path):
         (tmp_path / f"{name}.xml").write_text(page_file(body, image=f"{name}.png"))
     data, regions = common.data_config(""), regions_config("xml")
     data.pages, data.cache = str(tmp_path), str(tmp_path / "cache")
+    data.polarity = "dark_on_light"
     regions.root, regions.workers = str(tmp_path / "masks"), 1
     for _ in range(2):  # Made, then found again.
         lines = []

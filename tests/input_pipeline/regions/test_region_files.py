@@ -237,6 +237,7 @@ class TestNamesakes:
         (scans / "manifest.csv").write_text("\n".join(rows))
         data = data_config(split)
         data.pages, data.cache = str(scans), str(tmp_path / "cache")
+        data.polarity = "dark_on_light"
         regions = regions_config(kind)
         regions[kind].folder, regions.root, regions.workers = str(files), str(tmp_path / "out"), 1
         masks = open_masks(load_manifest(data), 10**6, regions)
@@ -285,6 +286,7 @@ class TestNamesakes:
             file.write_text(text) if kind == "xml" else page.save(file)
         data = data_config("")
         data.pages, data.cache = str(tmp_path / "scans"), str(tmp_path / "cache")
+        data.polarity = "dark_on_light"
         regions = regions_config(kind)
         regions[kind].folder = str(tmp_path / "files")
         regions.root, regions.workers = str(tmp_path / "out"), 1
