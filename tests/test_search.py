@@ -291,8 +291,13 @@ def test_matches_as_annotations(tmp_path, gallery):
     assert [item["motivation"] for item in items[:3]] == ["assessing", "assessing", "linking"]
     assert items[1]["body"][2]["value"] == "unsure"
     assert {item["motivation"] for item in plain["items"]} == {"linking"}
-    message = "line 2: expected the columns query, page and decision"
-    for text in ("query,page\na,b\n", "query,page,decision\na,b,maybe\n"):
+    for text, message in (
+        ("query,page\na,b\n", "is not a decisions.csv: no column decision, only"),
+        (
+            "query,page,decision\na,b,maybe\n",
+            "line 2: expected the columns query, page and decision .*found the decision 'maybe'",
+        ),
+    ):
         decisions.write_text(text)
         with pytest.raises(UserError, match=message):
             run(tmp_path, **fields, decisions=str(decisions))
