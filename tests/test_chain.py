@@ -698,7 +698,7 @@ def test_bad_pages_are_skipped_and_named(folder, tmp_path, capsys):
 
 def command(stage, folder, *more):
     sizes = [f"--config.{k}={v}" for k, v in fields(toy(stage.get_config(), folder)).items()
-             if not isinstance(v, tuple)]  # fmt: skip
+             if v is not None and not isinstance(v, tuple)]  # fmt: skip
     name = stage.get_config().stage
     return [sys.executable, "-m", "saghog_jax.main", f"--config={ROOT}/configs/{name}.py",
             f"--workdir={folder / name}", *sizes, *more]  # fmt: skip

@@ -19,7 +19,9 @@ from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.stages import run_stage
 
 TINY = Corpus(train_writers=8, test_writers=2, pages=2, width=480, height=360, lines=5)
-TOY = {**SIZES, "global_batch_size": 16, "patches_per_bag": 2, "scales": [1.0, 0.5]}
+TOY = {**SIZES, "global_batch_size": 16, "patches_per_bag": 2, "scales": [1.0, 0.5],
+       # Some fragments of the corpus are nearly blank.
+       "data.polarity": "dark_on_light"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,7 @@ def test_rows_from_images_to_figures(data, tmp_path, monkeypatch, capsys):
     config = embed.get_config("small")
     config.scales, config.precision = tuple(TOY["scales"]), TOY["precision"]
     config.data.pages, config.data.split = str(tmp_path / "images.csv"), ""
+    config.data.polarity = TOY["data.polarity"]
     config.store.root = str(tmp_path / "prepare")
     config.store.max_patches_per_page = quality.PATCHES_A_PAGE
     config.checkpoint = str(tmp_path / "finetune")

@@ -143,7 +143,7 @@ def test_killed_at_twenty_moments_it_ends_in_the_same_bits(tmp_path):
 @pytest.mark.slow
 def test_the_second_signal_stops_at_once(tmp_path):
     process = regression(tmp_path, {}, {"pause": 3.0})
-    wait_for(process, "parameters")
+    wait_for(process, "training: ")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     wait_for(process, "a second signal stops at once")
