@@ -11,13 +11,14 @@ from saghog_jax.input_pipeline.cutting import binarize
 from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
 from saghog_jax.input_pipeline.cutting.stroke_width import stroke_width
 from saghog_jax.input_pipeline.errors import PageError
-from saghog_jax.input_pipeline.pages.images import load_page, resize_page
+from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
 from saghog_jax.input_pipeline.regions.masks import RegionMasks
 from saghog_jax.input_pipeline.regions.page_check import checked_page, note_inverted
-from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview, resize_mask
+from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview
 from saghog_jax.input_pipeline.sampling import evenly
+from saghog_jax.input_pipeline.store.page_views import resized_views
 from saghog_jax.input_pipeline.store.writer import record_type
 
 # Rows, writers and pages that the report shows.
@@ -72,11 +73,14 @@ def inspect_page(job: SurveyJob) -> Finding:
         mask = preview(job.mask) if job.mask else None
         if isinstance(mask, PageMask):
             return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
+        factors = [rule.scale * job.page.scale for rule in job.rules]
+        views = resized_views(image, mask, factors, job.max_pixels)
         counts = []
-        for rule in job.rules:
-            scaled = resize_page(image, rule.scale * job.page.scale, job.max_pixels)
-            inside = None if mask is None else resize_mask(mask, scaled.shape[:2])
-            counts.append(len(cut_page(scaled, rule, page_seed=job.row, mask=inside).patches))
+        for rule, view in zip(job.rules, views, strict=True):
+            if isinstance(view, PageError):
+                raise view
+            cut = cut_page(view.image, rule, page_seed=job.row, mask=view.mask)
+            counts.append(len(cut.patches))
         fraction = None if mask is None else float(mask.mean())
         stroke = _stroke(image, job) if job.rules else None
         return Finding(job.row, image.shape[:2], "", tuple(counts), fraction, stroke, inverted)

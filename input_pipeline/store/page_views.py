@@ -10,7 +10,13 @@ from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.regions.page_check import checked_page
-from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
+from saghog_jax.input_pipeline.regions.page_mask import (
+    OK,
+    PageMask,
+    one_line,
+    read_mask,
+    resize_mask,
+)
 
 
 class View(NamedTuple):
@@ -53,20 +59,39 @@ def open_views(
     factors: Sequence[float],
     page_mask: PageMask | None = None,
 ) -> Iterator[View | PageError]:
-    """Yields `open_view` for each factor, or its error; the page is decoded once."""
+    """Yields `open_view` for each factor, or its error; page and mask are decoded once."""
     try:
         if page_mask and page_mask.status != OK:
             raise PageError(f"{page_mask.status}: {page_mask.reason}")
         image = load_page(root / page.path, page.box, max_pixels)
         image, inverted = checked_page(image, page.polarity)
+        mask = read_mask(page_mask.file) if page_mask else None
     except PageError as error:
         yield from [error] * len(factors)
         return
+    yield from resized_views(image, mask, factors, max_pixels, inverted)
+
+
+def resized_views(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    factors: Sequence[float],
+    max_pixels: int,
+    inverted: bool = False,
+) -> Iterator[View | PageError]:
+    """Yields a page and its mask resized by each factor, or why they cannot be resized.
+
+    Args:
+      image: uint8 [h, w, 3], dark writing on light ground.
+      mask: bool [h, w]; None without a region backend.
+      max_pixels: see `images.resize_page`.
+      inverted: see `View`.
+    """
     for factor in factors:
         try:
             resized = resize_page(image, factor, max_pixels)
-            mask = page_mask.read(resized.shape[:2]) if page_mask else None
-            view = View(resized, mask, inverted)
+            inside = None if mask is None else resize_mask(mask, resized.shape[:2])
+            view = View(resized, inside, inverted)
         except PageError as error:
             view = PageError(one_line(error))
         yield view

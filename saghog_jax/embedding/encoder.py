@@ -21,11 +21,12 @@ from saghog_jax.embedding.pooler import PagePatches, PagePooler, PatchDescriptio
 from saghog_jax.embedding.recipe import PageRecipe
 from saghog_jax.input_pipeline.cutting.patches import Cut, cut_page
 from saghog_jax.input_pipeline.errors import PageError, UserError
-from saghog_jax.input_pipeline.pages.images import page_array, resize_page
+from saghog_jax.input_pipeline.pages.images import page_array
 from saghog_jax.input_pipeline.pages.manifest import AUTO
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_check import checked_page
-from saghog_jax.input_pipeline.regions.page_mask import find_mask, resize_mask
+from saghog_jax.input_pipeline.regions.page_mask import find_mask
+from saghog_jax.input_pipeline.store.page_views import resized_views
 from saghog_jax.retrieval import embeddings
 from saghog_jax.retrieval.descriptors import PageDescriptors, comparable
 from saghog_jax.retrieval.whitening import Whitening
@@ -110,11 +111,11 @@ class PageEncoder:
             self._backend = self._backend or make_backend(regions)
             mask = find_mask(page, path, self._backend, regions)
         cuts: list[Cut | PageError] = []
-        for factor in recipe.factors():
+        for view in resized_views(page, mask, recipe.factors(), recipe.max_pixels):
             try:
-                resized = resize_page(page, factor, recipe.max_pixels)
-                inside = None if mask is None else resize_mask(mask, resized.shape[:2])
-                cuts.append(cut_page(np.ascontiguousarray(resized), rule, mask=inside))
+                if isinstance(view, PageError):
+                    raise view
+                cuts.append(cut_page(np.ascontiguousarray(view.image), rule, mask=view.mask))
             except PageError as error:
                 cuts.append(error)
         return filled(cuts)
