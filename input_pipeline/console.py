@@ -29,7 +29,7 @@ def say(line: str) -> None:
 
 
 def _forget_output() -> None:
-    """Sends the standard output to nowhere, for this process and those that it starts."""
+    """Sends the standard output to nowhere, for this process and its child processes."""
     with contextlib.suppress(OSError, io.UnsupportedOperation), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 

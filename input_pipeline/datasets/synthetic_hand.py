@@ -1,6 +1,6 @@
 """A hand of the built-in corpus: the constant traits of a writer, and the writing of lines.
 
-Lengths are in units of the writer's x-height, except those that `write_line` returns in pixels.
+Lengths are in units of the writer's x-height, but `write_line` returns lengths in pixels.
 Angles are in radians.
 """
 
