@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.embedding import folders, input_digests, journal, patch_whitening
+from saghog_jax.embedding import folders, input_digests, patch_whitening, reuse
 from saghog_jax.embedding.describers import (
     Checkpoint,
     PatchDescriber,
@@ -78,22 +78,23 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     work = _open(config, checkpoint)
     encoder = _encoder(work, [None] * len(work.describers))
     outputs = folders.outputs_of(encoder, config.compare, workdir)
-    input_digest = distributed.main_first(lambda: _digest(work))
-    finished = all(folders.input_digest(output.folder) == input_digest for output in outputs)
+    digests = distributed.main_first(lambda: _digests(work))
+    finished = all(input_digests.of_folder(o.folder) == digests.whole for o in outputs)
     distributed.barrier("looked")
     if finished:
         return _reuse(work, outputs, workdir, checkpoint.folder)
     masks = distributed.main_first(work.masks.ensure) if work.masks else None
     parts = workdir / "parts"
     if distributed.is_main():
-        journal.begin(parts, input_digest)
+        reuse.begin(parts, digests, [output.folder for output in outputs])
     whitenings = _whitenings(work, masks, parts / patch_whitening.FILE)
     if any(fitted is not None for fitted in whitenings):
         encoder = _encoder(work, whitenings)
         outputs = folders.outputs_of(encoder, config.compare, workdir)
     names = [describer.name for describer in work.describers]
-    record = Journal(parts, list(zip(names, encoder.widths)), jax.process_index())
     distributed.barrier("begun")
+    widths = list(zip(names, encoder.widths, strict=True))
+    record = reuse.Record(parts, digests, len(work.recipe.scales), widths, jax.process_index())
     embedded_before = record.read()
     distributed.barrier("read")
     _announce(work, names, len(embedded_before))
@@ -105,9 +106,8 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         checkpoint=checkpoint.folder,
         which=config.which,
         manifest=work.manifest,
-        journal=record,
+        record=record,
         results=record.read(),
-        input_digest=input_digest,
         regions=work.masks.identity if work.masks else {"backend": "none"},
     )
     skipped = embedded.skipped
@@ -327,7 +327,7 @@ def _page_cuts(
                 yield cut
 
 
-def _digest(work: _Work) -> str:
-    return input_digests.digest(
+def _digests(work: _Work) -> input_digests.InputDigests:
+    return input_digests.digests(
         work.recipe, work.describers, work.digests, work.manifest, work.masks, work.config
     )

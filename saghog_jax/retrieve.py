@@ -11,7 +11,7 @@ from saghog_jax.embedding.encoder import recipe_of_embeddings, run_folder_of
 from saghog_jax.embedding.recipe import default_recipe, read_recipe
 from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
-from saghog_jax.reports import annotations, evaluation, tables
+from saghog_jax.reports import annotations, decisions, evaluation, tables
 from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.ranking import Ranking, nearest
@@ -48,10 +48,11 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     tables.write_per_query(workdir / "per_query.csv", main, results[-1].evaluation)
     tables.write_ranking(workdir / "ranking.csv", main, main, ranking)
     if config.annotations:
-        decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
+        decided = decisions.read_decisions(config.decisions) if config.decisions else []
+        known = decisions.of_pages(decided, main, main)
         where = workdir / "annotations.json"
-        annotations.write(where, main, main, ranking, decisions=decisions)
-        logger.info(f"annotations: {where}, with {len(decisions):,} decisions")
+        annotations.write(where, main, main, ranking, decisions=known)
+        logger.info(f"annotations: {where}, with {len(known):,} decisions")
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
     hardness = evaluation.hardness(results[-1].evaluation)

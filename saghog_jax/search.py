@@ -12,7 +12,7 @@ from saghog_jax.evidence import gather
 from saghog_jax.evidence.gather import Compared
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
-from saghog_jax.reports import annotations, tables
+from saghog_jax.reports import annotations, decisions, tables
 from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
 from saghog_jax.retrieval import faiss_search, metrics, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     if config.top_k < 1:
         raise UserError(f"config.top_k={config.top_k}: at least 1")
     check_choice("config.backend", config.backend, BACKENDS)
-    decisions = annotations.read_decisions(config.decisions) if config.decisions else {}
+    decided = decisions.read_decisions(config.decisions) if config.decisions else []
     queries = load_embeddings(config.queries)
     same = Path(config.queries).resolve() == Path(config.gallery).resolve()
     gallery = queries if same else load_embeddings(config.gallery)
@@ -55,8 +55,9 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     tables.write_ranking(matches, queries, gallery, compared.ranking, shares)
     if config.annotations:
         path = workdir / "annotations.json"
-        annotations.write(path, queries, gallery, compared.ranking, shares, decisions)
-        logger.info(f"annotations: {path}, with {len(decisions):,} decisions")
+        known = decisions.of_pages(decided, queries, gallery)
+        annotations.write(path, queries, gallery, compared.ranking, shares, known)
+        logger.info(f"annotations: {path}, with {len(known):,} decisions")
     reading = _reading(calibration, config)
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     path = _write_report(config, compared, shares, reading, workdir)

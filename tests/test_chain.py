@@ -24,8 +24,8 @@ from toy import fields, toy
 
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
 from saghog_jax.embedding.encoder import PageEncoder
-from saghog_jax.embedding.journal import Journal
 from saghog_jax.embedding.recipe import default_recipe
+from saghog_jax.embedding.reuse import Record
 from saghog_jax.input_pipeline import progress
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError
@@ -226,7 +226,7 @@ def test_threads_and_prefetch_reach_the_reader(folder, tmp_path, monkeypatch, mo
 
 def stop_embedding(monkeypatch, config, out, after):
     """Embeds until so many descriptors are kept; returns which were, and how to keep one."""
-    append, written = Journal.append, []
+    append, written = Record.append, []
 
     def stopping(parts, view, *rest):
         if len(written) == after:
@@ -234,7 +234,7 @@ def stop_embedding(monkeypatch, config, out, after):
         written.append(view)
         append(parts, view, *rest)
 
-    monkeypatch.setattr(Journal, "append", stopping)
+    monkeypatch.setattr(Record, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_stage(config, out)
     return written, append
@@ -244,7 +244,7 @@ def test_embed_goes_on_where_it_was_stopped(folder, monkeypatch):
     whole = load_embeddings(folder / "embed")
     config = toy(embed.get_config(), folder)
     written, append = stop_embedding(monkeypatch, config, folder / "embed2", 4)
-    monkeypatch.setattr(Journal, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
+    monkeypatch.setattr(Record, "append", lambda p, n, *r: (written.append(n), append(p, n, *r)))
     run_stage(config, folder / "embed2")
     assert written == [0, 1, 2, 3, 4, 5]
     again = load_embeddings(folder / "embed2")
@@ -256,7 +256,7 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     config = toy(embed.get_config("plain"), folder, scales=(1.0, 0.01, 0.5))
     # In the middle of the second page.
     _, append = stop_embedding(monkeypatch, config, tmp_path / "embed", 4)
-    monkeypatch.setattr(Journal, "append", append)
+    monkeypatch.setattr(Record, "append", append)
     assert len(run_stage(config, tmp_path / "embed").skipped) == 0
     out = capsys.readouterr().out
     assert (

@@ -12,6 +12,8 @@ Labels and names of columns are in Unicode's form NFC; a path has the form that 
 """
 
 import csv
+import hashlib
+import json
 import math
 import os
 import posixpath
@@ -38,6 +40,8 @@ MISSING = ("NA", "N/A", "#N/A", "<NA>", "#NV", "NaN", "nan", "NULL", "null", "No
 # writing on dark ground.
 AUTO, DARK_ON_LIGHT, LIGHT_ON_DARK = "auto", "dark_on_light", "light_on_dark"
 POLARITIES = (AUTO, DARK_ON_LIGHT, LIGHT_ON_DARK)
+# Hexadecimal digits of the content of a file, and of `Manifest.digests`.
+_SHA256_DIGITS, _PAGE_DIGITS = 64, 16
 
 
 class Page(NamedTuple):
@@ -116,6 +120,22 @@ class Manifest:
                 mark = reading.mark(self.root / file) + frames.ending(path)
                 self._contents[path] = read[file] and read[file] + mark
         return {page.path: self._contents[page.path] for page in self.pages}
+
+    def digests(self) -> list[str]:
+        """Identity of each page, whatever its name is: 16 hexadecimal digits, "" if unreadable.
+
+        They are of a SHA-256 over the bytes of the file, the ending of the path (one image of a
+        file of several, a turned image) and the box.
+        """
+        contents = self.contents()
+        digests = []
+        for page in self.pages:
+            # Without the mark of `reading`: another version of the program reads the same page.
+            content = contents[page.path][:_SHA256_DIGITS]
+            text = json.dumps([content, frames.ending(page.path), page.box])
+            digest = hashlib.sha256(text.encode()).hexdigest()[:_PAGE_DIGITS]
+            digests.append(digest if content else "")
+        return digests
 
     def select(self, split: str) -> "Manifest":
         """The pages of a split; all pages if `split` is empty or no page has a split.

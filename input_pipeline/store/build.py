@@ -115,13 +115,20 @@ def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[st
 
 
 def store_digest(manifest: Manifest, config: dict[str, object], masks: Sequence[str] = ()) -> str:
-    """SHA-256 over settings, manifest rows and page contents, but not over the pages' folder.
+    """SHA-256 over settings, manifest rows and page contents, but not over paths of pages.
+
+    A store therefore serves the same pages under other file names; its manifest.csv has the names
+    that they had when they were cut.
 
     Args:
       masks: `RegionMasks.digests`, if the pages have masks.
     """
     contents = manifest.contents()
-    rows = [[*page[:5], sorted(page.extra.items()), contents[page.path]] for page in manifest.pages]
+    rows = [
+        # A file that cannot be read is no other page; its name keeps it apart.
+        [*page[1:5], sorted(page.extra.items()), contents[page.path] or page.path]
+        for page in manifest.pages
+    ]
     inputs = [FORMAT_VERSION, VERSION, config, manifest.columns, rows, *([masks] if masks else [])]
     text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

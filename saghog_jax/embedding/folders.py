@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,14 @@ import numpy as np
 
 from saghog_jax.embedding import patch_whitening
 from saghog_jax.embedding.encoder import PageEncoder
-from saghog_jax.embedding.journal import Journal, PageResult
+from saghog_jax.embedding.journal import PageResult
 from saghog_jax.embedding.recipe import PageRecipe
+from saghog_jax.embedding.reuse import Record, write_keys
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
-from saghog_jax.input_pipeline.pages.manifest import Manifest
+from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.retrieval import exports, whitening
-from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
+from saghog_jax.retrieval.embeddings import PAGE_DIGEST, check_comparable, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,10 @@ class Output:
 class Embedded:
     """All pages at all scales, embedded.
 
-    encoder: its describers have made the descriptors in `journal`.
+    encoder: its describers have made the descriptors in `record`.
     digests: SHA-256 of the weights of each describer.
     checkpoint, which: the run folder of the model and its checkpoint.
     results: by view; the scales of a page are next to each other.
-    input_digest: identifies the models, pages and settings.
     regions: identity of the region masks.
     """
 
@@ -63,9 +62,8 @@ class Embedded:
     checkpoint: Path
     which: str
     manifest: Manifest
-    journal: Journal
+    record: Record
     results: dict[int, PageResult]
-    input_digest: str
     regions: dict
 
     @property
@@ -112,19 +110,21 @@ def write(embedded: Embedded, outputs: Sequence[Output], workdir: Path, few_patc
         ("page_id", *COUNTS),
         [(pages[i].page_id, counts[i].patches, counts[i].ink) for i in few],
     )
+    of_pages = embedded.manifest.digests()
     counted = [
-        page._replace(extra=page.extra | dict(zip(COUNTS, (str(r.patches), str(r.ink)))))
-        for page, r in ((pages[i], counts[i]) for i in kept)
+        _with_columns(pages[i], (counts[i].patches, counts[i].ink, of_pages[i])) for i in kept
     ]
-    for output in reversed(outputs):
-        for i, number in enumerate(output.describers):
-            fitted = embedded.encoder.whitenings[number]
+    by_scale = [[embedded.results[i * scales + j] for j in range(scales)] for i in kept]
+    write_keys(workdir, embedded.record.digests, kept, by_scale)
+    for number, output in reversed(list(enumerate(outputs))):
+        for i, at in enumerate(output.describers):
+            fitted = embedded.encoder.whitenings[at]
             if fitted is not None:
-                describer = embedded.encoder.describers[number]
+                describer = embedded.encoder.describers[at]
                 path = patch_whitening.file_of(output.folder, describer, first=not i)
-                whitening.save(fitted, path, embedded.digests[number])
+                whitening.save(fitted, path, embedded.digests[at])
         meta = _meta(embedded, output) | {"patches": [counts[i].patches for i in kept]}
-        blocks = _page_blocks(embedded.journal, kept, output)
+        blocks = _page_blocks(embedded.record, kept, output, number)
         save_embeddings(output.folder, blocks, counted, embedded.manifest.root, meta)
     patches = sum(result.patches for result in embedded.results.values())
     at = f" at {scales} scales together" if scales > 1 else ""
@@ -158,7 +158,7 @@ def _meta(embedded: Embedded, output: Output) -> dict:
     numbers = zip(recipe.parts, output.describers, strict=True)
     return {
         "model": output.name,
-        "input_digest": embedded.input_digest,
+        "input_digest": embedded.record.digests.whole,
         "checkpoint": _checkpoint(embedded.digests[first], fitted),
         "checkpoint_folder": _relative(embedded.checkpoint, output.folder),
         "which": embedded.which,
@@ -178,13 +178,36 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _page_blocks(journal: Journal, kept: Sequence[int], output: Output) -> Iterator[np.ndarray]:
-    """Unit page descriptors of the kept pages, block by block."""
+def _with_columns(page: Page, values: Sequence) -> Page:
+    """The page with the columns that are added to the manifest."""
+    added = zip((*COUNTS, PAGE_DIGEST), map(str, values), strict=True)
+    return page._replace(extra=page.extra | dict(added))
+
+
+def _page_blocks(
+    record: Record, kept: Sequence[int], output: Output, number: int
+) -> Iterator[np.ndarray]:
+    """Unit page descriptors of the kept pages, block by block, earlier rows as they were."""
+    earlier = record.earlier
+    rows = record.earlier_descriptors(number) if earlier else np.zeros((0, 0), np.float32)
+    new = _joined(record, [page for page in kept if page not in earlier], output)
+    for start in range(0, len(kept), _BLOCK_PAGES):
+        block = [
+            rows[earlier[page]] if page in earlier else next(new)
+            for page in kept[start : start + _BLOCK_PAGES]
+        ]
+        yield np.stack(block)
+
+
+def _joined(record: Record, pages: Sequence[int], output: Output) -> Iterator[np.ndarray]:
+    """The unit page descriptor of each page of the journal."""
     scales = len(output.recipe.scales)
-    rows = [page * scales + j for page in kept for j in range(scales)]
-    columns = (journal.blocks(i, rows, _BLOCK_PAGES * scales) for i in output.describers)
+    views = [page * scales + j for page in pages for j in range(scales)]
+    columns = (record.blocks(i, views, _BLOCK_PAGES * scales) for i in output.describers)
     for blocks in zip(*columns, strict=True):
-        yield output.recipe.join([[block[j::scales] for j in range(scales)] for block in blocks])
+        yield from output.recipe.join(
+            [[block[j::scales] for j in range(scales)] for block in blocks]
+        )
 
 
 def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:
@@ -202,14 +225,6 @@ def export(outputs: Sequence[Output], formats: Sequence[str]) -> None:
         for name in formats:
             path = exports.write(load_embeddings(output.folder), name)
             logger.info(f"written: {path}")
-
-
-def input_digest(folder: Path) -> str:
-    """The digest of the input that the embeddings in a folder have; empty where there are none."""
-    try:
-        return json.loads((folder / "meta.json").read_text()).get("input_digest", "")
-    except (OSError, ValueError):
-        return ""
 
 
 def gallery_of(workdir: Path, checkpoint: Path) -> Path | None:
@@ -244,14 +259,15 @@ def relabel_pages(manifest: Manifest, outputs: Sequence[Output]) -> bool:
       whether the labels have changed.
     """
     skipped = {page_id for page_id, _ in read_skipped(outputs[0].folder)}
-    kept = [page for page in manifest.pages if page.page_id not in skipped]
+    digests = zip(manifest.pages, manifest.digests(), strict=True)
+    kept = [(page, digest) for page, digest in digests if page.page_id not in skipped]
     changed = []
     for output in outputs:
         table = load_embeddings(output.folder).table
         counts = zip(*(table[name].tolist() for name in COUNTS), strict=True)
         pages = [
-            page._replace(extra=page.extra | dict(zip(COUNTS, row)))
-            for page, row in zip(kept, counts, strict=True)
+            _with_columns(page, (*row, digest))
+            for (page, digest), row in zip(kept, counts, strict=True)
         ]
         changed.append(relabel(output.folder, pages, manifest.root))
     return any(changed)

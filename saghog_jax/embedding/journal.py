@@ -32,7 +32,11 @@ class PageResult(NamedTuple):
 
 
 def begin(folder: Path, input_digest: str) -> None:
-    """Makes the folder, emptied if it belongs to another input; called by one process only."""
+    """Makes the folder, emptied if it belongs to another input; called by one process only.
+
+    Args:
+      input_digest: of everything that decides the rows, besides the names of pages in the journal.
+    """
     mark = folder / "input_digest.txt"
     if not mark.exists() or mark.read_text() != input_digest:
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,20 +57,22 @@ class Journal:
     ) -> None:
         self._folder, self._describers = folder, list(describers)
         self._process = process
-        self._places: dict[int, tuple[int, int, PageResult]] = {}
+        self._places: dict[int | str, tuple[int, int, PageResult]] = {}
         self._files: list[IO] = []
 
-    def read(self) -> dict[int, PageResult]:
+    def read(self) -> dict[int | str, PageResult]:
         """Reads the results of all processes, by page."""
         self._places = {}
-        for path in self._folder.glob("*.jsonl"):
-            process = int(path.stem)
+        for process in sorted(int(path.stem) for path in self._folder.glob("*.jsonl")):
             for row, (page, result) in enumerate(self._lines(process)):
-                self._places[page] = (process, row, result)
+                # Two pages of one name, such as copies, share the first row.
+                self._places.setdefault(page, (process, row, result))
         return {page: result for page, (_, _, result) in self._places.items()}
 
-    def append(self, page: int, descriptors: Sequence[np.ndarray], result: PageResult) -> None:
-        """Adds a page: the descriptors of each describer, and its counts."""
+    def append(
+        self, page: int | str, descriptors: Sequence[np.ndarray], result: PageResult
+    ) -> None:
+        """Adds a page by its number or name: the descriptors of each describer, and its counts."""
         if not self._files:
             self._open()
         rows = [np.ascontiguousarray(x, np.float32) for x in descriptors]
@@ -83,7 +89,9 @@ class Journal:
             file.close()
         self._files = []
 
-    def blocks(self, describer: int, pages: Sequence[int], at_a_time: int) -> Iterator[np.ndarray]:
+    def blocks(
+        self, describer: int, pages: Sequence[int | str], at_a_time: int
+    ) -> Iterator[np.ndarray]:
         """Yields the descriptors of `pages` by one describer: float32 [at most at_a_time, d]."""
         name, width = self._describers[describer]
         processes = {self._places[page][0] for page in pages}
@@ -92,7 +100,7 @@ class Journal:
             part = [self._places[page] for page in pages[start : start + at_a_time]]
             yield np.stack([rows[process][row] for process, row, _ in part])
 
-    def _lines(self, process: int) -> Iterator[tuple[int, PageResult]]:
+    def _lines(self, process: int) -> Iterator[tuple[int | str, PageResult]]:
         """The whole lines of a process, up to the first that is damaged."""
         files = [self._rows(process, *model) for model in self._describers]
         rows_written = min((len(rows) for rows in files), default=0)

@@ -9,48 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from saghog_jax.input_pipeline.csv_files import read_table
-from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.frames import file_of
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 
 CONTEXT = "http://iiif.io/api/presentation/3/context.json"
-DECISIONS = ("accept", "reject", "unsure")
 _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, CONTEXT)
-
-
-def read_decisions(path: str | os.PathLike) -> dict[tuple[str, str], str]:
-    """Reads a decisions.csv that a report exported, also if a spreadsheet has saved it.
-
-    Capitals in decisions and names of columns do not matter.
-
-    Returns:
-      the decision for each pair of page ids (query, match).
-
-    Raises:
-      UserError: the file cannot be read, or a line is wrong; the message names the line.
-    """
-    header, rows = read_table(Path(path))
-    header = [name.lower() for name in header]
-    missing = [name for name in ("query", "page", "decision") if name not in header]
-    if missing:
-        raise UserError(
-            f"{path} is not a decisions.csv: no column {', '.join(missing)}, only "
-            f"{', '.join(map(repr, header))}"
-        )
-    decisions = {}
-    for line, cells in rows:
-        row = dict(zip(header, cells))
-        decision = row.get("decision", "").strip().lower()
-        if decision not in DECISIONS:
-            raise UserError(
-                f"{path} line {line}: expected the columns query, page and decision (one of "
-                f"{', '.join(DECISIONS)}); found the decision {decision!r}"
-            )
-        decisions[row["query"], row["page"]] = decision
-    return decisions
 
 
 def write(
@@ -70,6 +35,7 @@ def write(
 
     Args:
       shares: [q, k], see `tables.write_ranking`.
+      decisions: by the ids of query and match, see `decisions.of_pages`.
     """
     decisions = decisions or {}
     items = []

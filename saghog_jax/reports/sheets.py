@@ -191,6 +191,7 @@ def _describe_page(folder: Path, pages: Embeddings, row: int) -> dict:
         "id": str(pages.page_ids[row]),
         "writer": str(pages.writers[row]),
         "href": quote(Path(original).as_posix()),
+        "digest": pages.digests[row],
     }
     box = pages.box(row)
     return description if box is None else description | {"box": box}

@@ -21,6 +21,8 @@ from saghog_jax.runs.older_configs import upgrade_meta
 
 FORMAT_VERSION = 1
 BOX = ("x0", "y0", "x1", "y1")
+# The column of the identities of pages (`Manifest.digests`); older folders have none.
+PAGE_DIGEST = "page_digest"
 _CHECKED_VALUES = 1 << 24  # values per block in the search for NaN
 
 
@@ -49,6 +51,11 @@ class Embeddings:
         """The properties that comparable embeddings share, as far as meta.json contains them."""
         recipe = self.meta.get("recipe")
         return {} if recipe is None else comparable(recipe) | {"digests": self.meta["digests"]}
+
+    @property
+    def digests(self) -> list[str]:
+        """Identity of each page by its content and box; "" if unknown."""
+        return self.table[PAGE_DIGEST].tolist() if PAGE_DIGEST in self.table else [""] * len(self)
 
     def column(self, name: str) -> Shaped[np.ndarray, " p"]:
         """One column of the manifest, str [p].

@@ -126,6 +126,50 @@ press("c");
 
 
 @pytest.mark.browser
+def test_decisions_find_their_pages_by_digest(tmp_path):
+    names = {"scans/a.png": "0a", "b.png": "0b", "copy.png": "0b", "c.png": "0c"}
+    pages = [page(name, "w", extra={"page_digest": digest}) for name, digest in names.items()]
+    log = click_through(
+        report(tmp_path, pages),
+        """
+const head = "query,page,rank,distance,decision";
+loadDecisions(head + ",query_digest,page_digest\\na.png,b.png,1,.1,accept,0a,0b\\n"
+  + "gone.png,c.png,1,.1,reject,99,0c\\n");
+log.note = byId("count").textContent;
+const pressed = () => [...document.querySelectorAll('[aria-pressed="true"]')].map((button) =>
+  [button.closest(".sheet").id, button.closest("figure").querySelector(".name").title,
+    button.textContent]);
+log.pressed = pressed();
+log.csv = decisionsCsv();
+log.stored = JSON.parse(localStorage.getItem(STORE));
+decisions.clear();
+// As older versions saved them: names alone.
+loadDecisions(head + "\\nscans/a.png,c.png,1,.1,unsure\\n");
+log.older = pressed();
+log.olderNote = byId("count").textContent;
+log.olderCsv = decisionsCsv();
+""",
+    )
+    assert log["note"] == (
+        "decisions of 1 pages that are not in this file: gone.png. "
+        "decisions count for each copy of a page: b.png, copy.png"
+    )
+    assert sorted(log["pressed"]) == [["p0", "b.png", "accept"], ["p0", "copy.png", "accept"]]
+    lines = log["csv"].splitlines()
+    assert lines[0] == "query,page,rank,distance,decision,query_digest,page_digest"
+    first, second = (line.split(",") for line in lines[1:])
+    assert first[:2] + first[4:] == ['"scans/a.png"', '"b.png"', "accept", "0a", "0b"]
+    assert second == ['"gone.png"', '"c.png"', "", "", "reject", "99", "0c"]
+    assert log["stored"] == [
+        ["a.png", "b.png", "accept", "0a", "0b"],
+        ["gone.png", "c.png", "reject", "99", "0c"],
+    ]
+    assert log["older"] == [["p0", "c.png", "unsure"]]
+    assert log["olderNote"] == "4 of 4 sheets"
+    assert log["olderCsv"].splitlines()[1].endswith(",unsure,0a,0c")
+
+
+@pytest.mark.browser
 def test_comparing_map_and_hidden_labels(small):
     log = click_through(
         small,

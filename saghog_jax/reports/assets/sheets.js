@@ -13,26 +13,50 @@ function element(tag, className, text) {
   return node;
 }
 
-// Decisions are stored by the names of both pages, so that they survive a new order or a new run.
+// A page is known by the digest of its image and box, else by its name. So decisions survive another
+// order, another run, and other names of the files.
 const STORE = "decisions:" + location.pathname;
-const decisions = new Map();
-const pairName = (query, page) => JSON.stringify([query, page]);
+const decisions = new Map(); // pairName -> {query, page, choice}
+const pairName = (query, page) => JSON.stringify([query.digest || query.id, page.digest || page.id]);
+// The pages of this file that can be queries ("p", "q") and matches ("p", "g").
+const pagesBut = (key) => Object.entries(data.pages).filter(([k]) => k[0] !== key).map(([, page]) => page);
+const pagesOf = { query: pagesBut("g"), page: pagesBut("q") };
+
+// The pages of this file that a decision speaks of: copies of a page are several.
+function here(role, { id, digest }) {
+  const digests = digest && pagesOf[role].some((page) => page.digest);
+  return pagesOf[role].filter((page) => (digests ? page.digest === digest : page.id === id));
+}
+
+function remember(query, page, choice) {
+  // Older files and older reports name pages only.
+  const of = (role, { id, digest = "" }) => ({ id, digest: (here(role, { id, digest })[0] || { digest }).digest });
+  const pair = { query: of("query", query), page: of("page", page), choice };
+  decisions.set(pairName(pair.query, pair.page), pair);
+  return pair;
+}
+
 try {
-  const saved = JSON.parse(localStorage.getItem(STORE) || "[]");
-  saved.forEach(([pair, choice]) => decisions.set(pair, choice));
+  JSON.parse(localStorage.getItem(STORE) || "[]").forEach(([first, ...more]) => {
+    if (more.length > 1) return remember({ id: first, digest: more[2] }, { id: more[0], digest: more[3] }, more[1]);
+    const [query, page] = JSON.parse(first);
+    return remember({ id: query }, { id: page }, more[0]);
+  });
 } catch { /* without storage, decisions last until the file is closed */ }
 
 function decide(query, page, choice) {
   const pair = pairName(query, page);
-  if (decisions.get(pair) === choice) decisions.delete(pair);
-  else decisions.set(pair, choice);
+  if (decisions.get(pair)?.choice === choice) decisions.delete(pair);
+  else remember(query, page, choice);
   showDecided();
 }
 
 function showDecided() {
   byId("decided").textContent = decisions.size;
+  const saved = [...decisions.values()].map(({ query, page, choice }) =>
+    [query.id, page.id, choice, query.digest, page.digest]);
   try {
-    localStorage.setItem(STORE, JSON.stringify([...decisions]));
+    localStorage.setItem(STORE, JSON.stringify(saved));
   } catch { /* decisions last until the file is closed */ }
 }
 
@@ -41,14 +65,20 @@ const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
 function decisionsCsv() {
   const distance = new Map();
   data.sheets.forEach((sheet) => sheet.hits.forEach(([key, d], i) => {
-    distance.set(pairName(data.pages[sheet.q].id, data.pages[key].id), [i + 1, d]);
+    distance.set(pairName(data.pages[sheet.q], data.pages[key]), [i + 1, d]);
   }));
-  const lines = [...decisions].map(([pair, choice]) => {
-    const [query, page] = JSON.parse(pair);
-    const [rank, d] = distance.get(pair) || ["", ""];
-    return [quoted(query), quoted(page), rank, d, choice].join(",");
+  const nameNow = (role, page) => {
+    const same = here(role, page);
+    return same.some(({ id }) => id === page.id) || !same.length ? page.id : same[0].id;
+  };
+  const digests = [...decisions.values()].some(({ query, page }) => query.digest || page.digest);
+  const lines = [...decisions].map(([name, { query, page, choice }]) => {
+    const [rank, d] = distance.get(name) || ["", ""];
+    const line = [quoted(nameNow("query", query)), quoted(nameNow("page", page)), rank, d, choice];
+    return [...line, ...(digests ? [query.digest, page.digest] : [])].join(",");
   });
-  return ["query,page,rank,distance,decision", ...lines].join("\n") + "\n";
+  const head = "query,page,rank,distance,decision" + (digests ? ",query_digest,page_digest" : "");
+  return [head, ...lines].join("\n") + "\n";
 }
 
 // Spreadsheets may separate cells by semicolons or tabs, and say so in a first line `sep=;`.
@@ -81,13 +111,28 @@ function loadDecisions(text) {
     byId("count").textContent = "not a decisions.csv: it needs the columns query, page and decision";
     return;
   }
+  const digestAt = ["query_digest", "page_digest"].map((name) => names.indexOf(name));
+  const notHere = new Set();
+  const copies = new Set();
   rows.forEach((row) => {
     const [query, page, said] = at.map((i) => row[i]);
+    const [queryDigest, pageDigest] = digestAt.map((i) => (row[i] || "").trim().toLowerCase());
     const choice = (said || "").trim().toLowerCase();
-    if (choice in DECISIONS) decisions.set(pairName(query, page), choice);
+    if (!(choice in DECISIONS)) return;
+    const pair = remember({ id: query, digest: queryDigest }, { id: page, digest: pageDigest }, choice);
+    ["query", "page"].forEach((role) => {
+      const same = here(role, pair[role]);
+      if (!same.length) notHere.add(pair[role].id);
+      if (same.length > 1) copies.add(same.map(({ id }) => id).join(", "));
+    });
   });
   showDecided();
   refresh();
+  const some = (list) => [...list].slice(0, 3).join("; ") + (list.size > 3 ? "; ..." : "");
+  const notes = [];
+  if (notHere.size) notes.push(`decisions of ${notHere.size} pages that are not in this file: ${some(notHere)}`);
+  if (copies.size) notes.push(`decisions count for each copy of a page: ${some(copies)}`);
+  if (notes.length) byId("count").textContent = notes.join(". ");
 }
 
 function picture(page, label) {
@@ -155,7 +200,7 @@ function decisionButtons(query, page) {
     group.append(button);
   });
   group.refresh = () => [...group.children].forEach((button) => {
-    const on = decisions.get(pairName(query, page)) === button.textContent;
+    const on = decisions.get(pairName(query, page))?.choice === button.textContent;
     button.setAttribute("aria-pressed", on);
   });
   group.refresh();
@@ -182,7 +227,7 @@ function hit(sheet, [key, distance, mark, share, same], rank) {
   }
   named(caption, page);
   const tools = element("div", "tools");
-  tools.append(decisionButtons(query.id, page.id));
+  tools.append(decisionButtons(query, page));
   const evidence = evidenceOf(sheet)[key];
   const both = element("button", evidence ? "both known" : "both", evidence ? "evidence" : "compare");
   both.type = "button";

@@ -26,6 +26,7 @@ from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.dry_run import SurveyJob, inspect_page
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.stream import cut_at_scales
+from saghog_jax.verify import verify_store
 
 PAGES = 7
 
@@ -83,6 +84,28 @@ def test_touched_and_moved_pages_are_the_same_store(built, tmp_path):
     pages = write_pages(tmp_path / "moved", PAGES)
     os.utime(pages.parent / "p00.png", (1, 1))
     assert quiet(*sections(pages, tmp_path)).name == folder.name
+
+
+def test_other_file_names_are_the_same_store(built, tmp_path):
+    _, folder = built
+    pages = write_pages(tmp_path / "pages", PAGES)
+    table = pages.read_text().replace("p0", "scans/IMG")
+    (tmp_path / "pages" / "scans").mkdir()
+    for image in pages.parent.glob("*.png"):
+        image.rename(pages.parent / "scans" / image.name.replace("p0", "IMG"))
+    pages.write_text(table)
+    assert "scans/IMG3.png" in table
+    renamed = quiet(*sections(pages, tmp_path / "stores"))
+    assert renamed.name == folder.name
+    assert [page.path for page in Store.open(renamed).manifest.pages][3] == "scans/IMG3.png"
+    for one in (renamed, folder):
+        assert list(verify_store(one)) == []
+    # Two files that cannot be read are two pages.
+    stores = set()
+    for name in ("a", "b"):
+        pages.write_text(f"{table}{name}.png,w0,7\n")
+        stores.add(quiet(*sections(pages, tmp_path)).name)
+    assert len(stores) == 2
 
 
 def test_whatever_changes_the_patches_makes_another_store(built, tmp_path):
