@@ -109,6 +109,8 @@ def data_config(split: str) -> ConfigDict:
 
 # Of `configs/pretrain.py:small` and `configs/finetune.py:small`, which share a store.
 SMALL_PATCHES_PER_PAGE = 800
+# Of all variants `small`: keypoints are found on the page as it was read (docs/quality.md).
+SMALL_DETECT_SCALE = 1.0
 
 
 def store_config(rule: str) -> ConfigDict:
@@ -136,6 +138,14 @@ def store_config(rule: str) -> ConfigDict:
     store.binarization = defaults.binarization
     # SIFT keypoints are found on the `binary` or the `grey` page.
     store.detect_on = defaults.detect_on
+    # Above 0: one pass over a page. Keypoints are found once for all scales, and the page is
+    # binarised once: resized by this factor, or by that of the largest scale if it is smaller.
+    # Windows are resampled from the page as it was read. 0: each scale resizes the page, binarises
+    # it and finds keypoints on it, as in the published code. Needs `keep='ink'`.
+    store.detect_scale = defaults.detect_scale
+    # With `detect_scale`: side of square cells in pixels of the page cut at its first scale; of
+    # each cell at most one keypoint is used, the one with the strongest response. 0: all keypoints.
+    store.keypoint_cell = defaults.keypoint_cell
     # Blur of SIFT's first octave, in pixels.
     store.sift_sigma = defaults.sift_sigma
     # Criterion for keeping a patch: the fraction of `ink` pixels, of black and of white pixels of

@@ -77,6 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.export_formats = ()
     if arg.variant == "small":
         recipes.apply_small_page(config, config.store)
+        config.store.detect_scale = common.SMALL_DETECT_SCALE
     return config
 
 

@@ -199,6 +199,7 @@ def _set_cpu(config: ConfigDict) -> None:
 def _set_small(config: ConfigDict) -> None:
     """The recipe for some hundred pages (docs/quality.md): bags of patches of linked pages."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
+    config.store.detect_scale = common.SMALL_DETECT_SCALE
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100

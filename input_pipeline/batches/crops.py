@@ -61,6 +61,11 @@ class Recipe:
             raise UserError(
                 f"crops.size={self.size} is smaller than store.patch_size={self.rule.patch_size}"
             )
+        if self.rule.detect_scale:
+            raise UserError(
+                f"store.detect_scale={self.rule.detect_scale} is for whole pages; crops are cut at "
+                "their size, set it to 0"
+            )
         if self.patches < 1:
             raise UserError(f"crops.patches_per_page={self.patches} must be at least 1")
         for name in ("gray", "binarize"):

@@ -4,7 +4,7 @@ One function implements all published ways of sampling; they differ only in the 
 Axes: n patches, s side of a patch, h w c page height, width, channels.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import NamedTuple
 
 import cv2
@@ -77,6 +77,9 @@ class Rule:
     descriptors: bool
     pick: str
     max_patches_per_page: int
+    # Not in the published code; these values change nothing.
+    detect_scale: float = 0.0
+    keypoint_cell: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -91,11 +94,37 @@ class Rule:
         for name in ("scale", "sift_sigma"):
             if not getattr(self, name) > 0:
                 raise UserError(f"store.{name}={getattr(self, name)} must be positive")
+        if self.detect_scale < 0 or self.keypoint_cell < 0:
+            raise UserError(
+                f"store.detect_scale={self.detect_scale} and "
+                f"store.keypoint_cell={self.keypoint_cell} must not be negative"
+            )
+        if self.keypoint_cell and not self.detect_scale:
+            raise UserError(
+                f"store.keypoint_cell={self.keypoint_cell} needs store.detect_scale above 0"
+            )
+        if self.detect_scale and (self.keep != "ink" or self.centre_if_empty):
+            raise UserError(
+                f"store.detect_scale={self.detect_scale} needs store.keep='ink' and "
+                f"store.centre_if_empty=False, got {self.keep!r} and {self.centre_if_empty}"
+            )
         if not 0 <= self.min_ink <= self.max_ink <= 1:
             raise UserError(
                 f"store.min_ink={self.min_ink} and store.max_ink={self.max_ink} must satisfy "
                 "0 <= min_ink <= max_ink <= 1"
             )
+
+    def settings(self) -> dict[str, object]:
+        """The fields that are part of digests, by name.
+
+        Fields that newer versions added are left out while they change nothing, so that the stores
+        of older versions are found.
+        """
+        added = {
+            field.name: field.default for field in fields(self) if field.default is not MISSING
+        }
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: v for k, v in known.items() if k not in added or v != added[k]}
 
     @classmethod
     def from_config(cls, store: ConfigDict) -> "Rule":
@@ -184,7 +213,7 @@ def crops(image: np.ndarray, x: np.ndarray, y: np.ndarray, s: int, fill: int) ->
     """
     half = s // 2
     around = cv2.copyMakeBorder(
-        image, half, half, half, half, cv2.BORDER_CONSTANT, value=(fill,) * 3
+        image, half, half, half, half, cv2.BORDER_CONSTANT, value=(fill,) * 4
     )
     shape = (s, s, *image.shape[2:])
     windows = np.lib.stride_tricks.sliding_window_view(around, shape)

@@ -8,7 +8,6 @@ machines on a shared file system) share the work: each builder goes through the 
 random order. If two builders finish the same shard, the bytes are equal and the first is kept.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import NoWritingError, PageError, UserError
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
@@ -33,7 +32,7 @@ from saghog_jax.input_pipeline.progress import ProgressTimer
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_check import INVERTED, VERSION, note_inverted
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
-from saghog_jax.input_pipeline.store.page_views import open_view
+from saghog_jax.input_pipeline.store.page_views import open_cuts
 from saghog_jax.input_pipeline.store.reader import Store
 from saghog_jax.input_pipeline.store.workspace import open_workspace
 from saghog_jax.input_pipeline.store.writer import (
@@ -108,7 +107,7 @@ def ensure_store(
 def store_identity(rule: Rule, pages_per_shard: int, max_pixels: int) -> dict[str, object]:
     """The settings that determine the bytes of a store."""
     return {
-        **dataclasses.asdict(rule),
+        **rule.settings(),
         "pages_per_shard": pages_per_shard,
         "max_pixels": max_pixels,
     }
@@ -150,8 +149,10 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
         return PageResult(0, page_mask.status, page_mask.reason), _no_patches(job.rule)
     try:
         factor = job.rule.scale * page.scale
-        view = open_view(job.root, page, job.max_pixels, factor, page_mask)
-        cut = cut_page(view.image, job.rule, page_seed=row, mask=view.mask)
+        opened = open_cuts(job.root, page, job.rule, [factor], [row], job.max_pixels, page_mask)
+        (cut,) = opened.cuts
+        if isinstance(cut, PageError):
+            raise cut
     except NoWritingError as error:
         return PageResult(0, "empty", one_line(error)), _no_patches(job.rule)
     except PageError as error:
@@ -172,7 +173,7 @@ def _cut(job: ShardJob, row: int, page: Page) -> tuple[PageResult, dict[str, np.
     }
     if job.rule.descriptors:
         arrays["descriptors"] = cut.descriptors
-    return PageResult(n, "ok", INVERTED if view.inverted else ""), arrays
+    return PageResult(n, "ok", INVERTED if opened.inverted else ""), arrays
 
 
 def _no_patches(rule: Rule) -> dict[str, np.ndarray]:

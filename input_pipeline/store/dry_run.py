@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saghog_jax.input_pipeline.cutting import binarize
-from saghog_jax.input_pipeline.cutting.patches import Rule, cut_page
+from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.cutting.stroke_width import stroke_width
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page
@@ -18,7 +18,7 @@ from saghog_jax.input_pipeline.regions.masks import RegionMasks
 from saghog_jax.input_pipeline.regions.page_check import checked_page, note_inverted
 from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview
 from saghog_jax.input_pipeline.sampling import evenly
-from saghog_jax.input_pipeline.store.page_views import resized_views
+from saghog_jax.input_pipeline.store.page_views import cut_views
 from saghog_jax.input_pipeline.store.writer import record_type
 
 # Rows, writers and pages that the report shows.
@@ -73,13 +73,12 @@ def inspect_page(job: SurveyJob) -> Finding:
         mask = preview(job.mask) if job.mask else None
         if isinstance(mask, PageMask):
             return Finding(job.row, None, f"{mask.status}: {mask.reason}", ())
-        factors = [rule.scale * job.page.scale for rule in job.rules]
-        views = resized_views(image, mask, factors, job.max_pixels)
         counts = []
-        for rule, view in zip(job.rules, views, strict=True):
-            if isinstance(view, PageError):
-                raise view
-            cut = cut_page(view.image, rule, page_seed=job.row, mask=view.mask)
+        for rule in job.rules:
+            factors = [rule.scale * job.page.scale]
+            (cut,) = cut_views(image, mask, rule, factors, [job.row], job.max_pixels)
+            if isinstance(cut, PageError):
+                raise cut
             counts.append(len(cut.patches))
         fraction = None if mask is None else float(mask.mean())
         stroke = _stroke(image, job) if job.rules else None

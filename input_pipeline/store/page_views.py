@@ -1,4 +1,4 @@
-"""Reads a page and its mask, resized for cutting."""
+"""Reads a page and its mask, and cuts the page at several scales."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saghog_jax.input_pipeline.cutting.one_pass import cut_scales
+from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, cut_page
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page, resize_page
 from saghog_jax.input_pipeline.pages.manifest import Page
@@ -32,6 +34,13 @@ class View(NamedTuple):
     inverted: bool = False
 
 
+class OpenedCuts(NamedTuple):
+    """The patches of a page at each scale, or the error; `inverted` as in `View`."""
+
+    cuts: list[Cut | PageError]
+    inverted: bool
+
+
 def open_view(
     root: Path, page: Page, max_pixels: int, factor: float, page_mask: PageMask | None = None
 ) -> View:
@@ -46,30 +55,70 @@ def open_view(
       NoWritingError: the page has no writing.
       PageError: the page or its mask cannot be read, or the page has too little handwriting.
     """
-    (view,) = open_views(root, page, max_pixels, (factor,), page_mask)
+    image, mask, inverted = _open(root, page, max_pixels, page_mask)
+    (view,) = resized_views(image, mask, (factor,), max_pixels, inverted)
     if isinstance(view, PageError):
         raise view
     return view
 
 
-def open_views(
+def open_cuts(
     root: Path,
     page: Page,
-    max_pixels: int,
+    rule: Rule,
     factors: Sequence[float],
+    seeds: Sequence[int],
+    max_pixels: int,
     page_mask: PageMask | None = None,
-) -> Iterator[View | PageError]:
-    """Yields `open_view` for each factor, or its error; page and mask are decoded once."""
+) -> OpenedCuts:
+    """Reads a page and its mask once, and cuts the page at each factor; see `cut_views`.
+
+    Args:
+      root, max_pixels, page_mask: see `open_view`.
+    """
     try:
-        if page_mask and page_mask.status != OK:
-            raise PageError(f"{page_mask.status}: {page_mask.reason}")
-        image = load_page(root / page.path, page.box, max_pixels)
-        image, inverted = checked_page(image, page.polarity)
-        mask = read_mask(page_mask.file) if page_mask else None
+        image, mask, inverted = _open(root, page, max_pixels, page_mask)
     except PageError as error:
-        yield from [error] * len(factors)
-        return
-    yield from resized_views(image, mask, factors, max_pixels, inverted)
+        return OpenedCuts([error] * len(factors), False)
+    return OpenedCuts(cut_views(image, mask, rule, factors, seeds, max_pixels), inverted)
+
+
+def _open(
+    root: Path, page: Page, max_pixels: int, page_mask: PageMask | None
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    if page_mask and page_mask.status != OK:
+        raise PageError(f"{page_mask.status}: {page_mask.reason}")
+    image = load_page(root / page.path, page.box, max_pixels)
+    image, inverted = checked_page(image, page.polarity)
+    return image, read_mask(page_mask.file) if page_mask else None, inverted
+
+
+def cut_views(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    rule: Rule,
+    factors: Sequence[float],
+    seeds: Sequence[int],
+    max_pixels: int,
+) -> list[Cut | PageError]:
+    """The patches of a page at each factor (possibly none), or why it cannot be cut at it.
+
+    Args:
+      image: uint8 [h, w, 3], dark writing on light ground, as it was read.
+      mask: bool [h, w]; None without a region backend.
+      rule: how to cut; with `rule.detect_scale` above 0 in one pass.
+      factors: by which the page is resized, `rule.scale` included.
+      seeds: see `cut_page`, one for each factor.
+      max_pixels: see `images.resize_page`; one pass makes no enlarged page.
+    """
+    if rule.detect_scale:
+        inside = None if mask is None else resize_mask(mask, image.shape[:2])
+        return cut_scales(image, rule, factors, seeds, inside)
+    views = resized_views(image, mask, factors, max_pixels)
+    return [
+        view if isinstance(view, PageError) else cut_page(view.image, rule, seed, mask=view.mask)
+        for view, seed in zip(views, seeds, strict=True)
+    ]
 
 
 def resized_views(

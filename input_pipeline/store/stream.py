@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
-from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, cut_page
+from saghog_jax.input_pipeline.cutting.patches import Cut, Rule
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.manifest import Page
 from saghog_jax.input_pipeline.processes.workers import (
@@ -16,7 +16,7 @@ from saghog_jax.input_pipeline.processes.workers import (
     usable_cores,
 )
 from saghog_jax.input_pipeline.regions.page_mask import PageMask, one_line
-from saghog_jax.input_pipeline.store.page_views import open_views
+from saghog_jax.input_pipeline.store.page_views import open_cuts
 
 # Pages that each process may be ahead of the reader.
 _AHEAD = 2
@@ -47,16 +47,10 @@ def cut_at_scales(
       scales: factors, multiplied by those of the rule and the page. The page is decoded once.
     """
     factors = [rule.scale * (page.scale * scale) for scale in scales]
-    cuts = PageCuts()
-    for j, view in enumerate(open_views(root, page, max_pixels, factors, page_mask)):
-        try:
-            if isinstance(view, PageError):
-                raise view
-            cuts.inverted = view.inverted
-            seed = row * len(scales) + j
-            cuts.append(cut_page(view.image, rule, page_seed=seed, mask=view.mask))
-        except PageError as error:
-            cuts.append(one_line(error))
+    seeds = [row * len(scales) + j for j in range(len(scales))]
+    opened = open_cuts(root, page, rule, factors, seeds, max_pixels, page_mask)
+    cuts = PageCuts(one_line(c) if isinstance(c, PageError) else c for c in opened.cuts)
+    cuts.inverted = opened.inverted
     return cuts
 
 

@@ -19,14 +19,14 @@ from saghog_jax.embedding.describers import (
 )
 from saghog_jax.embedding.pooler import PagePatches, PagePooler, PatchDescription, Pooling
 from saghog_jax.embedding.recipe import PageRecipe
-from saghog_jax.input_pipeline.cutting.patches import Cut, cut_page
+from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.input_pipeline.pages.images import page_array
 from saghog_jax.input_pipeline.pages.manifest import AUTO
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_check import checked_page
 from saghog_jax.input_pipeline.regions.page_mask import find_mask
-from saghog_jax.input_pipeline.store.page_views import resized_views
+from saghog_jax.input_pipeline.store.page_views import cut_views
 from saghog_jax.retrieval import embeddings
 from saghog_jax.retrieval.descriptors import PageDescriptors, comparable
 from saghog_jax.retrieval.whitening import Whitening
@@ -110,15 +110,10 @@ class PageEncoder:
             regions = ConfigDict(recipe.regions)
             self._backend = self._backend or make_backend(regions)
             mask = find_mask(page, path, self._backend, regions)
-        cuts: list[Cut | PageError] = []
-        for view in resized_views(page, mask, recipe.factors(), recipe.max_pixels):
-            try:
-                if isinstance(view, PageError):
-                    raise view
-                cuts.append(cut_page(np.ascontiguousarray(view.image), rule, mask=view.mask))
-            except PageError as error:
-                cuts.append(error)
-        return filled(cuts)
+        factors = recipe.factors()
+        seeds = range(len(factors))
+        page = np.ascontiguousarray(page)
+        return filled(cut_views(page, mask, rule, factors, seeds, recipe.max_pixels))
 
     def embed(self, images: Iterable[Page]) -> PageDescriptors:
         """Page descriptors float32 [p, d], unit rows, in the order of the images.
@@ -145,7 +140,8 @@ class PageEncoder:
         pooled = list(self.pool(cuts()))
         parts = range(len(self.recipe.parts))
         if not pooled:
-            width = scales * sum(self.widths[part] for part in parts)
+            widths = zip(self.recipe.parts, self.widths, strict=False)
+            width = sum(self.recipe.scales_of(part) * width for part, width in widths)
             rows = np.zeros((0, width), np.float32)
         else:
             rows = self.recipe.join(

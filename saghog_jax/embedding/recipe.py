@@ -53,6 +53,8 @@ class PageRecipe:
 
     A page is cut by `rule` at each of `scales`; every part describes the patches, pools them by
     scale, applies its power normalisation and L2; parts and scales are weighted and concatenated.
+    In one pass (`rule.detect_scale`) SIFT of the page at the keypoints is the same at all scales:
+    this part is taken at the first scale alone.
 
     parts: weights add up to 1.
     scales: factors besides those of the rule and the manifest.
@@ -101,6 +103,11 @@ class PageRecipe:
     def resolved(self) -> "PageRecipe":
         """This recipe with the precision `auto` replaced by what suits this machine."""
         return replace(self, precision=precision.resolve_name(self.precision))
+
+    def scales_of(self, part: PartRecipe) -> int:
+        """The number of scales that a part takes, the first ones."""
+        keypoints = part.descriptor == sift.descriptor_name("keypoint")
+        return 1 if keypoints and self.rule.detect_scale else len(self.scales)
 
     def factors(self, page_scale: float = 1.0) -> list[float]:
         """Factors by which a page is resized, one for each scale; `page_scale` is the page's."""
@@ -174,14 +181,16 @@ class PageRecipe:
         """
         columns, weights = [], []
         for part, scales in zip(self.parts, sums, strict=True):
-            for pooled in scales:
+            taken = self.scales_of(part)
+            for pooled in scales[:taken]:
                 columns.append(l2_normalize(power_norm(pooled, part.power)))
-                weights.append(part.weight / len(self.scales))
+                weights.append(part.weight / taken)
         return concatenate(columns, weights)
 
     def to_json(self) -> dict:
         """As `from_json` reads it."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        content = dataclasses.asdict(self) | {"rule": self.rule.settings()}
+        return json.loads(json.dumps(content))
 
     @classmethod
     def from_json(cls, content: Mapping) -> "PageRecipe":
@@ -264,6 +273,8 @@ def finetuned_recipe(config: ConfigDict) -> PageRecipe:
         page_rule(),
         patch_size=config.store.patch_size,
         scale=config.store.scale,
+        detect_scale=config.store.detect_scale,
+        keypoint_cell=config.store.keypoint_cell,
         keypoint_on_ink=page.keypoint_on_ink,
         max_patches_per_page=page.max_patches_per_page,
     )

@@ -62,23 +62,25 @@ class DescribedPage:
     def __init__(self, encoder: PageEncoder, cuts: Sequence[Cut], factors: Sequence[float]) -> None:
         recipe = encoder.recipe
         self._recipe, self._factors = recipe, factors
-        # Every part of the recipe at every scale, as `PageRecipe.join` concatenates them.
+        # Every part of the recipe at each of its scales, as `PageRecipe.join` concatenates them.
         self.parts: list[Part] = []
+        self._scales: list[int] = []
         descriptions = zip(recipe.parts, encoder.describers, encoder.describe(cuts), strict=False)
         for part, describer, pages in descriptions:
             clusters = Clusters(describer.centroids, describer.intra_normalize)
-            weight = part.weight / len(recipe.scales)
-            for page in pages:
+            taken = recipe.scales_of(part)
+            for scale, page in enumerate(pages[:taken]):
                 total = page_total(page, clusters)
-                self.parts.append(Part(page, clusters, total, part.power, weight))
+                self.parts.append(Part(page, clusters, total, part.power, part.weight / taken))
+                self._scales.append(scale)
 
     @property
     def descriptor(self) -> np.ndarray:
         """The page descriptor of the recipe, float32 [D], a unit vector."""
-        scales = len(self._factors)
         sums = [part.total[None] for part in self.parts]
-        parts = [sums[i : i + scales] for i in range(0, len(sums), scales)]
-        return self._recipe.join(parts)[0]
+        starts = [i for i, scale in enumerate(self._scales) if scale == 0]
+        ends = [*starts[1:], len(sums)]
+        return self._recipe.join([sums[i:j] for i, j in zip(starts, ends, strict=True)])[0]
 
     def evidence(
         self, target: np.ndarray, whitening: Whitening | None, mean: float
@@ -92,7 +94,11 @@ class DescribedPage:
         """
         scales = len(self._factors)
         by_part = contributions(self.parts, target, whitening)
-        summed = np.concatenate([sum(by_part[j::scales]) for j in range(scales)])
+        by_scale = [
+            sum(x for x, at in zip(by_part, self._scales, strict=True) if at == scale)
+            for scale in range(scales)
+        ]
+        summed = np.concatenate(by_scale)
         pages = [part.page for part in self.parts[:scales]]
         scaled = list(zip(pages, self._factors, strict=True))
         place = np.concatenate([(page.place / factor).astype(int) for page, factor in scaled])

@@ -7,7 +7,7 @@ tests/runs/old_configs fails until every field of today's configs is there.
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ _ADDED = {
     "distributed.start_timeout": 300,
     "distributed.dead_after": 60,
     "regions.backend": "none",
+    "store.detect_scale": 0.0,
+    "store.keypoint_cell": 0.0,
     "accumulate": 1,
     "remat": "none",
     "keep_every": 0,
@@ -241,7 +243,7 @@ def _with_recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
                 {"descriptor": name, "power": powers.get(name, _SIFT_POWER), "weight": weight}
                 for name, weight in weights.items()
             ],
-            "rule": {field.name: meta["store"][field.name] for field in fields(Rule)},
+            "rule": {f.name: meta["store"][f.name] for f in fields(Rule) if f.default is MISSING},
             "scales": meta.get("scales", [1.0]),
             "gmp_lambda": 1.0,
             "max_pixels": 200_000_000,

@@ -261,6 +261,11 @@ class TestCutter:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(recipe, **changes)
 
+    def test_crops_are_not_cut_in_one_pass(self, recipe):
+        rule = dataclasses.replace(recipe.rule, detect_scale=1.0)
+        with pytest.raises(UserError, match="store.detect_scale=1.0 is for whole pages"):
+            dataclasses.replace(recipe, rule=rule)
+
     @pytest.mark.parametrize(
         "changes", [{"size": 128}, {"gray": 1.0}, {"binarize": 1.0}, {"seed": 1}, {"patches": 7}]
     )
