@@ -5,7 +5,8 @@ from os import PathLike
 import numpy as np
 
 from saghog_jax.embedding.encoder import Page, PageEncoder
-from saghog_jax.evidence.match import DescribedPage, Evidence, match_evidence
+from saghog_jax.evidence.match import DescribedPage, match_evidence
+from saghog_jax.evidence.records import Evidence
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.aggregate import l2_normalize

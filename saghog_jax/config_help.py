@@ -8,12 +8,13 @@ import difflib
 import importlib
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from saghog_jax import configs
+from saghog_jax.input_pipeline.nested import flat
 from saghog_jax.input_pipeline.regions.backends import BACKENDS
 from saghog_jax.stages import STAGES
 
@@ -25,21 +26,6 @@ SECTIONS = {"labels": "pseudo_labels", **{name: f"regions.{name}" for name in BA
 # The other store of prepare.
 _REPEATED = ("stores.offline.",)
 _WIDTH = 100
-
-
-def flat(config: Mapping, before: str = "") -> dict[str, object]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`.
-
-    Not by flax, which loads jax: `main` sets the environment that jax reads when it is loaded.
-    """
-    fields: dict[str, object] = {}
-    for name, value in config.items():
-        fields |= (
-            flat(value, f"{before}{name}.")
-            if isinstance(value, Mapping)
-            else {before + name: value}
-        )
-    return fields
 
 
 def comments(path: Path) -> dict[str, str]:

@@ -18,10 +18,11 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from saghog_jax import restart
-from saghog_jax.config_help import describe_fields, flat, missing_config, stages_with
+from saghog_jax.config_help import describe_fields, missing_config, stages_with
 from saghog_jax.input_pipeline.console import say, show_messages
 from saghog_jax.input_pipeline.errors import RunError, StoppedError, UserError
 from saghog_jax.input_pipeline.files import user_path
+from saghog_jax.input_pipeline.nested import flat
 from saghog_jax.next_command import next_command
 from saghog_jax.runs.stage_result import StageResult
 from saghog_jax.stages import STAGES, run_stage

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from saghog_jax.embedding.encoder import recipe_of_embeddings, run_folder_of
-from saghog_jax.embedding.recipe import default_recipe, read_recipe
 from saghog_jax.evidence import gather
-from saghog_jax.evidence.gather import Compared
+from saghog_jax.evidence.records import Compared
 from saghog_jax.reports import annotations, decisions, evaluation, tables
 from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
@@ -75,6 +73,10 @@ def _following(main: Embeddings) -> tuple[NextStage, ...]:
     """The embedding of new pages by the same recipe; none where no recipe is known."""
     if "recipe" not in main.meta:
         return ()
+    # Imported late, when all results are written: they load jax.
+    from saghog_jax.embedding.encoder import recipe_of_embeddings, run_folder_of
+    from saghog_jax.embedding.recipe import default_recipe, read_recipe
+
     recipe = recipe_of_embeddings(main.meta, main.folder)
     if recipe.patch_whitening != "none":
         return ()

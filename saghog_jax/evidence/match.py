@@ -5,7 +5,6 @@ patches (attribution.py).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,37 +16,9 @@ from saghog_jax.evidence.attribution import (
     like_patches,
     page_total,
 )
+from saghog_jax.evidence.records import Evidence, PageEvidence
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.retrieval.whitening import Whitening
-
-
-class PageEvidence(NamedTuple):
-    """One page of a match.
-
-    place: int [n, 2], x and y of the patches in pixels of the image file.
-    side: [n], sides of the patches in these pixels.
-    contributions: float32 [n], of each patch to the similarity.
-    mean: the page's mean similarity to the pages of the gallery.
-    """
-
-    place: np.ndarray
-    side: np.ndarray
-    contributions: np.ndarray
-    mean: float
-
-
-class Evidence(NamedTuple):
-    """What makes a query and a page of the gallery similar.
-
-    pairs: int64 [m, 2], rows of similar patches in `query` and `match`.
-    cosines: float32 [m], of these pairs.
-    """
-
-    similarity: float
-    query: PageEvidence
-    match: PageEvidence
-    pairs: np.ndarray
-    cosines: np.ndarray
 
 
 class DescribedPage:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from saghog_jax.evidence.match import Evidence, PageEvidence
+from saghog_jax.evidence.records import Evidence, PageEvidence
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.reports.thumbnails import data_uri

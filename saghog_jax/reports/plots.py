@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saghog_jax.reports.projection import project
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.results import Result
@@ -81,6 +80,9 @@ def map_points(pages: Embeddings, descriptors: np.ndarray, limit: int) -> list[d
     """
     if len(pages) < 3 or limit < 3:
         return []
+    # Imported late: it loads scikit-learn.
+    from saghog_jax.reports.projection import project
+
     count = min(len(pages), limit)
     rows = np.floor(np.linspace(0, len(pages) - 1, count)).astype(int)
     return [

@@ -4,15 +4,12 @@ Axis letters: b patches, d descriptor width, p pages.
 """
 
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from saghog_jax.input_pipeline.errors import check_choice
-
-Array = np.ndarray | jax.Array
 
 POOLINGS = ("sum", "mean", "max", "lse", "gmp")
 # How the pooled values of two parts of a page are combined.
@@ -21,12 +18,23 @@ _COMBINE = {"sum": np.add, "mean": np.add, "max": np.maximum, "lse": np.logaddex
 GMP_MAX_WIDTH = 4096
 
 
+@runtime_checkable
+class Array(Protocol):
+    """An array of numpy or jax, also a traced one. The module loads no jax."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array_namespace__(self) -> Any:
+        """The functions of the library (array API standard): numpy or jax.numpy."""
+
+
 def l2_normalize(x: Float[Array, "*rows d"], eps: float = 1e-12) -> Float[Array, "*rows d"]:
     """Scales each vector of the last axis to length 1; a zero vector stays zero.
 
     Works on numpy and jax arrays (also traced); the result has the array type and dtype of `x`.
     """
-    xp = jnp if isinstance(x, jax.Array) else np
+    xp = x.__array_namespace__()
     norm = xp.linalg.norm(x, axis=-1, keepdims=True)
     return x / xp.maximum(norm, xp.asarray(eps, norm.dtype))
 
@@ -63,7 +71,7 @@ def power_norm(x: Float[Array, "*shape"], alpha: float) -> Float[Array, "*shape"
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"power normalisation with alpha {alpha}; it must lie in (0, 1]")
-    xp = jnp if isinstance(x, jax.Array) else np
+    xp = x.__array_namespace__()
     return xp.sign(x) * xp.abs(x) ** xp.asarray(alpha, x.dtype)
 
 

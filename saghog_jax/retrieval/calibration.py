@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.isotonic import IsotonicRegression
 
 from saghog_jax.retrieval.ranking import chunks, score_rows
 
@@ -90,6 +89,9 @@ def _fit(counts: np.ndarray, pages: int, writers: int) -> Calibration:
             break
         starts.append(start)
     pairs, same = (np.add.reduceat(c, starts) for c in (total, counts[1]))
+    # Imported late: scikit-learn takes seconds to load.
+    from sklearn.isotonic import IsotonicRegression
+
     share = IsotonicRegression(increasing=False).fit_transform(
         np.arange(len(starts), dtype=float), same / pairs, sample_weight=pairs
     )

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.nested import flat
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +124,11 @@ def _differences(first: Mapping, second: Mapping) -> Iterator[tuple[str, object,
         elif field == "digests":
             yield _WORDS[field], _weights(ours), _weights(theirs)
         elif isinstance(ours, Mapping):
-            flat = [
-                flatten_dict({field: dict(side)}, sep=".") for side in (dict(ours), dict(theirs))
-            ]
-            for name in dict.fromkeys([*flat[0], *flat[1]]):
+            first_fields, second_fields = (flat({field: side}) for side in (ours, theirs))
+            for name, value in first_fields.items():
                 # Settings of another backend differ with the backend.
-                if all(name in side for side in flat) and flat[0][name] != flat[1][name]:
-                    yield _words(name), flat[0][name], flat[1][name]
+                if name in second_fields and value != second_fields[name]:
+                    yield _words(name), value, second_fields[name]
         else:
             yield _words(field), ours, theirs
 

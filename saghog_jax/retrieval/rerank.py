@@ -6,10 +6,10 @@ pages, d width of a descriptor, k neighbours.
 
 import itertools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from scipy import sparse
 
 from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.retrieval.aggregate import l2_normalize
@@ -23,6 +23,9 @@ from saghog_jax.retrieval.ranking import (
     score_rows,
     top_columns,
 )
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # Float32 values per tile.
 _TILE_VALUES = 1 << 17
@@ -262,13 +265,16 @@ def query_expansion(
     return l2_normalize(x + _weight_matrix(neighbours, weight.astype(np.float32)) @ x)
 
 
-def _weight_matrix(neighbours: np.ndarray, weight: np.ndarray) -> sparse.csr_array:
+def _weight_matrix(neighbours: np.ndarray, weight: np.ndarray) -> "csr_array":
     """[p, p] with `weight` [p, k] in the columns `neighbours` [p, k]; -1 is no neighbour."""
+    # Imported late: most retrievals do not re-rank.
+    from scipy.sparse import csr_array
+
     p, k = neighbours.shape
     kept = np.where(neighbours < 0, 0, weight)
     starts = np.arange(0, p * k + 1, k) if k else np.zeros(p + 1, np.int64)
     columns = np.maximum(neighbours, 0)
-    return sparse.csr_array((kept.ravel(), columns.ravel(), starts), shape=(p, p))
+    return csr_array((kept.ravel(), columns.ravel(), starts), shape=(p, p))
 
 
 def _hide_group(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
-from scipy import linalg
 
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
@@ -213,12 +212,16 @@ def _by_covariance(
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy import linalg
+
     n = len(matrix)
     values, vectors = linalg.eigh(matrix, subset_by_index=(n - k, n - 1), overwrite_a=True)
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
 
 def _by_sketch(x: np.ndarray, mean: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy import linalg
+
     # Halko, Martinsson, Tropp 2011, algorithm 4.4: each round reads x once.
     p, d = x.shape
     width = min(k + _OVERSAMPLES, p, d)

@@ -22,11 +22,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.nested import flat
 from saghog_jax.runs.older_configs import read_config_json, upgrade_config
 
 logger = logging.getLogger(__name__)
@@ -107,12 +107,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _flat(config: dict) -> dict[str, object]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`, without the fields that may change."""
-    return {
-        ".".join(path): value for path, value in flatten_dict(config).items() if not _is_free(path)
-    }
+    return {name: value for name, value in flat(config).items() if not _is_free(name.split("."))}
 
 
-def _is_free(path: tuple[str, ...]) -> bool:
+def _is_free(path: list[str]) -> bool:
     if any(name in _FREE_FIELDS for name in path):
         return True
     sections = enumerate(path[:-1], start=1)

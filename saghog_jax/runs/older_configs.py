@@ -11,10 +11,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict, unflatten_dict
-
 from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.nested import flat, unflat
 
 # Old name -> name.
 _RENAMED = {
@@ -177,12 +176,11 @@ def _refusal(path: Path, reason: str) -> UserError:
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config of a training stage, as JSON values, in today's form."""
-    flat = flatten_dict(dict(config), sep=".")
+    values = flat(config)
     for old, new in _RENAMED.items():
-        if old in flat:
-            flat[new] = flat.pop(old)
-    flat = _ADDED | _ADDED_BY_STAGE.get(config.get("stage"), {}) | flat
-    upgraded = unflatten_dict(flat, sep=".")
+        if old in values:
+            values[new] = values.pop(old)
+    upgraded = unflat(_ADDED | _ADDED_BY_STAGE.get(config.get("stage"), {}) | values)
     upgraded["regions"] = upgrade_regions(upgraded["regions"])
     return upgraded
 

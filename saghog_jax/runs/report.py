@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flax.traverse_util import flatten_dict
-
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.input_pipeline.nested import flat
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.templates import render
 
@@ -92,8 +91,8 @@ def write(folder: Path, pictures: Sequence[Picture] = (), note: str = "") -> Pat
         note=note,
         pictures=[picture._asdict() | {"source": _data_uri(picture.png)} for picture in pictures],
         fields=[
-            (".".join(names), json.dumps(value, ensure_ascii=False))
-            for names, value in sorted(flatten_dict(config).items())
+            (name, json.dumps(value, ensure_ascii=False))
+            for name, value in sorted(flat(config).items(), key=lambda item: item[0].split("."))
         ],
     )
     with atomic_write(folder / REPORT, "w") as file:
