@@ -20,6 +20,7 @@ from saghog_jax.retrieval.embeddings import Embeddings
 logger = logging.getLogger(__name__)
 
 FOLDER = "evidence"
+_NO_EVIDENCE = "note: no evidence in the report"
 # Pages of the gallery that the mean descriptor is taken over, at most, and values held at a time.
 _MEAN_PAGES = 10_000
 _VALUES = 1 << 24
@@ -55,12 +56,17 @@ def gather(
     ]
     if not matches:
         return {}
+    for embeddings in (compared.queries, compared.gallery):
+        if "recipe" not in embeddings.meta:
+            no_recipe = f"meta.json of {embeddings.folder} has no recipe"
+            logger.warning(f"{_NO_EVIDENCE}: {no_recipe}: it was not written by embed")
+            return {}
     # Imported late: it loads jax and the models, which a retrieval without evidence does not need.
     from saghog_jax.evidence.described_pages import Pages, encoder_of
 
     encoder, reason = encoder_of(compared, config.evidence.checkpoint)
     if encoder is None:
-        logger.warning(f"note: no evidence in the report: {reason}")
+        logger.warning(f"{_NO_EVIDENCE}: {reason}")
         return {}
     logger.info(f"evidence: describing the pages of {len(matches)} matches again, patch by patch")
     pages = Pages(compared, encoder, config.max_pixels)
