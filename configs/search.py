@@ -40,8 +40,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.force = False
     # Matches listed for each query.
     config.top_k = 10
-    # `exact`: every query is compared with every page, in chunks on the device. `faiss`:
-    # approximate search in an index (extra `faiss`), for more than a few million pages.
+    # `exact`: every query is compared with every page, in chunks on the device. `int8`: a first
+    # pass over 8-bit codes, then the best pages are compared exactly; for more than some hundred
+    # thousand pages (`embed` writes the codes of 5,000 pages and more). `faiss`: approximate search
+    # in an index (extra `faiss`), for more than a few million pages. `milvus`: the descriptors are
+    # kept and searched in the vector database Milvus (extra `milvus`), on one machine or a cluster.
     config.backend = "exact"
     config.faiss = ConfigDict(
         {
@@ -50,6 +53,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "lists": 0,
             "probes": 32,
             # File of the index, reused by the next search; empty: faiss.index in the workdir.
+            "index": "",
+        }
+    )
+    config.milvus = ConfigDict(
+        {
+            # Address of a Milvus server (http://localhost:19530), or a local file NAME.db; empty:
+            # milvus.db in the workdir. User and password (user:password), or a token, come from the
+            # environment variable MILVUS_TOKEN.
+            "uri": "",
+            # Index of the descriptors, by Milvus's name (FLAT, IVF_SQ8, HNSW, ...); empty: FLAT,
+            # which is exact, in a local file, and AUTOINDEX, which the server chooses, on a server.
             "index": "",
         }
     )

@@ -5,11 +5,11 @@ from os import PathLike
 import numpy as np
 
 from saghog_jax.embedding.encoder import Page, PageEncoder
+from saghog_jax.evidence.gather import mean_descriptor
 from saghog_jax.evidence.match import DescribedPage, match_evidence
 from saghog_jax.evidence.records import Evidence
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import metrics
-from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.descriptors import PageDescriptors, check_alike
 from saghog_jax.retrieval.embeddings import Embeddings, check_comparable, load_embeddings
 from saghog_jax.retrieval.ranking import score_rows
@@ -111,5 +111,5 @@ def explain(
     mean = np.zeros_like(descriptors[0])
     if gallery is not None:
         check_alike(encoder.made_by, gallery.made_by, ("the encoder", str(gallery.folder)))
-        mean = l2_normalize(np.asarray(gallery.descriptors)).mean(0)
+        mean = mean_descriptor(gallery.descriptors)
     return match_evidence(pages, descriptors, mean, None, pairs)

@@ -14,7 +14,7 @@ from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, decisions, tables
 from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
-from saghog_jax.retrieval import faiss_search, metrics, whitening
+from saghog_jax.retrieval import faiss_search, int8_search, metrics, milvus_search, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
     Embeddings,
@@ -28,7 +28,7 @@ from saghog_jax.runs.stage_result import StageResult
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("exact", "faiss")
+BACKENDS = ("exact", "int8", "faiss", "milvus")
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -77,25 +77,40 @@ def _compare(
     fitted = _whitening(config, gallery)
     x, y = (_whitened(fitted, pages) for pages in (queries, gallery))
     own = np.arange(len(queries)) if queries is gallery else _own_rows(queries, gallery)
-    groups = _shared_codes(config.exclude_group, queries, gallery)
-    if config.backend == "faiss":
-        rows, similarity = faiss_search.search(
-            x,
-            y,
-            config.top_k,
-            config.faiss.lists,
-            config.faiss.probes,
-            Path(config.faiss.index or workdir / "faiss.index"),
-            _gallery_identity(gallery, fitted),
-            own,
-            *groups,
-        )
-    else:
-        rows, similarity = search(x, y, config.top_k, own, *groups)
+    rows, similarity = _nearest(config, queries, gallery, x, y, own, fitted, workdir)
     labels = _shared_codes("writer", queries, gallery)
     ranking = Ranking(*labels, rows, 1 - similarity)
     compared = Compared(queries, gallery, x, y, fitted, ranking)
     return compared, _calibration(config, gallery, fitted)
+
+
+def _nearest(
+    config: ConfigDict,
+    queries: Embeddings,
+    gallery: Embeddings,
+    x: np.ndarray,
+    y: np.ndarray,
+    own: np.ndarray,
+    fitted: whitening.Whitening | None,
+    workdir: Path,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and similarities of the nearest pages of y for each row of x, by the backend."""
+    k, column = config.top_k, config.exclude_group
+    groups = _shared_codes(column, queries, gallery)
+    if config.backend == "int8":
+        index = int8_search.open_index(gallery.folder, workdir, y, fitted is not None)
+        return int8_search.search(x, y, index, k, own, *groups)
+    if config.backend == "faiss":
+        file = Path(config.faiss.index or workdir / "faiss.index")
+        identity = _gallery_identity(gallery, fitted)
+        lists, probes = config.faiss.lists, config.faiss.probes
+        return faiss_search.search(x, y, k, lists, probes, file, identity, own, *groups)
+    if config.backend == "milvus":
+        uri = config.milvus.uri or str(workdir / "milvus.db")
+        values = queries.column(column) if column else None
+        index = config.milvus.index
+        return milvus_search.search(x, y, gallery, k, uri, index, own, column, values)
+    return search(x, y, k, own, *groups)
 
 
 def _write_report(

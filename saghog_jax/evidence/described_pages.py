@@ -118,8 +118,8 @@ class Pages:
             return None
         compared = self._compared
         descriptors = (
-            l2_normalize(np.asarray(compared.query_descriptors[row])),
-            l2_normalize(np.asarray(compared.gallery_descriptors[other])),
+            l2_normalize(np.asarray(compared.query_descriptors[row], np.float32)),
+            l2_normalize(np.asarray(compared.gallery_descriptors[other], np.float32)),
         )
         pages = self._described[keys[0]], self._described[keys[1]]
         return match_evidence(pages, descriptors, mean, compared.whitening, pairs)

@@ -71,7 +71,7 @@ def gather(
     logger.info(f"evidence: describing the pages of {len(matches)} matches again, patch by patch")
     pages = Pages(compared, encoder, config.max_pixels)
     pages.read({row for row, _, _ in matches}, {other for _, other, _ in matches})
-    mean = _mean(compared.gallery_descriptors)
+    mean = mean_descriptor(compared.gallery_descriptors)
     evidence: dict[tuple[int, int], Evidence] = {}
     for row, other, rank in matches:
         one = pages.evidence(row, other, mean, config.evidence.pairs)
@@ -83,12 +83,13 @@ def gather(
     return evidence
 
 
-def _mean(descriptors: np.ndarray) -> np.ndarray:
-    """Mean of the unit rows [p, k]; of very many, of an even selection."""
+def mean_descriptor(descriptors: np.ndarray) -> np.ndarray:
+    """Mean of the unit rows [p, k], float32 [k]; of more than 10,000, of an even selection."""
     rows = np.unique(np.linspace(0, len(descriptors) - 1, _MEAN_PAGES).astype(int))
     step = max(1, _VALUES // descriptors.shape[1])
     parts = (descriptors[rows[i : i + step]] for i in range(0, len(rows), step))
-    return sum(l2_normalize(part).sum(0) for part in parts) / np.float32(len(rows))
+    units = (l2_normalize(np.asarray(part, np.float32)) for part in parts)
+    return sum(unit.sum(0) for unit in units) / np.float32(len(rows))
 
 
 def _chosen_queries(queries: Embeddings, order: Sequence[int], config: ConfigDict) -> list[int]:

@@ -16,8 +16,8 @@ class Compared:
 
     queries: Embeddings
     gallery: Embeddings  # the same object where pages are compared among themselves
-    query_descriptors: np.ndarray  # float32 [q, k]
-    gallery_descriptors: np.ndarray  # float32 [p, k]
+    query_descriptors: np.ndarray  # float32 or float16 [q, k]
+    gallery_descriptors: np.ndarray  # float32 or float16 [p, k]
     whitening: Whitening | None
     ranking: Ranking
 

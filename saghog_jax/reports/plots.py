@@ -85,6 +85,7 @@ def map_points(pages: Embeddings, descriptors: np.ndarray, limit: int) -> list[d
 
     count = min(len(pages), limit)
     rows = np.floor(np.linspace(0, len(pages) - 1, count)).astype(int)
+    points = project(np.asarray(descriptors[rows], np.float32))
     return [
         {
             "row": int(row),
@@ -93,7 +94,7 @@ def map_points(pages: Embeddings, descriptors: np.ndarray, limit: int) -> list[d
             "id": str(pages.page_ids[row]),
             "writer": str(pages.writers[row]),
         }
-        for row, (x, y) in zip(rows, project(descriptors[rows]), strict=True)
+        for row, (x, y) in zip(rows, points, strict=True)
     ]
 
 

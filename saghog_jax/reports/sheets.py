@@ -18,6 +18,7 @@ from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.input_pipeline.pages.frames import file_of
 from saghog_jax.reports.evidence import Evidence, pictures
 from saghog_jax.reports.thumbnails import thumbnails
+from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.runs.templates import render
@@ -181,8 +182,11 @@ def same_image(queries: Embeddings, row: int, gallery: Embeddings, other: int) -
 
     The descriptors are compared as they were embedded, without whitening and re-ranking.
     """
-    similarity = queries.descriptors[row] @ gallery.descriptors[other]
-    return bool(similarity > 1 - _SAME_IMAGE)
+    a, b = (
+        l2_normalize(np.asarray(pages.descriptors[i], np.float32))
+        for pages, i in ((queries, row), (gallery, other))
+    )
+    return bool(a @ b > 1 - _SAME_IMAGE)
 
 
 def _describe_page(folder: Path, pages: Embeddings, row: int) -> dict:

@@ -1,8 +1,9 @@
 """The embeddings folder: page descriptors and the pages they describe, readable with numpy.
 
-A folder contains `embeddings.npy` float32 [p, d], `writers.npy`, `pages.npy`, `page_ids.npy` (numpy
-strings, same order), `manifest.csv` (row i describes embedding i) and `meta.json`, written last: a
-folder without it is incomplete. Axis letters: p pages, d width of a descriptor.
+A folder contains `embeddings.npy` float32 or float16 [p, d], `writers.npy`, `pages.npy`,
+`page_ids.npy` (numpy strings, same order), `manifest.csv` (row i describes embedding i) and
+`meta.json`, written last: a folder without it is incomplete. Axis letters: p pages, d width of a
+descriptor.
 """
 
 import csv
@@ -20,6 +21,8 @@ from saghog_jax.retrieval.descriptors import check_alike, comparable, refuse_unl
 from saghog_jax.runs.older_configs import upgrade_meta
 
 FORMAT_VERSION = 1
+# Types of descriptors. Readers convert the rows that they compare to float32.
+DTYPES = ("float32", "float16")
 BOX = ("x0", "y0", "x1", "y1")
 # The column of the identities of pages (`Manifest.digests`); older folders have none.
 PAGE_DIGEST = "page_digest"
@@ -31,7 +34,7 @@ class Embeddings:
     """The content of an embeddings folder; every array has one row per page, in one order."""
 
     folder: Path
-    descriptors: Float[np.ndarray, "p d"]  # float32, memory-mapped
+    descriptors: Float[np.ndarray, "p d"]  # one of DTYPES, memory-mapped
     writers: Shaped[np.ndarray, " p"]  # str, '' = unknown
     pages: Shaped[np.ndarray, " p"]  # str
     page_ids: Shaped[np.ndarray, " p"]  # str, unique
@@ -100,9 +103,9 @@ def load_embeddings(folder: str | os.PathLike) -> Embeddings:
             f"{FORMAT_VERSION}"
         )
     descriptors = _read_array(folder / "embeddings.npy")
-    if descriptors.ndim != 2 or descriptors.dtype != np.float32:
+    if descriptors.ndim != 2 or descriptors.dtype.name not in DTYPES:
         raise UserError(
-            f"{folder / 'embeddings.npy'}: expected float32 [pages, width], found "
+            f"{folder / 'embeddings.npy'}: expected float32 or float16 [pages, width], found "
             f"{descriptors.dtype} {list(descriptors.shape)}"
         )
     if descriptors.shape[1] != meta.get("dim"):

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
+from saghog_jax.retrieval import int8_search
 from saghog_jax.retrieval.embeddings import (
     BOX,
+    DTYPES,
     FORMAT_VERSION,
     check_descriptors,
     check_ids,
@@ -32,8 +34,11 @@ def save_embeddings(
     pages: Sequence,
     pages_root: str | os.PathLike,
     meta: Mapping,
+    dtype: str = "float32",
 ) -> Path:
     """Writes an embeddings folder; `meta.json` last, so that an interrupted folder is incomplete.
+
+    At least 5,000 pages of at most 4,096 numbers get an index of 8-bit codes too (int8_search.py).
 
     Args:
       folder: created if missing; other files in it (subfolders of other models) are kept.
@@ -43,11 +48,14 @@ def save_embeddings(
       meta: written to `meta.json`. `model` (`random`, `pretrained`, `finetuned`) names the
         embeddings in tables; only embeddings of equal `checkpoint` (a digest of the weights) are
         comparable.
+      dtype: `float32` or `float16`, in which the descriptors are stored.
 
     Raises:
+      ValueError: the dtype is unknown.
       UserError: the numbers of rows and pages differ, there is no page, a value is not finite, or a
         page is listed twice.
     """
+    check_choice("dtype", dtype, DTYPES)
     folder = Path(folder)
     page_ids = np.array([page.page_id for page in pages], dtype=np.str_)
     check_ids(page_ids, folder)
@@ -56,7 +64,11 @@ def save_embeddings(
         descriptors = [descriptors]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
-    dim = _write_blocks(folder, descriptors, page_ids)
+    int8_search.remove(folder / int8_search.FOLDER)
+    dim = _write_blocks(folder, descriptors, page_ids, np.dtype(dtype))
+    if int8_search.is_useful(len(page_ids), dim):
+        written = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+        int8_search.write(folder / int8_search.FOLDER, written)
     _write_pages(folder, pages)
     whole_meta = {
         "format": FORMAT_VERSION,
@@ -117,15 +129,21 @@ def _write_meta(folder: Path, meta: Mapping) -> None:
         file.write("\n")
 
 
-def _write_blocks(folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarray) -> int:
+def _write_blocks(
+    folder: Path, blocks: Iterable[np.ndarray], page_ids: np.ndarray, dtype: np.dtype
+) -> int:
     """Writes embeddings.npy block by block and returns its width."""
     rows, dim = 0, 0
     with atomic_write(folder / "embeddings.npy", "wb") as file:
         for block in blocks:
-            block = np.ascontiguousarray(block, np.float32)
+            block = np.ascontiguousarray(block, dtype)
             if not rows:
                 dim = block.shape[1]
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(page_ids), dim)}
+                header = {
+                    "descr": dtype.newbyteorder("<").str,
+                    "fortran_order": False,
+                    "shape": (len(page_ids), dim),
+                }
                 np.lib.format.write_array_header_1_0(file, header)
             check_descriptors(block, page_ids[rows : rows + len(block)], folder)
             file.write(block.data)

@@ -53,7 +53,7 @@ def _write_npz(file: io.BufferedIOBase, embeddings: Embeddings) -> None:
             header = {"descr": "<f4", "fortran_order": False, "shape": x.shape}
             np.lib.format.write_array_header_1_0(member, header)
             for rows in _blocks(x):
-                member.write(np.ascontiguousarray(x[rows]).data)
+                member.write(np.ascontiguousarray(x[rows], np.float32).data)
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
@@ -74,7 +74,7 @@ def _write_parquet(file: io.BufferedIOBase, embeddings: Embeddings) -> None:
         for rows in _blocks(x):
             table = embeddings.table.values()
             texts = [embeddings.page_ids[rows], *(column[rows] for column in table)]
-            flat = pyarrow.array(np.ascontiguousarray(x[rows]).reshape(-1))
+            flat = pyarrow.array(np.ascontiguousarray(x[rows], np.float32).reshape(-1))
             vectors = pyarrow.FixedSizeListArray.from_arrays(flat, x.shape[1])
             arrays = [pyarrow.array(text.tolist(), pyarrow.string()) for text in texts]
             writer.write_table(pyarrow.Table.from_arrays([*arrays, vectors], schema=schema))

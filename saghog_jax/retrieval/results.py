@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.retrieval import metrics, rerank, whitening
+from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.retrieval.embeddings import Embeddings, check_comparable, load_embeddings
 from saghog_jax.retrieval.ranking import ScoreRows, score_rows
 
@@ -27,7 +28,7 @@ class Result:
     Attributes:
       name: model of the descriptors.
       whitening, reranking: the processing, in words for the table.
-      descriptors: float32, after whitening.
+      descriptors: float32 after whitening, else as they were embedded.
       scores: after re-ranking.
       evaluation: metrics of each query.
       figures: result of `metrics.summarize`.
@@ -131,9 +132,9 @@ def all_results(
     return results, fitted
 
 
-def unit_rows(x: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p d"]:
+def unit_rows(x: Float[np.ndarray, "p d"]) -> Float32[np.ndarray, "p d"]:
     """L2-normalised rows, the input of re-ranking."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12))
+    return l2_normalize(np.asarray(x, np.float32))
 
 
 def _whitening(
