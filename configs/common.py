@@ -109,8 +109,14 @@ def data_config(split: str) -> ConfigDict:
 
 # Of `configs/pretrain.py:small` and `configs/finetune.py:small`, which share a store.
 SMALL_PATCHES_PER_PAGE = 800
-# Of all variants `small`: keypoints are found on the page as it was read (docs/quality.md).
-SMALL_DETECT_SCALE = 1.0
+# Of all variants `small`: keypoints are found on the grey page as it was read, also small ones
+# (docs/quality.md).
+SMALL_ONE_PASS = {
+    "detect_scale": 1.0,
+    "detect_on": "grey",
+    "sift_sigma": 1.0,
+    "sift_contrast": 0.02,
+}
 
 
 def store_config(rule: str) -> ConfigDict:
@@ -148,6 +154,8 @@ def store_config(rule: str) -> ConfigDict:
     store.keypoint_cell = defaults.keypoint_cell
     # Blur of SIFT's first octave, in pixels.
     store.sift_sigma = defaults.sift_sigma
+    # Least contrast of a keypoint in SIFT's scale space; lower values give more keypoints.
+    store.sift_contrast = defaults.sift_contrast
     # Criterion for keeping a patch: the fraction of `ink` pixels, of black and of white pixels of
     # the `grey` crop, or of `edges` (Canny, 30 and 200). The thresholds follow.
     store.keep = defaults.keep

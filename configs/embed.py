@@ -68,6 +68,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.gmp_lambda = 1.0
     # Exponent of the signed power normalisation before L2 normalisation; 1 disables it.
     config.power = placeholder(float)
+    # Numbers of each part of a compact page descriptor, stored as float16: at most as many as the
+    # finetuning has fitted (`page.compact`). 0: the long descriptors, float32.
+    config.compact = placeholder(int)
     config.patch_whitening = patch_whitening_config()
     # Pages with fewer patches are embedded and also listed in few_patches.csv, because they have
     # too little text for a reliable comparison (docs/retrieval.md: queries with 40 patches of one
@@ -77,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.export_formats = ()
     if arg.variant == "small":
         recipes.apply_small_page(config, config.store)
-        config.store.detect_scale = common.SMALL_DETECT_SCALE
+        config.store.update(common.SMALL_ONE_PASS)
     return config
 
 

@@ -124,6 +124,10 @@ def page_config() -> ConfigDict:
     # Weights in the similarity of two pages, 0 to 1, of SIFT of the same patches: `patch` of the
     # ink of each patch, `keypoint` of the page at each keypoint, with its size and angle.
     page.sift = ConfigDict({"patch": 0.0, "keypoint": 0.0})
+    # Compact descriptors: PCA whitening of each part to at most this many `components`, fitted to
+    # fragments of the training pages when the training has ended; 0: long descriptors. Each
+    # component is divided by the root of its variance plus `shrinkage` times the mean variance.
+    page.compact = ConfigDict({"components": 0, "shrinkage": 1.0})
     # Only patches with ink under their keypoint are kept.
     page.keypoint_on_ink = True
     # Most patches of a page and scale; -1: all.
@@ -199,10 +203,11 @@ def _set_cpu(config: ConfigDict) -> None:
 def _set_small(config: ConfigDict) -> None:
     """The recipe for some hundred pages (docs/quality.md): bags of patches of linked pages."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
-    config.store.detect_scale = common.SMALL_DETECT_SCALE
+    config.store.update(common.SMALL_ONE_PASS)
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100
+    config.page.compact.update(components=340, shrinkage=2.0)
     recipes.apply_small_page(config.page, config.page)
     config.patches_per_class = 16
     config.global_batch_size = 512

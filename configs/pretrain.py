@@ -109,7 +109,7 @@ def _set_small(config: ConfigDict) -> None:
     """The recipe for some hundred pages (docs/quality.md)."""
     config.store.max_patches_per_page = common.SMALL_PATCHES_PER_PAGE
     if config.source == "store":
-        config.store.detect_scale = common.SMALL_DETECT_SCALE
+        config.store.update(common.SMALL_ONE_PASS)
     config.global_batch_size = 256
     config.total_steps = 8000
     config.log_every = 200

@@ -91,7 +91,7 @@ def apply_small_page(page: ConfigDict, store: ConfigDict) -> None:
     """
     page.power = 1.0
     page.scales = (1.0, 0.5, 1.4)
-    page.sift.patch, page.sift.keypoint = 0.15, 0.7
+    page.sift.patch, page.sift.keypoint = 0.33, 0.33
     store.keypoint_on_ink = False
     # More patches change little (docs/quality.md), and enlarged pages have 20,000.
     store.max_patches_per_page = 2500

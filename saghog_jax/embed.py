@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.embedding import folders, input_digests, patch_whitening, reuse
+from saghog_jax.embedding import compact, folders, input_digests, notes, patch_whitening, reuse
+from saghog_jax.embedding.compact import Projection
 from saghog_jax.embedding.describers import (
     Checkpoint,
     PatchDescriber,
@@ -52,6 +53,7 @@ class _Work:
     digests: SHA-256 of the weights of each describer.
     rule: cuts the patches that all describers read.
     masks: of the handwriting, where a region backend is used.
+    projection: of the parts, for compact descriptors.
     """
 
     config: ConfigDict
@@ -61,6 +63,7 @@ class _Work:
     rule: Rule
     manifest: Manifest
     masks: RegionMasks | None
+    projection: Projection | None
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -132,10 +135,11 @@ def _open(config: ConfigDict, checkpoint: Checkpoint) -> _Work:
       UserError: see `run`.
     """
     recipe = checkpoint.recipe().with_config(config).resolved()
+    notes.note_long_descriptors(checkpoint.recipe(), recipe, config)
     describers = describers_of(checkpoint, recipe)
     known = {describer.name for describer in describers}
     describers += compared_describers(checkpoint, recipe, config.compare, known)
-    _note_other_scale(checkpoint, recipe)
+    notes.note_other_scale(checkpoint, recipe)
     rule = recipe.cutting_rule
     if any(recipe.alone(d.descriptor).cutting_rule.descriptors for d in describers):
         rule = replace(rule, descriptors=True)
@@ -148,6 +152,7 @@ def _open(config: ConfigDict, checkpoint: Checkpoint) -> _Work:
         rule=rule,
         manifest=manifest,
         masks=open_masks(manifest, config.data.max_pixels, ConfigDict(dict(recipe.regions))),
+        projection=compact.of_run(checkpoint.folder, config.which, recipe, describers),
     )
 
 
@@ -158,6 +163,7 @@ def _encoder(work: _Work, whitenings: Sequence[whitening.Whitening | None]) -> P
         replace(work.recipe, patch_whitening=mode),
         work.describers,
         whitenings,
+        work.projection,
         batch_size=config.local_batch_size,
         pages_per_batch=config.pages_per_batch,
         mesh=config.mesh,
@@ -194,15 +200,6 @@ def _result(
         skipped=tuple(skipped),
         following=(retrieve if gallery is None else NextStage("search", fields=fields),),
     )
-
-
-def _note_other_scale(checkpoint: Checkpoint, recipe: PageRecipe) -> None:
-    trained, scale = checkpoint.trained_scale, recipe.rule.scale
-    if trained is not None and trained != scale and distributed.is_main():
-        logger.warning(
-            f"note: the model was trained on pages resized by {trained:g}, these are resized "
-            f"by {scale:g}; --config.store.scale={trained:g} makes them alike"
-        )
 
 
 def _check(config: ConfigDict) -> None:
@@ -329,5 +326,11 @@ def _page_cuts(
 
 def _digests(work: _Work) -> input_digests.InputDigests:
     return input_digests.digests(
-        work.recipe, work.describers, work.digests, work.manifest, work.masks, work.config
+        work.recipe,
+        work.describers,
+        work.digests,
+        work.manifest,
+        work.masks,
+        work.config,
+        "" if work.projection is None else work.projection.digest,
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed, precision
-from saghog_jax.embedding import sift
-from saghog_jax.embedding.recipe import finetuned_recipe, write_recipe
+from saghog_jax.embedding import fit_compact, sift
+from saghog_jax.embedding.run_recipe import finetuned_recipe, write_recipe
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.models import inputs
 from saghog_jax.models.build import ENCODERS
@@ -25,7 +25,13 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
     Raises:
       UserError, RunError, StoppedError: see `training.loop.Run`.
     """
-    skipped = run_training(resolve(config), workdir, Finetuning.kind, open_task)
+    config = resolve(config)
+    skipped = run_training(config, workdir, Finetuning.kind, open_task)
+    if distributed.is_main():
+        # Again: the section `page` of a finished run may change.
+        write_recipe(finetuned_recipe(config), workdir)
+        fit_compact.ensure(config, workdir)
+    distributed.barrier("fitted")
     # Ready-cut patches are no pages, which embed needs.
     sections = {} if config.data.cluster_regex else {"data": config.data}
     return StageResult(

@@ -75,7 +75,7 @@ def _following(main: Embeddings) -> tuple[NextStage, ...]:
         return ()
     # Imported late, when all results are written: they load jax.
     from saghog_jax.embedding.encoder import recipe_of_embeddings, run_folder_of
-    from saghog_jax.embedding.recipe import default_recipe, read_recipe
+    from saghog_jax.embedding.run_recipe import default_recipe, read_recipe
 
     recipe = recipe_of_embeddings(main.meta, main.folder)
     if recipe.patch_whitening != "none":

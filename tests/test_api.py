@@ -11,7 +11,8 @@ from places import ROOT
 from toy import toy
 
 import saghog_jax as sj
-from saghog_jax.configs import embed, finetune, pretrain
+from saghog_jax.configs import embed, finetune, pretrain, retrieve
+from saghog_jax.embedding import compact
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.stages import STAGES
@@ -66,7 +67,7 @@ for stage in {STAGES}:
     importlib.import_module(f"saghog_jax.{{stage}}")
 {lines}
 assert rows[:, 0].tolist() == [1, 3], rows
-assert similarity[:, 0].min() > 1 - 1e-4, similarity
+assert similarity[:, 0].min() > 1 - 1e-3, similarity
 assert rows.shape == similarity.shape == (2, 3)
 """
     before = sorted(folder.rglob("*"))
@@ -90,9 +91,10 @@ def test_the_stage_embed_and_the_api_make_the_same_descriptors(folder, images):
     for where in ("finetune", "embed"):
         x = sj.load_encoder(folder / where).embed(images[:2])
         assert x.dtype == np.float32
-        # Batches of other pages: the last bits of sums of 1,000 patches differ.
-        np.testing.assert_allclose(x, gallery.descriptors[:2], atol=2e-3)
-        assert (x * gallery.descriptors[:2]).sum(1).min() > 1 - 1e-5
+        # Batches of other pages: the last bits of sums of 1,000 patches differ. After two steps of
+        # training all pages are nearly the same to the model, so whitening amplifies these bits.
+        np.testing.assert_allclose(x, gallery.descriptors[:2], atol=0.04)
+        assert (x * gallery.descriptors[:2]).sum(1).min() > 1 - 1e-3
 
 
 def test_paths_pil_images_and_arrays_are_one_page(folder, images):
@@ -116,11 +118,11 @@ def test_paths_pil_images_and_arrays_are_one_page(folder, images):
 def test_nearest_refuses_descriptors_of_another_recipe(folder, images, tmp_path):
     gallery = sj.load_embeddings(folder / "embed")
     x = sj.load_encoder(folder / "finetune").embed(images[:2])
-    config = toy(embed.get_config("plain"), folder, power=0.5)
-    sj.run_stage(config, tmp_path / "powers")
-    other = sj.load_embeddings(tmp_path / "powers")
+    config = toy(embed.get_config("plain"), folder, **{"sift.keypoint": 0.1})
+    sj.run_stage(config, tmp_path / "weights")
+    other = sj.load_embeddings(tmp_path / "weights")
     for queries in (x, x[:1], gallery):
-        with pytest.raises(UserError, match="power normalisation of netrvlad .*Embed both alike"):
+        with pytest.raises(UserError, match="weight in the similarity of .*Embed both alike"):
             sj.nearest(queries, other)
         rows, _ = sj.nearest(queries, other, k=1, force=True)
         assert rows[0, 0] == 0
@@ -153,14 +155,15 @@ def test_explain_divides_the_similarity_among_the_patches(folder, images):
     encoder = sj.load_encoder(folder / "embed")
     evidence = sj.explain(encoder, images[0], images[1], gallery)
     similarity = float(np.asarray(gallery.descriptors[0]) @ gallery.descriptors[1])
-    assert evidence.similarity == pytest.approx(similarity, abs=1e-4)
+    # 21 numbers stored as float16.
+    assert evidence.similarity == pytest.approx(similarity, abs=1e-3)
     for side in (evidence.query, evidence.match):
         total = float(side.contributions.sum())
         assert total == pytest.approx(evidence.similarity - side.mean, abs=1e-4)
     assert len(evidence.pairs) == len(evidence.cosines) <= 6
     alone = sj.explain(encoder, images[0], images[1])
     assert alone.query.mean == 0
-    assert float(alone.query.contributions.sum()) == pytest.approx(similarity, abs=1e-4)
+    assert float(alone.query.contributions.sum()) == pytest.approx(similarity, abs=1e-3)
 
 
 def test_a_stage_returns_what_it_did(folder, tmp_path):
@@ -173,3 +176,72 @@ def test_a_stage_returns_what_it_did(folder, tmp_path):
     config.unlock().stage = "nothing"
     with pytest.raises(UserError, match="unknown stage 'nothing', known: prepare"):
         sj.run_stage(config, tmp_path)
+
+
+def test_descriptors_of_the_recipe_are_compact(folder, images):
+    short = sj.load_embeddings(folder / "embed")
+    recipe = short.meta["recipe"]
+    assert short.descriptors.dtype == np.float16
+    assert short.descriptors.shape[1] == 3 * recipe["compact"] > 0
+    assert "projection" in short.meta["digests"]
+    config = toy(embed.get_config("plain"), folder)
+    config.compact = 0
+    sj.run_stage(config, folder / "long")
+    long = sj.load_embeddings(folder / "long")
+    assert long.descriptors.dtype == np.float32
+    assert long.descriptors.shape[1] > 1000
+    with pytest.raises(UserError, match="numbers of each part"):
+        sj.nearest(long, short)
+    config.compact = 2
+    sj.run_stage(config, folder / "two")
+    two = np.asarray(sj.load_embeddings(folder / "two").descriptors, np.float32)
+    assert two.shape[1] == 6
+    # The first components of each part, of unit length again.
+    first = np.asarray(short.descriptors, np.float32).reshape(len(two), 3, -1)[:, :, :2]
+    first /= np.linalg.norm(first, axis=2, keepdims=True)
+    apart = first.reshape(len(two), 3, 2) - two.reshape(len(two), 3, 2) / np.linalg.norm(
+        two.reshape(len(two), 3, 2), axis=2, keepdims=True
+    )
+    assert np.abs(apart).max() < 5e-3
+    again = sj.load_encoder(folder / "long").embed(images[:1])
+    np.testing.assert_allclose(again[0] @ long.descriptors[0], 1, atol=1e-4)
+
+
+def test_other_descriptors_than_the_fitted_ones_are_long(folder, tmp_path, caplog):
+    config = toy(embed.get_config("plain"), folder, power=0.5)
+    sj.run_stage(config, tmp_path / "power")
+    assert "note: long descriptors: the compact ones were fitted with another power" in caplog.text
+    assert sj.load_embeddings(tmp_path / "power").meta["recipe"].get("compact", 0) == 0
+    config.compact = 3
+    with pytest.raises(UserError, match="config.compact=3: .* another power; give 0"):
+        sj.run_stage(config, tmp_path / "error")
+
+
+def test_the_projection_is_fitted_once_and_belongs_to_its_weights(folder, tmp_path):
+    path = folder / "finetune" / "projection_last.npz"
+    before = path.stat().st_mtime_ns
+    config = toy(finetune.get_config("small"), folder, **SMALL)
+    sj.run_stage(config, folder / "finetune")
+    assert path.stat().st_mtime_ns == before
+    content = path.read_bytes()
+    projection = compact.load(path)
+    compact.save(compact.Projection(projection.parts, dict.fromkeys(projection.digests, "0")), path)
+    with pytest.raises(UserError, match="was not fitted for netrvlad of this checkpoint"):
+        sj.load_encoder(folder / "finetune")
+    # The finetuning command fits it anew, to the same pages.
+    sj.run_stage(config, folder / "finetune")
+    assert compact.load(path).digest == projection.digest
+    path.write_bytes(content)
+
+
+def test_compact_descriptors_are_explained(folder):
+    config = toy(retrieve.get_config(), folder, bootstrap=0, **{"report.evidence.queries": 2})
+    sj.run_stage(config, folder / "retrieve")
+    matches = list((folder / "retrieve" / "evidence").glob("*.npz"))
+    assert matches
+    for path in matches:
+        with np.load(path, allow_pickle=False) as match:
+            for side in ("query", "match"):
+                said = match["similarity"] - match[f"{side}_mean"]
+                # Descriptors are stored as float16.
+                np.testing.assert_allclose(match[f"{side}_contributions"].sum(), said, atol=2e-3)

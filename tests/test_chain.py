@@ -24,8 +24,8 @@ from toy import fields, toy
 
 from saghog_jax.configs import embed, finetune, prepare, pretrain, retrieve
 from saghog_jax.embedding.encoder import PageEncoder
-from saghog_jax.embedding.recipe import default_recipe
 from saghog_jax.embedding.reuse import Record
+from saghog_jax.embedding.run_recipe import default_recipe
 from saghog_jax.input_pipeline import progress
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.errors import UserError

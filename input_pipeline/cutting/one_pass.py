@@ -88,7 +88,9 @@ def _detect(image: np.ndarray, rule: Rule, factor: float, mask: np.ndarray | Non
     grey = _resize(binarize.to_grey(image, rule.grey), factor)
     ink = binarize.ink_mask(grey, rule.binarization)
     points = keypoints.detect(
-        (1 - ink) * 255 if rule.detect_on == "binary" else grey, rule.sift_sigma
+        (1 - ink) * 255 if rule.detect_on == "binary" else grey,
+        rule.sift_sigma,
+        rule.sift_contrast,
     )
     x, y = points.positions.astype(np.int64).T
     _, rows = np.unique(x * ink.shape[0] + y, return_index=True)

@@ -80,6 +80,7 @@ class Rule:
     # Not in the published code; these values change nothing.
     detect_scale: float = 0.0
     keypoint_cell: float = 0.0
+    sift_contrast: float = keypoints.CONTRAST
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -91,7 +92,7 @@ class Rule:
                 f"store.max_patches_per_page={self.max_patches_per_page} must be positive, "
                 "or -1 for all"
             )
-        for name in ("scale", "sift_sigma"):
+        for name in ("scale", "sift_sigma", "sift_contrast"):
             if not getattr(self, name) > 0:
                 raise UserError(f"store.{name}={getattr(self, name)} must be positive")
         if self.detect_scale < 0 or self.keypoint_cell < 0:
@@ -161,7 +162,9 @@ def cut_page(
     ink = binarize.ink_mask(grey, rule.binarization)
     if table is None:
         points = keypoints.detect(
-            (1 - ink) * 255 if rule.detect_on == "binary" else grey, rule.sift_sigma
+            (1 - ink) * 255 if rule.detect_on == "binary" else grey,
+            rule.sift_sigma,
+            rule.sift_contrast,
         )
     else:
         points = keypoints.from_table(table, rule.sift_sigma)

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import distributed
 from saghog_jax.devices.precision import operand_dtype
 from saghog_jax.embedding import sift
-from saghog_jax.embedding.recipe import PageRecipe, default_recipe, read_recipe
+from saghog_jax.embedding.recipe import PageRecipe
+from saghog_jax.embedding.run_recipe import default_recipe, read_recipe
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.models.build import (
     init_variables,

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from saghog_jax import sam
-from saghog_jax.embedding import patch_whitening
+from saghog_jax.embedding import compact, patch_whitening
+from saghog_jax.embedding.compact import Projection
 from saghog_jax.embedding.describers import (
     Checkpoint,
     PatchBatch,
@@ -46,6 +47,7 @@ class PageEncoder:
       recipe: of the page descriptors.
       describers: those of the recipe's parts in their order; further ones are pooled as well.
       whitenings: of the patch descriptors of each describer; by default none.
+      projection: of the parts, if the recipe asks for compact descriptors.
       batch_size, pages_per_batch, mesh: see configs/embed.py.
     """
 
@@ -54,6 +56,7 @@ class PageEncoder:
         recipe: PageRecipe,
         describers: Sequence[PatchDescriber],
         whitenings: Sequence[Whitening | None] | None = None,
+        projection: Projection | None = None,
         *,
         batch_size: int = BATCH_SIZE,
         pages_per_batch: int = PAGES_PER_BATCH,
@@ -61,6 +64,9 @@ class PageEncoder:
     ) -> None:
         self.recipe, self.describers = recipe, list(describers)
         self.whitenings = list(whitenings or [None] * len(self.describers))
+        if recipe.compact and projection is None:
+            raise ValueError("the recipe asks for compact descriptors; give their projection")
+        self.projection = projection.first(recipe.compact) if recipe.compact else None
         self._pooler = PagePooler(
             self.describers,
             Pooling(recipe.pooling, recipe.gmp_lambda, self.whitenings),
@@ -86,7 +92,22 @@ class PageEncoder:
     @property
     def made_by(self) -> dict:
         """What descriptors must share with this encoder's to be compared."""
-        return comparable(self.recipe.to_json()) | {"digests": self.digests}
+        return comparable(self.recipe.to_json()) | {"digests": self.digests | self.projected_by}
+
+    @property
+    def projected_by(self) -> dict[str, str]:
+        """The digest of the projection, under its name among digests; empty without one."""
+        return {} if self.projection is None else {compact.NAME: self.projection.digest}
+
+    def join(self, sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Page descriptors of pooled patch descriptors: compact ones if the recipe asks for them.
+
+        Args:
+          sums: see `PageRecipe.join`.
+        """
+        if self.projection is None:
+            return self.recipe.join(sums)
+        return self.projection.join(self.recipe, sums)
 
     def patches(self, image: Page, polarity: str = AUTO) -> list[Cut]:
         """Cuts a page at each scale of the recipe.
@@ -140,11 +161,9 @@ class PageEncoder:
         pooled = list(self.pool(cuts()))
         parts = range(len(self.recipe.parts))
         if not pooled:
-            widths = zip(self.recipe.parts, self.widths, strict=False)
-            width = sum(self.recipe.scales_of(part) * width for part, width in widths)
-            rows = np.zeros((0, width), np.float32)
+            rows = self.join([[np.zeros((0, self.widths[i]), np.float32)] * scales for i in parts])
         else:
-            rows = self.recipe.join(
+            rows = self.join(
                 [
                     [np.stack([view[part] for view in pooled[j::scales]]) for j in range(scales)]
                     for part in parts
@@ -201,7 +220,9 @@ def load_encoder(
         return encoder_of_embeddings(meta, folder, checkpoint)
     model = Checkpoint(folder, which)
     recipe = model.recipe().resolved()
-    return PageEncoder(recipe, describers_of(model, recipe))
+    describers = describers_of(model, recipe)
+    projection = compact.of_run(model.folder, which, recipe, describers)
+    return PageEncoder(recipe, describers, projection=projection)
 
 
 def encoder_of_embeddings(
@@ -223,12 +244,18 @@ def encoder_of_embeddings(
     except UserError as error:
         raise UserError(f"{other}: {error}") from None
     digests = [params_digest(describer.variables) for describer in describers]
-    if digests != list(meta["digests"].values()):
+    stored = dict(meta["digests"])
+    projected_by = stored.pop(compact.NAME, None)
+    if digests != list(stored.values()):
         raise UserError(other)
+    projection = compact.of_run(model.folder, model.which, recipe, describers)
     whitenings = None
     if recipe.patch_whitening != "none":
         whitenings = patch_whitening.load(folder / patch_whitening.FILE, describers, digests)
-    return PageEncoder(recipe, describers, whitenings)
+    encoder = PageEncoder(recipe, describers, whitenings, projection)
+    if encoder.projected_by.get(compact.NAME) != projected_by:
+        raise UserError(f"{model.folder} has another projection than the one of the embeddings")
+    return encoder
 
 
 def _describers(model: Checkpoint, recipe: PageRecipe, name: str) -> list[PatchDescriber]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from saghog_jax.embedding import patch_whitening
+from saghog_jax.embedding import compact, patch_whitening
+from saghog_jax.embedding.compact import Projection
 from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.embedding.journal import PageResult
 from saghog_jax.embedding.recipe import PageRecipe
@@ -38,12 +39,25 @@ class Output:
     name: of its model in tables.
     recipe: how its page descriptors are made.
     describers: numbers of the encoder's describers, one for each part of the recipe.
+    projection: of compact descriptors.
     """
 
     name: str
     folder: Path
     recipe: PageRecipe
     describers: tuple[int, ...]
+    projection: Projection | None
+
+    def join(self, sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Page descriptors of pooled patch descriptors, see `PageRecipe.join`."""
+        if self.projection is None:
+            return self.recipe.join(sums)
+        return self.projection.join(self.recipe, sums)
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored descriptors: compact ones lose nothing that matters as float16."""
+        return "float32" if self.projection is None else "float16"
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,15 @@ def outputs_of(encoder: PageEncoder, compare: Sequence[str], workdir: Path) -> l
       compare: names of describers that get a folder below `workdir`.
     """
     recipe, names = encoder.recipe, [describer.name for describer in encoder.describers]
-    outputs = [Output(names[0], workdir, recipe, tuple(range(len(recipe.parts))))]
+    every = tuple(range(len(recipe.parts)))
+    outputs = [Output(names[0], workdir, recipe, every, encoder.projection)]
     for number, name in enumerate(names):
         if number and name in compare:
             alone = recipe.alone(encoder.describers[number].descriptor)
-            outputs.append(Output(name, workdir / name, alone, (number,)))
+            projection = encoder.projection
+            if projection is None or alone.parts[0].descriptor not in projection.parts:
+                alone, projection = replace(alone, compact=0), None
+            outputs.append(Output(name, workdir / name, alone, (number,), projection))
     return outputs
 
 
@@ -125,7 +143,9 @@ def write(embedded: Embedded, outputs: Sequence[Output], workdir: Path, few_patc
                 whitening.save(fitted, path, embedded.digests[at])
         meta = _meta(embedded, output) | {"patches": [counts[i].patches for i in kept]}
         blocks = _page_blocks(embedded.record, kept, output, number)
-        save_embeddings(output.folder, blocks, counted, embedded.manifest.root, meta)
+        save_embeddings(
+            output.folder, blocks, counted, embedded.manifest.root, meta, dtype=output.dtype
+        )
     patches = sum(result.patches for result in embedded.results.values())
     at = f" at {scales} scales together" if scales > 1 else ""
     logger.info(
@@ -162,7 +182,8 @@ def _meta(embedded: Embedded, output: Output) -> dict:
         "checkpoint": _checkpoint(embedded.digests[first], fitted),
         "checkpoint_folder": _relative(embedded.checkpoint, output.folder),
         "which": embedded.which,
-        "digests": {part.descriptor: embedded.digests[number] for part, number in numbers},
+        "digests": {part.descriptor: embedded.digests[number] for part, number in numbers}
+        | ({} if output.projection is None else {compact.NAME: output.projection.digest}),
         "recipe": recipe.to_json(),
         "aggregation": recipe.describe(),
         "regions": embedded.regions,
@@ -205,9 +226,7 @@ def _joined(record: Record, pages: Sequence[int], output: Output) -> Iterator[np
     views = [page * scales + j for page in pages for j in range(scales)]
     columns = (record.blocks(i, views, _BLOCK_PAGES * scales) for i in output.describers)
     for blocks in zip(*columns, strict=True):
-        yield from output.recipe.join(
-            [[block[j::scales] for j in range(scales)] for block in blocks]
-        )
+        yield from output.join([[block[j::scales] for j in range(scales)] for block in blocks])
 
 
 def _checkpoint(digest: str, fitted: whitening.Whitening | None) -> str:

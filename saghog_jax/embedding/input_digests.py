@@ -40,6 +40,7 @@ def digests(
     manifest: Manifest,
     masks: RegionMasks | None,
     config: ConfigDict,
+    projection: str = "",
 ) -> InputDigests:
     """The digests of page contents, recipe, weights, masks and the whitening of patches.
 
@@ -49,6 +50,7 @@ def digests(
       recipe: with a resolved precision.
       weights: digests of the weights of the describers.
       config: of configs/embed.py.
+      projection: digest of the projection of compact descriptors.
     """
     recipe = replace(recipe, regions={})
     settings = {
@@ -58,6 +60,7 @@ def digests(
         "patch_whitening": _whitening(config),
         **({"vlad": _VLAD_VERSION} if any(d.descriptor != "cls" for d in describers) else {}),
         **({"regions": masks.identity} if masks else {}),
+        **({"projection": projection} if projection else {}),
     }
     pages = _page_digests(manifest, masks)
     whole = _sha256({**settings, "pages": pages, "names": [page.path for page in manifest.pages]})

@@ -8,7 +8,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,13 +15,10 @@ from ml_collections import ConfigDict
 from saghog_jax.devices import precision
 from saghog_jax.embedding import sift
 from saghog_jax.input_pipeline.cutting.patches import Rule
-from saghog_jax.input_pipeline.cutting.rules import published_rule
 from saghog_jax.input_pipeline.errors import UserError, check_choice
-from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.models.inputs import INPUTS
 from saghog_jax.retrieval.aggregate import POOLINGS, concatenate, l2_normalize, power_norm
 
-FILE = "recipe.json"
 # Descriptors of a checkpoint: NetRVLAD vectors of a finetuned model, CLS features of an encoder.
 LEARNED = ("netrvlad", "cls")
 DESCRIPTORS = (*LEARNED, *map(sift.descriptor_name, sift.KINDS))
@@ -64,6 +60,7 @@ class PageRecipe:
     precision: `float32`, `mixed` or `auto` (as this machine can).
     max_pixels: of the largest accepted image.
     regions: the section of configs/regions.py that finds the handwriting.
+    compact: numbers of each part of a compact descriptor (`compact.Projection`); 0: long ones.
     """
 
     parts: tuple[PartRecipe, ...]
@@ -76,6 +73,7 @@ class PageRecipe:
     precision: str = "auto"
     max_pixels: int = 200_000_000
     regions: Mapping = field(default_factory=lambda: {"backend": "none"})
+    compact: int = 0
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0 or len(set(self.scales)) < len(self.scales):
@@ -84,6 +82,8 @@ class PageRecipe:
         if self.gmp_lambda <= 0:
             raise UserError(f"config.gmp_lambda={self.gmp_lambda} must be positive")
         check_choice("input", self.input, INPUTS)
+        if self.compact < 0:
+            raise UserError(f"config.compact={self.compact} must not be negative")
 
     @property
     def cutting_rule(self) -> Rule:
@@ -128,7 +128,7 @@ class PageRecipe:
         regions = self.regions
         if config.regions.backend is not None:
             regions = config.regions.to_dict()
-        return replace(
+        changed = replace(
             self,
             parts=recipe_parts(learned.descriptor, power, weights),
             rule=replace(self.rule, **{k: v for k, v in rule.items() if v is not None}),
@@ -139,7 +139,33 @@ class PageRecipe:
             precision=config.precision,
             max_pixels=config.data.max_pixels,
             regions=regions,
+            compact=self.compact if config.compact is None else config.compact,
         )
+        whitened = config.patch_whitening.mode != "none"
+        unfitted = changed.unfitted_beside(self, whitened)
+        if unfitted and config.compact:
+            raise UserError(
+                f"config.compact={config.compact}: compact descriptors were fitted with another "
+                f"{unfitted}; give 0 for long descriptors"
+            )
+        return replace(changed, compact=0) if unfitted else changed
+
+    def unfitted_beside(self, fitted: "PageRecipe", patches_whitened: bool = False) -> str:
+        """The fields in which parts differ from those that a projection was fitted to, as text.
+
+        Args:
+          fitted: the recipe of the projection.
+          patches_whitened: whether the descriptors of the patches are whitened.
+        """
+        pairs = {
+            "power": (self.parts[0].power, fitted.parts[0].power),
+            "scales": (self.scales, fitted.scales),
+            "input": (self.input, fitted.input),
+            # The mean differs from the sum by a factor alone.
+            "pooling": (self.pooling in ("sum", "mean"), True),
+            "patch_whitening": (patches_whitened, False),
+        }
+        return ", ".join(name for name, (mine, theirs) in pairs.items() if mine != theirs)
 
     def fields_beside(self, other: "PageRecipe") -> dict[str, object]:
         """The fields of configs/embed.py that make this recipe of another one, by full name.
@@ -161,6 +187,8 @@ class PageRecipe:
             weight = self.sift_weights.get(kind, 0.0)
             if weight != other.sift_weights.get(kind, 0.0):
                 fields[f"sift.{kind}"] = weight
+        if self.compact != other.compact:
+            fields["compact"] = self.compact
         if self.pooling != "sum":
             fields |= {"pooling": self.pooling, "gmp_lambda": self.gmp_lambda}
         return fields
@@ -187,9 +215,28 @@ class PageRecipe:
                 weights.append(part.weight / taken)
         return concatenate(columns, weights)
 
+    def part_rows(self, sums: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """The descriptors of each part: its scales concatenated with equal weights.
+
+        Args:
+          sums: see `join`.
+
+        Returns:
+          float32 [p, D] for each part, unit rows; zero where the part has no patch at any scale.
+        """
+        rows = []
+        for part, scales in zip(self.parts, sums, strict=True):
+            taken = self.scales_of(part)
+            columns = [l2_normalize(power_norm(pooled, part.power)) for pooled in scales[:taken]]
+            rows.append(concatenate(columns, [1 / taken] * taken))
+        return rows
+
     def to_json(self) -> dict:
         """As `from_json` reads it."""
         content = dataclasses.asdict(self) | {"rule": self.rule.settings()}
+        if not self.compact:
+            # As in older versions, so that digests stay.
+            del content["compact"]
         return json.loads(json.dumps(content))
 
     @classmethod
@@ -223,6 +270,8 @@ class PageRecipe:
                 text += f", {weight:g} of the similarity from SIFT ({kind})"
         if len(self.scales) > 1:
             text += f", concatenated at scales {listed(self.scales)}"
+        if self.compact:
+            text += f", each part projected to {self.compact} numbers"
         return text
 
 
@@ -241,72 +290,6 @@ def recipe_parts(
         PartRecipe(descriptor, power, 1 - sum(weights.values())),
         *(PartRecipe(sift.descriptor_name(k), sift.POWER, w) for k, w in weights.items()),
     )
-
-
-def default_recipe(descriptor: str, source: str) -> PageRecipe:
-    """The recipe of a checkpoint without one: power .4, all patches of a page at its own scale.
-
-    Args:
-      descriptor: `netrvlad` or `cls`.
-      source: what the model reads, `page` or `binary`.
-    """
-    return PageRecipe(parts=recipe_parts(descriptor, 0.4, {}), rule=page_rule(), input=source)
-
-
-def page_rule() -> Rule:
-    """How pages are cut to be embedded, unless a recipe says otherwise.
-
-    The published rule `eval`, binarised by Otsu as in finetuning: on training pages a little better
-    than ISauvola.
-    """
-    return replace(published_rule("eval"), binarization="otsu", max_patches_per_page=-1)
-
-
-def finetuned_recipe(config: ConfigDict) -> PageRecipe:
-    """The recipe of a finetuning config (its section `page`), for the collection it is trained on.
-
-    Raises:
-      UserError: a choice that is not possible.
-    """
-    page = config.page
-    rule = replace(
-        page_rule(),
-        patch_size=config.store.patch_size,
-        scale=config.store.scale,
-        detect_scale=config.store.detect_scale,
-        keypoint_cell=config.store.keypoint_cell,
-        keypoint_on_ink=page.keypoint_on_ink,
-        max_patches_per_page=page.max_patches_per_page,
-    )
-    return PageRecipe(
-        parts=recipe_parts("netrvlad", page.power, page.sift),
-        rule=rule,
-        scales=tuple(page.scales),
-        input=config.input,
-        max_pixels=config.data.max_pixels,
-        regions=config.regions.to_dict(),
-    )
-
-
-def write_recipe(recipe: PageRecipe, run_folder: Path) -> None:
-    """Keeps the recipe in a run folder."""
-    with atomic_write(run_folder / FILE, "w") as file:
-        file.write(json.dumps(recipe.to_json(), indent=2) + "\n")
-
-
-def read_recipe(run_folder: Path) -> PageRecipe | None:
-    """The recipe of a run folder; None where it has none (pretrain, convert, older versions).
-
-    Raises:
-      UserError: a damaged file.
-    """
-    path = run_folder / FILE
-    if not path.exists():
-        return None
-    try:
-        return PageRecipe.from_json(json.loads(path.read_text()))
-    except (ValueError, UserError) as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def listed(scales: Sequence[float]) -> str:

@@ -4,8 +4,10 @@ A page descriptor is a concatenation of parts: one for each scale of the page an
 descriptor of its patches (learned, SIFT). Part j is phi(S_j) / |phi(S_j)|, times the root of its
 weight w_j. S_j is the sum of the unit vectors y_i of the patches, phi(s) = sign(s) |s|^power. D is
 the concatenation of all parts, divided by the root of the summed weights of the parts that have
-patches. z is D, or D whitened and normalised to unit length. What is explained is how much more
-similar the page is to its match than to an average page of the gallery,
+patches. z is D, or D whitened and normalised to unit length. In compact descriptors each descriptor
+of the patches is such a D of its own, with its own projection; z is their weighted concatenation.
+What is explained is how much more similar the page is to its match than to an average page of the
+gallery,
 
     z_page . (z_match - mean of z over the gallery).
 
@@ -45,19 +47,32 @@ class Clusters(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a page descriptor.
+    """A part of a page descriptor: one descriptor of its patches at one scale.
 
     page: descriptors of the patches.
     clusters: of the describer.
     total: S, the sum of the unit vectors of the patches, float32 [v * d].
     power: exponent of the power normalisation.
-    share: weight of the part in the similarity.
+    share: weight of the part in the similarity; of compact descriptors within its projection.
     """
 
     page: PagePatches
     clusters: Clusters
     total: np.ndarray
     power: float
+    share: float
+
+
+class Projected(NamedTuple):
+    """Parts that are projected together: one descriptor at all of its scales.
+
+    parts: how many of the parts, in their order.
+    by: the projection.
+    share: weight in the similarity.
+    """
+
+    parts: int
+    by: Whitening
     share: float
 
 
@@ -69,37 +84,88 @@ def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
 
 
 def contributions(
-    parts: Sequence[Part], target: np.ndarray, whitened: Whitening | None = None
+    parts: Sequence[Part],
+    target: np.ndarray,
+    whitened: Whitening | None = None,
+    projected: Sequence[Projected] = (),
 ) -> list[np.ndarray]:
     """What each patch adds to z_page . target, float32 [n] for each part; the sum is exact.
 
     Args:
       target: [k], such as z of the match minus the mean z of the gallery.
       whitened: the whitening that made z of the page descriptors; None: z is the descriptor.
+      projected: how compact descriptors were made of the parts; empty for long descriptors.
     """
-    gains, sums = [], []
-    for part in parts:
-        total = part.total.astype(np.float64)
-        size = np.abs(total)
-        norm = max(np.linalg.norm(size**part.power), 1e-12)
-        gain = np.where(size > 0, np.maximum(size, 1e-30) ** (part.power - 1), 0)
-        gains.append(gain * part.share**0.5 / norm)
-        sums.append(gains[-1] * total)
-    descriptor, gain = np.concatenate(sums), np.concatenate(gains)
-    length = max(np.linalg.norm(descriptor), 1e-12)
+    gains = [_gain(part) for part in parts]
+    sums = [gain * part.total.astype(np.float64) for gain, part in zip(gains, parts, strict=True)]
+    sizes = [group.parts for group in projected] or [len(parts)]
+    ends = np.cumsum(sizes)
+    groups = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    # The unit vector of each group, and its length before.
+    lengths = [max(np.linalg.norm(np.concatenate(sums[group])), 1e-12) for group in groups]
+    units = [np.concatenate(sums[g]) / length for g, length in zip(groups, lengths, strict=True)]
     towards, constant = target.astype(np.float64), 0.0
     if whitened is not None:
-        scale = 1 / np.sqrt(whitened.variances.astype(np.float64) + whitened.eps)
-        z = (whitened.components @ (descriptor / length - whitened.mean)) * scale
-        towards = whitened.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
-        constant = -float(towards @ whitened.mean)
-    direction = (gain / length * towards).astype(np.float32)
-    ends = np.cumsum([part.total.size for part in parts])[:-1]
+        z = units[0] if not projected else _compact(units, projected)
+        towards, constant = _back(whitened, z, towards)
+    directions = [towards]
+    if projected:
+        directions, more = _back_to_groups(units, projected, towards)
+        constant += more
     share = np.float32(constant / max(sum(len(part.page.place) for part in parts), 1))
-    return [
-        _towards(part.page, own, part.clusters) + share
-        for part, own in zip(parts, np.split(direction, ends), strict=True)
-    ]
+    by_part: list[np.ndarray] = []
+    for group, length, direction in zip(groups, lengths, directions, strict=True):
+        widths = np.cumsum([part.total.size for part in parts[group]])[:-1]
+        own = np.split(direction / length, widths)
+        for part, gain, toward in zip(parts[group], gains[group], own, strict=True):
+            toward = (gain * toward).astype(np.float32)
+            by_part.append(_towards(part.page, toward, part.clusters) + share)
+    return by_part
+
+
+def _gain(part: Part) -> np.ndarray:
+    """What S of a part is multiplied by in its column of the descriptor, float64 [v * d]."""
+    size = np.abs(part.total.astype(np.float64))
+    norm = max(np.linalg.norm(size**part.power), 1e-12)
+    gain = np.where(size > 0, np.maximum(size, 1e-30) ** (part.power - 1), 0)
+    return gain * part.share**0.5 / norm
+
+
+def _back(fitted: Whitening, x: np.ndarray, towards: np.ndarray) -> tuple[np.ndarray, float]:
+    """A direction for whitened unit vectors as one for the vector x before, and a constant."""
+    scale = 1 / np.sqrt(fitted.variances.astype(np.float64) + fitted.eps)
+    z = (fitted.components @ (x - fitted.mean)) * scale
+    direction = fitted.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
+    return direction, -float(direction @ fitted.mean)
+
+
+def _compact(units: Sequence[np.ndarray], projected: Sequence[Projected]) -> np.ndarray:
+    """The compact descriptor, float64 [k], of the unit vectors of the groups."""
+    columns = []
+    for unit, group in zip(units, projected, strict=True):
+        scale = 1 / np.sqrt(group.by.variances.astype(np.float64) + group.by.eps)
+        z = (group.by.components @ (unit - group.by.mean)) * scale
+        present = group.share**0.5 if unit.any() else 0.0
+        columns.append(present * z / max(np.linalg.norm(z), 1e-12))
+    z = np.concatenate(columns)
+    return z / max(np.linalg.norm(z), 1e-12)
+
+
+def _back_to_groups(
+    units: Sequence[np.ndarray], projected: Sequence[Projected], towards: np.ndarray
+) -> tuple[list[np.ndarray], float]:
+    """A direction for compact descriptors as one for the unit vector of each group, a constant."""
+    present = [group.share if unit.any() else 0.0 for unit, group in zip(units, projected)]
+    total = max(sum(present), 1e-12)
+    ends = np.cumsum([len(group.by.variances) for group in projected])[:-1]
+    directions, constant = [], 0.0
+    for unit, group, own, share in zip(
+        units, projected, np.split(towards, ends), present, strict=True
+    ):
+        direction, more = _back(group.by, unit, own * (share / total) ** 0.5)
+        directions.append(direction)
+        constant += more
+    return directions, constant
 
 
 def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np.ndarray:

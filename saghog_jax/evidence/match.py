@@ -12,6 +12,7 @@ from saghog_jax.embedding.encoder import PageEncoder
 from saghog_jax.evidence.attribution import (
     Clusters,
     Part,
+    Projected,
     contributions,
     like_patches,
     page_total,
@@ -32,18 +33,23 @@ class DescribedPage:
 
     def __init__(self, encoder: PageEncoder, cuts: Sequence[Cut], factors: Sequence[float]) -> None:
         recipe = encoder.recipe
-        self._recipe, self._factors = recipe, factors
+        self._factors = factors
         # Every part of the recipe at each of its scales, as `PageRecipe.join` concatenates them.
         self.parts: list[Part] = []
         self._scales: list[int] = []
+        self._encoder, self._projected = encoder, []
         descriptions = zip(recipe.parts, encoder.describers, encoder.describe(cuts), strict=False)
         for part, describer, pages in descriptions:
             clusters = Clusters(describer.centroids, describer.intra_normalize)
             taken = recipe.scales_of(part)
             for scale, page in enumerate(pages[:taken]):
                 total = page_total(page, clusters)
-                self.parts.append(Part(page, clusters, total, part.power, part.weight / taken))
+                weight = (1 if recipe.compact else part.weight) / taken
+                self.parts.append(Part(page, clusters, total, part.power, weight))
                 self._scales.append(scale)
+            if encoder.projection is not None:
+                by = encoder.projection.parts[part.descriptor]
+                self._projected.append(Projected(taken, by, part.weight))
 
     @property
     def descriptor(self) -> np.ndarray:
@@ -51,7 +57,7 @@ class DescribedPage:
         sums = [part.total[None] for part in self.parts]
         starts = [i for i, scale in enumerate(self._scales) if scale == 0]
         ends = [*starts[1:], len(sums)]
-        return self._recipe.join([sums[i:j] for i, j in zip(starts, ends, strict=True)])[0]
+        return self._encoder.join([sums[i:j] for i, j in zip(starts, ends, strict=True)])[0]
 
     def evidence(
         self, target: np.ndarray, whitening: Whitening | None, mean: float
@@ -64,7 +70,7 @@ class DescribedPage:
           mean: the page's mean similarity to the pages of the gallery.
         """
         scales = len(self._factors)
-        by_part = contributions(self.parts, target, whitening)
+        by_part = contributions(self.parts, target, whitening, self._projected)
         by_scale = [
             sum(x for x, at in zip(by_part, self._scales, strict=True) if at == scale)
             for scale in range(scales)

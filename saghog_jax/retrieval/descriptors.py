@@ -31,11 +31,13 @@ _WORDS = {
     "gmp_lambda": "ridge of generalised max pooling",
     "patch_whitening": "whitening of the patches",
     "digests": "weights of the model",
+    "compact": "numbers of each part",
     "regions.backend": "search for handwriting",
     "rule.patch_size": "side of a patch",
     "rule.grey": "grey conversion",
     "rule.binarization": "binarisation",
     "rule.detect_scale": "size at which keypoints are found",
+    "rule.sift_contrast": "least contrast of a keypoint",
     "rule.keypoint_cell": "thinning of keypoints",
     "rule.keypoint_on_ink": "rule that a keypoint lies on ink",
 }
@@ -49,7 +51,7 @@ def comparable(recipe: Mapping) -> dict:
     workers and the limit of keypoints of a page do not count.
     """
     rule = {k: v for k, v in recipe["rule"].items() if k not in _FREE_RULE_FIELDS}
-    rule = {"detect_scale": 0.0, "keypoint_cell": 0.0} | rule
+    rule = {"detect_scale": 0.0, "keypoint_cell": 0.0, "sift_contrast": 0.04} | rule
     given = recipe.get("regions") or {"backend": "none"}
     backend = given["backend"]
     settings = given.get(backend, {}).items()
@@ -57,7 +59,8 @@ def comparable(recipe: Mapping) -> dict:
         "backend": backend,
         backend: {k: v for k, v in settings if k not in _FREE_REGION_FIELDS},
     }
-    return {name: recipe[name] for name in _COMPARED} | {"rule": rule, "regions": regions}
+    shared = {name: recipe[name] for name in _COMPARED}
+    return shared | {"compact": recipe.get("compact", 0), "rule": rule, "regions": regions}
 
 
 class PageDescriptors(np.ndarray):

@@ -180,8 +180,8 @@ def test_rows_survive_a_stop_while_the_folder_is_replaced(model, scans, cut, mon
     table = table_of(tmp_path, [f"scans/IMG{i}.png,w" for i in (3, 2, 1, 0)])
     cut.clear()
 
-    def stopped(folder, *rest):
-        save(folder, *rest)
+    def stopped(folder, *rest, **settings):
+        save(folder, *rest, **settings)
         (folder / "meta.json").unlink()
         (folder / "embeddings.npy").write_bytes(b"")
         raise KeyboardInterrupt

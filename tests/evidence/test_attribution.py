@@ -7,6 +7,7 @@ from saghog_jax.evidence.attribution import (
     Clusters,
     PagePatches,
     Part,
+    Projected,
     contributions,
     like_patches,
     page_total,
@@ -114,6 +115,51 @@ def test_contributions_to_several_parts_add_up_together(whitened):
     found = contributions(mine, target, fitted)
     assert [len(part) for part in found] == [60, 20, 0] * 2
     np.testing.assert_allclose(sum(part.sum() for part in found), z @ target, atol=1e-4)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+@pytest.mark.parametrize("empty", [False, True])
+def test_contributions_to_compact_descriptors_add_up(whitened, empty):
+    """Two descriptors, the first at two scales, each projected; one may have no patch."""
+    kinds = (clusters(), 2, 0.7, 0.5), (clusters(True, 3, 5), 1, 0.3, 1.0)
+
+    def parts(seed, without=False):
+        made_parts = []
+        for c, scales, _, power in kinds:
+            v, d = c.centroids.shape
+            for scale in range(scales):
+                page = made(40, seed + 100 * scale, v=v, d=d)
+                if without and scales == 1:
+                    page = PagePatches(*(array[:0] for array in page[:3]), page.side)
+                made_parts.append(Part(page, c, page_total(page, c), power, 1 / scales))
+        return made_parts
+
+    def rows(parts):
+        units = [l2_normalize(power_norm(part.total[None], part.power)) for part in parts]
+        return [concatenate(units[:2], [0.5, 0.5]), units[2]]
+
+    def descriptor(parts):
+        columns = [
+            whitening.apply(group.by, own) * own.any(1, keepdims=True)
+            for group, own in zip(projected, rows(parts), strict=True)
+        ]
+        return concatenate(columns, [group.share for group in projected])[0]
+
+    others = [parts(seed) for seed in range(1, 20)]
+    fits = [whitening.fit(np.concatenate(x), 5) for x in zip(*map(rows, others), strict=True)]
+    fits = [fitted._replace(eps=float(fitted.variances.mean())) for fitted in fits]
+    groups = zip((2, 1), fits, (0.7, 0.3), strict=True)
+    projected = [Projected(*group) for group in groups]
+    mine = parts(0, empty)
+    z, fitted = descriptor(mine), None
+    if whitened:
+        fitted = whitening.fit(np.stack([descriptor(other) for other in others]), 4)
+        z = whitening.apply(fitted, z[None])[0]
+    target = np.random.default_rng(2).standard_normal(len(z)).astype(np.float32)
+    shares = contributions(mine, target, fitted, projected)
+    assert [len(share) for share in shares] == [40, 40, 0 if empty else 40]
+    np.testing.assert_allclose(sum(share.sum() for share in shares), z @ target, atol=1e-4)
+    assert np.std(shares[0]) > 0
 
 
 def test_cosines_of_all_pairs_add_up_to_the_similarity_of_the_sums():

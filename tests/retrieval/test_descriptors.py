@@ -6,7 +6,8 @@ import pytest
 from messages import message_of
 
 from saghog_jax.configs.regions import regions_config
-from saghog_jax.embedding.recipe import default_recipe, recipe_parts
+from saghog_jax.embedding.recipe import recipe_parts
+from saghog_jax.embedding.run_recipe import default_recipe
 from saghog_jax.retrieval.descriptors import check_alike, comparable
 
 NAMES = ("new", "old")

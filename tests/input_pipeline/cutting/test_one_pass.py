@@ -105,9 +105,9 @@ def test_keypoints_are_found_at_the_scale_of_detection(page, monkeypatch):
     sizes = []
     detect = keypoints.detect
 
-    def noted(grey, sigma):
+    def noted(grey, *settings):
         sizes.append(grey.shape)
-        return detect(grey, sigma)
+        return detect(grey, *settings)
 
     monkeypatch.setattr(keypoints, "detect", noted)
     _cut(page, replace(RULE, detect_scale=2.0), 2.5, 1.0)

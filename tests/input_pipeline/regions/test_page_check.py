@@ -13,7 +13,7 @@ from saghog_jax.configs import prepare as prepare_config
 from saghog_jax.configs import pretrain as pretrain_config
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.embedding.encoder import PageEncoder
-from saghog_jax.embedding.recipe import default_recipe
+from saghog_jax.embedding.run_recipe import default_recipe
 from saghog_jax.input_pipeline.batches.crop_batches import open_crops
 from saghog_jax.input_pipeline.batches.crops import Cutter
 from saghog_jax.input_pipeline.cutting.binarize import to_grey
