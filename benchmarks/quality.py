@@ -81,7 +81,7 @@ ROWS = (
         {},
         {"keypoint": 1.0},
     ),
-    Row("sift", "both, without a model", {}, {}, {"patch": 0.25, "keypoint": 0.75}),
+    Row("sift", "both, without a model", {}, {}, {"patch": 0.5, "keypoint": 0.5}),
     Row("recipe", "both beside linked pages: the recipe", {}, {}, RECIPE),
     Row("recipe_writer", "both beside writers", {}, {"labels": "writer"}, RECIPE),
 )
@@ -127,8 +127,9 @@ class Bench:
         changes: dict,
         sets: dict[str, float],
         patches: int = PATCHES_A_PAGE,
+        long: bool = False,
     ) -> None:
-        self.folder, self._patches = folder, patches
+        self.folder, self._patches, self._long = folder, patches, long
         self.paths = quality_data.write_manifests(data, folder, evaluated, sets)
         self._changes = changes
         self._done: set[str] = set()
@@ -192,7 +193,10 @@ class Bench:
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = self._patches
         config.checkpoint, config.compare = str(folder), _beside(row)
+        if self._long:
+            config.compact = 0
         more = "" if self._patches == PATCHES_A_PAGE else f"-{self._patches}"
+        more += "-long" * self._long
         out = self.folder / pages / (folder.name + more)
         self.timed(f"{pages}/{out.name}", lambda: run_stage(config, out))
         return out, seen
@@ -356,11 +360,14 @@ def main() -> None:
     parser.add_argument(
         "--patches", type=int, default=PATCHES_A_PAGE, help="of a page at a size, at most"
     )
+    parser.add_argument(
+        "--long", action="store_true", help="long descriptors instead of the compact ones"
+    )
     args = parser.parse_args()
     sets = dict(zip(quality_data.SETS, args.scales, strict=True))
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
     folder = args.folder.resolve()
-    bench = Bench(args.data, folder, args.evaluated, changes, sets, args.patches)
+    bench = Bench(args.data, folder, args.evaluated, changes, sets, args.patches, args.long)
     report = Report("quality")
     table = compare(bench, args.rows, args.kinds, report, args.whitening)
     (bench.folder / "quality.md").write_text(table)
