@@ -16,6 +16,7 @@ BENCHMARKS = {
     "embedding": "benchmarks.embedding --rounds 3",
     "hog": "benchmarks.hog --rounds 3",
     "startup": "benchmarks.startup --rounds 2",
+    "startup-commands": "benchmarks.startup commands",
     "scaling": "benchmarks.scaling --write",
     "loss-curves": "benchmarks.loss_curves",
     **{f"retrieval-{part.split()[0]}": f"benchmarks.retrieval {part}" for part in RETRIEVAL},

@@ -40,8 +40,8 @@ KINDS = ("hard", "soft", "precision")
 # last relevant page of a query: on fragments of copiste_fr by SIFT-VLAD, 475 fragments at mAP .47,
 # its median rank is 120, a quarter of the gallery.)
 COLLECTIONS = {"easy": (2.0, 0.0), "hard": (2.4, 0.8)}
-# Largest difference of a figure. The loops compare distances of scikit-learn; of 3,600 x 3,600 pairs
-# of the hard collection a few are so close that rounding decides which page is nearer.
+# Largest difference of a figure. The loops compare distances of scikit-learn; on the hard
+# collection rounding decides about some of the nearly equal ones.
 DIFFERENCE = {"easy": "<= 1e-12", "hard": "<= 1e-6"}
 
 

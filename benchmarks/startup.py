@@ -1,11 +1,15 @@
-"""How long a run takes to its first step at paper size, and to go on after it was stopped.
+"""How long commands take to start: a training to its first step, small stages to their end.
 
-    python -m benchmarks.startup [--batch 256] [--rounds 3] [--folder runs/benchmarks]
+    python -m benchmarks.startup [PART] [--batch 256] [--rounds 3] [--folder runs/benchmarks]
 
-Each run is a process of its own, timed from its start to the dispatch of its first step: imports,
-a store that is there already, initialising, tracing, compiling. `new` has an empty compilation
-cache; `restarted` goes on from the checkpoint of a run that was stopped, with the cache that run
-filled.
+`training` (the default): each run is a process of its own, timed from its start to the dispatch of
+its first step at paper size: imports, a store that is there already, initialising, tracing,
+compiling. `new` has an empty compilation cache; `restarted` goes on from the checkpoint of a run
+that was stopped, with the cache that run filled.
+
+`commands`: `verify` of a store of 80 pages and `retrieve` of 80 pages, each a process of its own,
+from its start to its end. Both are mostly imports, and load neither jax nor scikit-learn; only the
+map of the report needs scikit-learn.
 """
 
 import argparse
@@ -19,8 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Report
+from benchmarks.measure import Report, Times
 from benchmarks.our_steps import arguments
+from benchmarks.retrieval import planted
+from saghog_jax.configs import common
+from saghog_jax.input_pipeline.datasets import synthetic
+from saghog_jax.input_pipeline.store.build import ensure_store
+from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.retrieval.embeddings_writer import save_embeddings
 
 
 def child(batch_size: int, workdir: Path, began: float) -> None:
@@ -79,13 +89,66 @@ def seconds_to_first_step(batch_size: int, workdir: Path, cache: Path) -> float:
     return float(numbers[0])
 
 
+def write_pages(folder: Path) -> None:
+    """Writes 80 pages by 20 writers, their store and their embeddings (`stores`, `embed`)."""
+    corpus = synthetic.Corpus(
+        train_writers=20, test_writers=0, pages=4, width=640, height=320, lines=4
+    )
+    data, store = common.data_config(""), common.store_config("offline")
+    data.pages, store.root = str(synthetic.ensure(folder, corpus)), str(folder / "stores")
+    pages = Store.open(ensure_store(data, store, log=lambda _: None)).manifest
+    x, _ = planted(len(pages.pages), 512, 20)
+    save_embeddings(folder / "embed", x, pages.pages, pages.root, {"model": "planted"})
+
+
+def run_command(stage: str, workdir: Path, **fields: object) -> Times:
+    """Seconds of one command from the start of its process to its end."""
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-m", "saghog_jax.main", f"--config=configs/{stage}.py", *words]
+    wall, used = time.perf_counter(), os.times()
+    subprocess.run([*command, f"--workdir={workdir}"], check=True, capture_output=True)
+    now = os.times()
+    cpu = now.children_user + now.children_system - used.children_user - used.children_system
+    return Times([time.perf_counter() - wall], [cpu])
+
+
+def run_commands(report: Report, rounds: int) -> None:
+    """Adds the figures of the part `commands`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_pages(folder)
+        embed = {"embeddings": folder / "embed", "report.evidence.queries": 0}
+        commands = {
+            "verify, 80 pages": ("verify", {"stores": folder / "stores"}),
+            "retrieve, 80 pages, without map": ("retrieve", embed | {"report.map_pages": 0}),
+            "retrieve, 80 pages": ("retrieve", embed),
+        }
+        times = {name: Times([], []) for name in commands}
+        # The first round, untimed, reads the files of the libraries.
+        for round_ in range(rounds + 1):
+            for name, (stage, fields) in commands.items():
+                one = run_command(stage, folder / "out", **fields)
+                if round_:
+                    times[name].wall.extend(one.wall)
+                    times[name].cpu.extend(one.cpu)
+    for name, seconds in times.items():
+        report.add(name, seconds.wall, "s", "" if name == "retrieve, 80 pages" else "< 2")
+        report.add(f"{name}, CPU", seconds.cpu, "s")
+
+
 def main() -> None:
     """Prints and writes the figures."""
     parser = arguments(__doc__, rounds=3)
+    parser.add_argument("part", nargs="?", default="training", choices=("training", "commands"))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.batch, Path(args.child[0]), float(args.child[1]))
+        return
+    if args.part == "commands":
+        report = Report("startup-commands")
+        run_commands(report, args.rounds)
+        report.write(args.folder)
         return
     seconds: dict[str, list[float]] = {"new": [], "restarted": []}
     for _ in range(args.rounds):

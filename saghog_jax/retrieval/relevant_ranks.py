@@ -18,8 +18,8 @@ _TILE_VALUES = 1 << 19
 # is decided from one of so many queries.
 _SPARSE = 8
 # From so many pages per label on, sorting the values of a row once is faster than counting for each
-# page. numpy sorts float32 by vector instructions: with AVX2 this pays from 8 pages on, with AVX-512
-# from 4 or 5 (measured).
+# page. numpy sorts float32 by vector instructions: with AVX2 this pays from 8 pages on, with
+# AVX-512 from 5 (measured).
 _SORT_FROM = 8
 
 

@@ -5,7 +5,7 @@ import pytest
 from places import TESTS
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from saghog_jax.retrieval import metrics, ranking, relevant_ranks
+from saghog_jax.retrieval import device_products, metrics, ranking, relevant_ranks
 
 GOLDEN = np.load(TESTS / "golden" / "page.npz")
 
@@ -176,6 +176,28 @@ def test_cosine_and_euclidean_order_unit_vectors_alike():
     np.testing.assert_array_equal(metrics.evaluate(ranking.score_rows(x), labels).ap, cosine.ap)
     other = metrics.evaluate(ranking.score_rows(x, "euclidean"), labels)
     assert not np.array_equal(other.ap, cosine.ap)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_large_collections_are_scored_by_jax(metric, monkeypatch):
+    x, _, _ = gallery(7, d=16)
+    x *= np.linspace(0.5, 2, len(x), dtype=np.float32)[:, None]
+    by_jax = []
+    original = device_products.products_on_device
+    monkeypatch.setattr(
+        device_products, "products_on_device", lambda x: by_jax.append(len(x)) or original(x)
+    )
+    rows = np.array([3, 0, 41])
+    small = ranking.score_rows(x, metric)(rows)
+    assert by_jax == []
+    monkeypatch.setattr(ranking, "_ON_DEVICE_FROM", x.size * len(x))
+    large = ranking.score_rows(x, metric)(rows)
+    assert by_jax == [60]
+    assert small.dtype == large.dtype == np.float32
+    assert small.flags.writeable
+    assert large.flags.writeable
+    # Sums of 16 products of numbers up to 4, in another order.
+    np.testing.assert_allclose(small, large, atol=1e-5)
 
 
 def test_euclidean_scores_order_as_distances():
