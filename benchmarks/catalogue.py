@@ -18,7 +18,10 @@ BENCHMARKS = {
     "startup": "benchmarks.startup --rounds 2",
     "startup-commands": "benchmarks.startup commands",
     "scaling": "benchmarks.scaling --write",
+    "costs": "benchmarks.costs --write",
     "loss-curves": "benchmarks.loss_curves",
+    "search-compact": "benchmarks.search_compact compact",
+    "search-milvus": "benchmarks.search_compact milvus --rounds 3",
     **{f"retrieval-{part.split()[0]}": f"benchmarks.retrieval {part}" for part in RETRIEVAL},
 }
 # Those that also run a PyTorch program, and so need the extra `bench`.

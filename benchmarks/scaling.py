@@ -3,8 +3,9 @@
     python -m benchmarks.scaling [--write]
 
 Compiles the steps of paper size for 1 to 64 virtual CPU devices, sharded over `data` or `fsdp`, and
-counts what the compiled programs exchange, against theory; FLOPs and bytes a patch; and a roofline
-of the step on an H100 and a TPU v5e. Nothing is run. Takes about five minutes.
+counts what the compiled programs exchange, against theory; FLOPs and bytes a patch; a roofline of
+the step on an H100 and a TPU v5e; and the section of `benchmarks.costs`. Nothing is run. Takes
+about five minutes.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import hlo
+from benchmarks import costs, hlo
 from benchmarks.flops import pretraining_flops
 from benchmarks.our_steps import finetuning, pretraining, random_batch
 from saghog_jax.devices import sharding
@@ -273,7 +274,7 @@ def page(counts: Sequence[int]) -> str:
         f"{c.links / 1e9:.0f} GB/s links each way, {c.a_host} chips a host"
         for c in CHIPS
     )
-    return TEXT.format(
+    text = TEXT.format(
         jax=jax.__version__,
         a_device=A_DEVICE,
         product_share=f"{PRODUCT_SHARE:.0%}",
@@ -286,6 +287,7 @@ def page(counts: Sequence[int]) -> str:
         metric="\n".join(metric_rows(counts)),
         roofline="\n".join(roofline_rows()),
     )
+    return f"{text}\n{costs.section()}"
 
 
 def main() -> None:

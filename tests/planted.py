@@ -32,6 +32,7 @@ def planted(
     dim: int = 16,
     seed: int = 0,
     images: bool = False,
+    dtype: str = "float32",
     **meta: object,
 ) -> Embeddings:
     """Writes unit vectors around one direction a writer; `noise` 0 makes every ranking right."""
@@ -46,5 +47,5 @@ def planted(
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             grey = np.full((40, 60), 90 + i % 100, np.uint8)
             Image.fromarray(grey).save(root / path, format="PNG")
-    save_embeddings(folder, l2_normalize(x), pages, root, {"checkpoint": "abc", **meta})
+    save_embeddings(folder, l2_normalize(x), pages, root, {"checkpoint": "abc", **meta}, dtype)
     return load_embeddings(folder)

@@ -12,7 +12,7 @@ from planted import page, pages_of, planted
 from saghog_jax import search as stage
 from saghog_jax.configs import search as search_config
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.retrieval import search, whitening
+from saghog_jax.retrieval import int8_search, search, whitening
 from saghog_jax.retrieval.calibration import calibrate
 
 
@@ -306,11 +306,72 @@ def test_matches_as_annotations(tmp_path, gallery):
 
 
 def test_backends_are_named(tmp_path, gallery, monkeypatch):
-    with pytest.raises(UserError, match="unknown config.backend 'annoy', known: exact, faiss"):
+    with pytest.raises(
+        UserError, match="unknown config.backend 'annoy', known: exact, int8, faiss, milvus"
+    ):
         run(tmp_path, queries=gallery, gallery=gallery, backend="annoy")
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"pip install 'saghog_jax\[faiss\]'"):
         run(tmp_path, queries=gallery, gallery=gallery, backend="faiss")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_8_bit_codes_find_what_exact_search_finds(tmp_path, dtype):
+    e = planted(tmp_path / "gallery", pages_of(30, 6), noise=0.3, dtype=dtype)
+    fields = {"queries": str(e.folder), "gallery": str(e.folder), "top_k": 5}
+    whitening.save(whitening.fit(np.asarray(e.descriptors, np.float32), 6), tmp_path / "w", "abc")
+    for more in ({}, {"exclude_group": "sheet"}, {"whitening": str(tmp_path / "w")}):
+        exact, _ = run(tmp_path, **fields, **more)
+        rows, content = run(tmp_path, **fields, **more, backend="int8")
+        assert [(r["query"], r["page"]) for r in rows] == [(r["query"], r["page"]) for r in exact]
+        assert content["backend"] == "int8"
+    # The index of the workdir serves the same descriptors again; that of the folder comes first.
+    written = tmp_path / "out" / int8_search.FOLDER / "index.json"
+    time = written.stat().st_mtime_ns
+    run(tmp_path, **fields, **more, backend="int8")
+    assert written.stat().st_mtime_ns == time
+    int8_search.write(e.folder / int8_search.FOLDER, e.descriptors)
+    run(tmp_path, **fields, backend="int8")
+    assert written.stat().st_mtime_ns == time
+
+
+def test_the_first_pass_is_in_the_codes(tmp_path):
+    e = planted(tmp_path / "gallery", pages_of(30, 6), noise=0.3)
+    fields = {"queries": str(e.folder), "gallery": str(e.folder), "top_k": 5}
+    folder = e.folder / int8_search.FOLDER
+    int8_search.write(folder, e.descriptors)
+    codes = np.load(folder / "codes.npy")
+    np.save(folder / "codes.npy", -codes)
+    exact, _ = run(tmp_path, **fields)
+    rows, _ = run(tmp_path, **fields, backend="int8")
+    assert [r["page"] for r in rows] != [r["page"] for r in exact]
+
+
+def test_the_milvus_backend(tmp_path, gallery):
+    reason = "the extra milvus is not installed, or milvus-lite has no wheel for this system"
+    pytest.importorskip("pymilvus", reason=reason)
+    pytest.importorskip("milvus_lite", reason=reason)
+    fields = {"queries": gallery, "gallery": gallery, "top_k": 5}
+    for more in ({}, {"exclude_group": "sheet"}):
+        exact, _ = run(tmp_path, **fields, **more)
+        rows, content = run(tmp_path, **fields, **more, backend="milvus")
+        assert [(r["query"], r["page"]) for r in rows] == [(r["query"], r["page"]) for r in exact]
+        assert content["backend"] == "milvus"
+    assert (tmp_path / "out" / "milvus.db").exists()
+    named = {"uri": str(tmp_path / "named.db"), "index": "IVF_FLAT"}
+    run(tmp_path, **fields, backend="milvus", milvus=named)
+    assert (tmp_path / "named.db").exists()
+
+
+def test_float16_galleries_are_searched_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK_BYTES", 7 * 4 * 8)
+    x = unit(60, 8, 1).astype(np.float16)
+    np.save(tmp_path / "g.npy", x)
+    mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
+    rows, values = search.search(x[:5], mapped, 6)
+    again = search.search(x[:5].astype(np.float32), x.astype(np.float32), 6)
+    np.testing.assert_array_equal(rows, again[0])
+    np.testing.assert_array_equal(values, again[1])
 
 
 def test_faiss_finds_what_exact_search_finds(tmp_path, gallery):

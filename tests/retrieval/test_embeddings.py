@@ -7,8 +7,10 @@ import unicodedata
 import numpy as np
 import pytest
 from planted import page, pages_of, planted
+from pyarrow import parquet
 
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.retrieval import exports
 from saghog_jax.retrieval.embeddings import check_comparable, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
 
@@ -170,6 +172,40 @@ def test_descriptors_are_written_block_by_block(tmp_path):
     # An interrupted folder is incomplete.
     with pytest.raises(UserError, match="incomplete"):
         load_embeddings(tmp_path / "e")
+
+
+def test_descriptors_may_be_float16(tmp_path):
+    pages = pages_of(2, 3)
+    x = np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    whole = save_embeddings(tmp_path / "whole", x, pages, tmp_path, {}, "float16")
+    blocks = (x[i : i + 4] for i in (0, 4))
+    save_embeddings(tmp_path / "blocks", blocks, pages, tmp_path, {}, dtype="float16")
+    e = load_embeddings(whole)
+    assert isinstance(e.descriptors, np.memmap)
+    assert e.descriptors.dtype == np.float16
+    # Numbers of 11 bits: half a unit in the last place is 2 ** -11 of a number.
+    np.testing.assert_allclose(e.descriptors, x, rtol=2**-11, atol=2**-25)
+    np.testing.assert_allclose(np.linalg.norm(e.descriptors.astype(float), axis=1), 1, atol=1e-4)
+    bits = [(tmp_path / name / "embeddings.npy").read_bytes() for name in ("whole", "blocks")]
+    assert bits[0] == bits[1]
+    with pytest.raises(UserError, match="unknown dtype 'float64', known: float32, float16"):
+        save_embeddings(tmp_path / "e", x, pages, tmp_path, {}, "float64")
+    x[2, 5] = 1e6
+    with pytest.raises(UserError, match="NaN or infinity"), np.errstate(over="ignore"):
+        save_embeddings(tmp_path / "e", x, pages, tmp_path, {}, "float16")
+
+
+@pytest.mark.parametrize("file_format", exports.FORMATS)
+def test_exports_of_float16_are_float32(tmp_path, file_format):
+    e = planted(tmp_path / "e", pages_of(2, 3), dtype="float16")
+    path = exports.write(e, file_format)
+    if file_format == "npz":
+        x = np.load(path)["embeddings"]
+    else:
+        x = np.stack(parquet.read_table(path)["embedding"].to_numpy()).astype(np.float32)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, np.asarray(e.descriptors, np.float32))
 
 
 def test_a_pickle_in_an_array_is_never_run(folder):
