@@ -2,8 +2,8 @@
 
     python -m benchmarks.costs [--write] [--pages N] [--seconds-a-page S]
 
-Reads pages.json (embedding), search-compact.json and search-milvus.json of benchmarks/results. A rate
-without a figure there is left open. `--write` puts the section into docs/scaling.md.
+Reads pages.json (embedding), search-compact.json and search-milvus.json of benchmarks/results. A
+rate without a figure there is left open. `--write` puts the section into docs/scaling.md.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def _pymilvus(uri: str) -> ModuleType:
 
 
 def _connect(pymilvus: ModuleType, uri: str) -> object:
-    place = uri
+    place, options = uri, {}
     if "://" not in uri:
         path = user_path(uri)
         if path.suffix != ".db":
@@ -133,9 +133,13 @@ def _connect(pymilvus: ModuleType, uri: str) -> object:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         place = str(path)
+        # milvus-lite ends connections that ask more often than each 5 minutes whether it is there.
+        options = {"grpc.keepalive_time_ms": 600_000}
     token = os.environ.get(TOKEN_VARIABLE, "")
     try:
-        return pymilvus.MilvusClient(place, token=token, timeout=_SECONDS_TO_CONNECT)
+        return pymilvus.MilvusClient(
+            place, token=token, timeout=_SECONDS_TO_CONNECT, grpc_options=options
+        )
     except pymilvus.MilvusException as error:
         raise UserError(
             f"config.milvus.uri={uri} does not answer ({error.message}); user and password "
@@ -185,9 +189,10 @@ def _filled(
     client.create_collection(
         name,
         schema=_schema(pymilvus, client, columns, texts, descriptors.shape[1]),
-        index_params=_index(client, index),
         consistency_level="Strong",
     )
+    # Waiting for the index of no pages needs a call that milvus-lite does not have.
+    client.create_index(name, _index(client, index), sync=False)
     step = max(1, _MESSAGE_VALUES // descriptors.shape[1])
     for start in range(0, len(gallery), step):
         rows = range(start, min(start + step, len(gallery)))
