@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.search_compact import QUERIES, WIDTH
 from benchmarks.tables import RESULTS
 
-PAGE = Path("docs/scaling.md")
+PAGE = Path(__file__).parents[1] / "docs/scaling.md"
 PAGES = 100_000_000
 # The measured figures: file, and name in it.
 EMBEDDING = ("pages", "CPU seconds a page")
@@ -106,6 +106,12 @@ def section(pages: int = PAGES, seconds_a_page: float | None = None) -> str:
     )
 
 
+def write(text: str) -> None:
+    """Puts the section at the end of docs/scaling.md."""
+    before = PAGE.read_text().split(HEADING)[0].rstrip()
+    PAGE.write_text(f"{before}\n\n{text}")
+
+
 def main() -> None:
     """Prints the section; writes it into the page."""
     parser = argparse.ArgumentParser(
@@ -121,8 +127,7 @@ def main() -> None:
     text = section(args.pages, args.seconds_a_page)
     print(text)
     if args.write:
-        before = PAGE.read_text().split(HEADING)[0].rstrip()
-        PAGE.write_text(f"{before}\n\n{text}")
+        write(text)
         print(f"written: {PAGE}")
 
 

@@ -1,8 +1,8 @@
-"""Runs benchmarks by name, keeps their figures in benchmarks/results and rewrites the table.
+"""Runs benchmarks by name, keeps their figures, and rewrites the table and the costs.
 
     python -m benchmarks.run loader extraction      # these
     python -m benchmarks.run all                    # all of them: hours
-    python -m benchmarks.run                        # none: only the table, from what is kept
+    python -m benchmarks.run                        # none: only the tables, from what is kept
 
 Each runs in a process of its own. Those marked `torch` need the extra `[bench]`.
 """
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+from benchmarks import costs
 from benchmarks.catalogue import BENCHMARKS, NEEDS_TORCH
 from benchmarks.tables import README, RESULTS, render
 
@@ -35,7 +36,8 @@ def main() -> None:
         )
         failed += done.returncode != 0
     README.write_text(render())
-    print(f"written: {README}")
+    costs.write(costs.section())
+    print(f"written: {README}, {costs.PAGE}")
     sys.exit(failed)
 
 

@@ -31,7 +31,7 @@ from saghog_jax.retrieval.search import search
 WIDTH, PARTS = 1024, (341, 341, 342)
 A_WRITER, QUERIES, NEAREST = 10, 100, 10
 # Distance of a page from the direction of its writer, in standard deviations of the directions.
-NOISE = 2.4
+NOISE = 2.35
 BLOCK = 20_000
 
 
