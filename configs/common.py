@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from saghog_jax.input_pipeline.cutting.patches import Rule
 from saghog_jax.input_pipeline.cutting.rules import RULES, published_rule
 from saghog_jax.input_pipeline.errors import unknown_choice
 
@@ -142,20 +143,7 @@ def store_config(rule: str) -> ConfigDict:
     store.grey = defaults.grey
     # `isauvola`, `sauvola`, `su`, `otsu`.
     store.binarization = defaults.binarization
-    # SIFT keypoints are found on the `binary` or the `grey` page.
-    store.detect_on = defaults.detect_on
-    # Above 0: one pass over a page. Keypoints are found once for all scales, and the page is
-    # binarised once: resized by this factor, or by that of the largest scale if it is smaller.
-    # Windows are resampled from the page as it was read. 0: each scale resizes the page, binarises
-    # it and finds keypoints on it, as in the published code. Needs `keep='ink'`.
-    store.detect_scale = defaults.detect_scale
-    # With `detect_scale`: side of square cells in pixels of the page cut at its first scale; of
-    # each cell at most one keypoint is used, the one with the strongest response. 0: all keypoints.
-    store.keypoint_cell = defaults.keypoint_cell
-    # Blur of SIFT's first octave, in pixels.
-    store.sift_sigma = defaults.sift_sigma
-    # Least contrast of a keypoint in SIFT's scale space; lower values give more keypoints.
-    store.sift_contrast = defaults.sift_contrast
+    _add_keypoints(store, defaults)
     # Criterion for keeping a patch: the fraction of `ink` pixels, of black and of white pixels of
     # the `grey` crop, or of `edges` (Canny, 30 and 200). The thresholds follow.
     store.keep = defaults.keep
@@ -188,6 +176,24 @@ def store_config(rule: str) -> ConfigDict:
     # Worker processes; 0: one a core.
     store.workers = 0
     return store
+
+
+def _add_keypoints(store: ConfigDict, defaults: Rule) -> None:
+    """Adds the fields that say how keypoints are found."""
+    # SIFT keypoints are found on the `binary` or the `grey` page.
+    store.detect_on = defaults.detect_on
+    # Above 0: one pass over a page. Keypoints are found once for all scales, and the page is
+    # binarised once: resized by this factor, or by that of the largest scale if it is smaller.
+    # Windows are resampled from the page as it was read. 0: each scale resizes the page, binarises
+    # it and finds keypoints on it, as in the published code. Needs `keep='ink'`.
+    store.detect_scale = defaults.detect_scale
+    # With `detect_scale`: side of square cells in pixels of the page cut at its first scale; of
+    # each cell at most one keypoint is used, the one with the strongest response. 0: all keypoints.
+    store.keypoint_cell = defaults.keypoint_cell
+    # Blur of SIFT's first octave, in pixels.
+    store.sift_sigma = defaults.sift_sigma
+    # Least contrast of a keypoint in SIFT's scale space; lower values give more keypoints.
+    store.sift_contrast = defaults.sift_contrast
 
 
 def pseudo_label_config() -> ConfigDict:

@@ -56,6 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "index": "",
         }
     )
+    # For `milvus`.
     config.milvus = ConfigDict(
         {
             # Address of a Milvus server (http://localhost:19530), or a local file NAME.db; empty:

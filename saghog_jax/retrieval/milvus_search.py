@@ -69,17 +69,10 @@ def search(
       UserError: the extra is not installed, the server does not answer or reports an error, the
         column cannot be a field, or k is too large.
     """
-    if k >= _MOST_RESULTS:
-        raise UserError(f"config.top_k={k}: Milvus finds at most {_MOST_RESULTS - 1:,} pages")
-    if column and column not in _columns(gallery):
-        raise UserError(
-            f"config.exclude_group={column!r} cannot be a field of Milvus, known: "
-            f"{', '.join(_columns(gallery))}"
-        )
+    _check(k, column, gallery)
     pymilvus = _pymilvus(uri)
     index = index or ("AUTOINDEX" if "://" in uri else "FLAT")
-    unit = l2_normalize(np.asarray(queries, np.float32))
-    k = min(k, len(gallery))
+    unit, k = l2_normalize(np.asarray(queries, np.float32)), min(k, len(gallery))
     rows = np.full((len(unit), k), -1)
     values = np.full((len(unit), k), -np.inf, np.float32)
     try:
@@ -97,15 +90,30 @@ def search(
                     search_params={"metric_type": "COSINE"},
                 )
                 for i, hits in zip(part.tolist(), lists, strict=True):
-                    pairs = [(float(hit["distance"]), int(hit[_ROW])) for hit in hits]
-                    kept = [pair for pair in pairs if pair[1] != own[i]][:k]
-                    values[i, : len(kept)] = [value for value, _ in kept]
-                    rows[i, : len(kept)] = [row for _, row in kept]
+                    _keep(hits, own[i], rows[i], values[i])
         finally:
             client.close()
     except pymilvus.MilvusException as error:
         raise UserError(f"Milvus at {uri}: {error.message or error}") from None
     return rows, values
+
+
+def _check(k: int, column: str, gallery: Embeddings) -> None:
+    if k >= _MOST_RESULTS:
+        raise UserError(f"config.top_k={k}: Milvus finds at most {_MOST_RESULTS - 1:,} pages")
+    if column and column not in _columns(gallery):
+        raise UserError(
+            f"config.exclude_group={column!r} cannot be a field of Milvus, known: "
+            f"{', '.join(_columns(gallery))}"
+        )
+
+
+def _keep(hits: Sequence, own: int, rows: np.ndarray, values: np.ndarray) -> None:
+    """Writes the hits of a query, without the query itself, into its row of both arrays."""
+    pairs = [(int(hit[_ROW]), float(hit["distance"])) for hit in hits]
+    kept = [pair for pair in pairs if pair[0] != own][: len(rows)]
+    rows[: len(kept)] = [row for row, _ in kept]
+    values[: len(kept)] = [value for _, value in kept]
 
 
 def _pymilvus(uri: str) -> ModuleType:
