@@ -207,7 +207,7 @@ def _set_small(config: ConfigDict) -> None:
     config.labels = "linked"
     config.patches_per_bag = 8
     config.sift_words = 100
-    config.page.compact.update(components=340, shrinkage=2.0)
+    config.page.compact.update(components=340, shrinkage=0.25)
     recipes.apply_small_page(config.page, config.page)
     config.patches_per_class = 16
     config.global_batch_size = 512
