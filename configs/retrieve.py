@@ -35,9 +35,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.exclude_group = ""
     # Cut-offs of Top-k, soft@k, hard@k and precision@k.
     config.ks = (1, 5, 10)
-    # `partners`: every metric is a mean over the queries with a relevant page. `published`: soft,
-    # hard and precision@k count labelled queries without a relevant page as failures; `hisir19`:
-    # Top-k too.
+    # The queries that a metric is a mean over. `partners`: the queries that have a relevant page.
+    # `published`: for soft, hard and precision@k all labelled queries; a query without a relevant
+    # page counts as a failure. `hisir19`: as `published`, and Top-k too.
     config.convention = "partners"
     # Samples of the bootstrap over writers, for 95 % intervals; 0: no intervals.
     config.bootstrap = 2000

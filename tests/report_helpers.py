@@ -42,10 +42,10 @@ def report(tmp_path, pages, name="e", images=True, **fields):
 def evidence_of(e, row, other, pairs=((0, 1), (2, 0))):
     """Evidence of three patches a page of 60 x 40 pixels, the first of them against the match."""
     side = evidence_of_page()
-    cosines = np.array([0.9, 0.5], np.float32)[: len(pairs)]
+    alike = np.array([0.9, 0.5], np.float32)[: len(pairs)]
     x = e.descriptors
     similarity = float(x[row] @ x[other])
-    return Evidence(similarity, side, side, np.array(pairs).reshape(-1, 2), cosines)
+    return Evidence(similarity, side, side, np.array(pairs).reshape(-1, 2), alike)
 
 
 def evidence_of_page():

@@ -30,7 +30,7 @@ from saghog_jax.input_pipeline.pages.fingerprint import fingerprints
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page, shared_names
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
-from saghog_jax.input_pipeline.progress import ProgressTimer
+from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions import keypoint_filter, page_check, source_notes
 from saghog_jax.input_pipeline.regions.backends import Backend, make_backend
 from saghog_jax.input_pipeline.regions.page_mask import (
@@ -163,8 +163,8 @@ class RegionMasks:
             masks[row] = mask
             if progress := timer.due(done):
                 log(
-                    f"regions: {done:,} of {len(jobs):,} pages, "
-                    f"{done / progress.elapsed:.1f} pages/s, {progress.remaining:,.0f} s left"
+                    f"regions: {done:,} of {len(jobs):,} pages, about "
+                    f"{duration(progress.remaining)} left"
                 )
 
     def _run(self, jobs: Sequence[MaskJob], beam: str) -> Iterator[tuple[int, PageMask]]:

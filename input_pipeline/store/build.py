@@ -28,7 +28,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.processes.beam import run_beam_jobs
 from saghog_jax.input_pipeline.processes.workers import run_jobs, usable_cores
-from saghog_jax.input_pipeline.progress import ProgressTimer
+from saghog_jax.input_pipeline.progress import ProgressTimer, duration
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.regions.page_check import INVERTED, VERSION, note_inverted
 from saghog_jax.input_pipeline.regions.page_mask import OK, PageMask, one_line
@@ -299,6 +299,6 @@ class _Progress:
         cut = self.done - self._ready
         if progress := self._timer.due(cut):
             self._log(
-                f"{self.done:,} of {self._total:,} pages, {cut / progress.elapsed:.1f} pages/s, "
-                f"{progress.remaining:,.0f} s left"
+                f"{self.done:,} of {self._total:,} pages cut, about "
+                f"{duration(progress.remaining)} left"
             )

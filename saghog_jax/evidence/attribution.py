@@ -1,4 +1,4 @@
-"""Which patches make two pages similar: the similarity divided among patches, and similar patches.
+"""Which patches make two pages similar: the similarity divided among the patches.
 
 A page descriptor is a concatenation of parts: one for each scale of the page and for each
 descriptor of its patches (learned, SIFT). Part j is phi(S_j) / |phi(S_j)|, times the root of its
@@ -35,8 +35,6 @@ from saghog_jax.retrieval.whitening import Whitening
 
 # Numbers of patches are rounded up to a multiple of this, so that few shapes are compiled.
 _PAD = 256
-# Similar pairs are searched among so many patches a page, those with the largest contributions.
-_CANDIDATES = 256
 
 
 class Clusters(NamedTuple):
@@ -78,7 +76,7 @@ class Projected(NamedTuple):
 
 def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
     """S: the sum of the unit vectors of a page's patches, float32 [v * d]."""
-    x, assignment = _padded(page)
+    x, assignment = padded(page)
     total = _total(assignment, x, clusters.centroids, intra_normalize=clusters.intra_normalize)
     return np.asarray(total).reshape(-1)
 
@@ -170,7 +168,7 @@ def _back_to_groups(
 
 def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np.ndarray:
     """Inner products of a page's unit vectors with a direction [v * d], float32 [n]."""
-    x, assignment = _padded(page)
+    x, assignment = padded(page)
     products = _products(
         assignment,
         x,
@@ -181,65 +179,7 @@ def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np
     return np.asarray(products)[: len(page.place), 0]
 
 
-def like_patches(
-    a: PagePatches,
-    b: PagePatches,
-    contributions_a: np.ndarray,
-    contributions_b: np.ndarray,
-    clusters: Clusters,
-    at_most: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of patches of two pages that are mutual nearest neighbours, the most similar first.
-
-    Only patches with positive contributions are used, at most 256 a page: those with the largest.
-    A pair that overlaps an earlier pair on either page is left out.
-
-    Args:
-      contributions_a, contributions_b: contributions [n] of the patches.
-
-    Returns:
-      int64 [m, 2], rows of `a` and of `b`, and float32 [m] cosines of their vectors; m <= at_most.
-    """
-    rows = [
-        np.argsort(-values, kind="stable")[: min(_CANDIDATES, int((values > 0).sum()))]
-        for values in (contributions_a, contributions_b)
-    ]
-    candidates = [
-        PagePatches(p.x[r], p.assignment[r], p.place[r], p.side)
-        for p, r in zip((a, b), rows, strict=True)
-    ]
-    cosines = _cross_cosines(*candidates, clusters)
-    pairs, values = [], []
-    if cosines.size:
-        best, best_back = cosines.argmax(1), cosines.argmax(0)
-        mutual = np.flatnonzero(best_back[best] == np.arange(len(best)))
-        for i in mutual[np.argsort(-cosines[mutual, best[mutual]], kind="stable")]:
-            if len(pairs) >= at_most:
-                break
-            pair = rows[0][i], rows[1][best[i]]
-            if any(_overlap(a, pair[0], p) or _overlap(b, pair[1], q) for p, q in pairs):
-                continue
-            pairs.append(pair)
-            values.append(cosines[i, best[i]])
-    return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float32)
-
-
-def _overlap(page: PagePatches, i: int, j: int) -> bool:
-    return bool((np.abs(page.place[i] - page.place[j]) < page.side).all())
-
-
-def _cross_cosines(a: PagePatches, b: PagePatches, clusters: Clusters) -> np.ndarray:
-    (x, assignment), (other, others) = (_padded(page, _CANDIDATES) for page in (a, b))
-    gram = _gram(
-        np.concatenate([assignment, others]),
-        np.concatenate([x, other]),
-        clusters.centroids,
-        intra_normalize=clusters.intra_normalize,
-    )
-    return np.asarray(gram)[: len(a.place), len(x) : len(x) + len(b.place)]
-
-
-def _padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
+def padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
     """x and assignment, filled up with rows of zero assignment (zero vectors) to a multiple."""
     n = len(page.place)
     more = -n % to if n else to
@@ -258,4 +198,3 @@ def _total(
 
 
 _products = jax.jit(netrvlad.inner_products, static_argnames="intra_normalize")
-_gram = jax.jit(netrvlad.cosine_gram, static_argnames="intra_normalize")

@@ -120,7 +120,7 @@ def _save(path: Path, evidence: Evidence, compared: Compared, row: int, other: i
         "query_contributions": evidence.query.contributions,
         "match_contributions": evidence.match.contributions,
         "pairs": evidence.pairs,
-        "cosines": evidence.cosines,
+        "alike": evidence.alike,
         "query_side": evidence.query.side,
         "match_side": evidence.match.side,
     }

@@ -14,9 +14,9 @@ from saghog_jax.evidence.attribution import (
     Part,
     Projected,
     contributions,
-    like_patches,
     page_total,
 )
+from saghog_jax.evidence.like_patches import like_patches, with_ink
 from saghog_jax.evidence.records import Evidence, PageEvidence
 from saghog_jax.input_pipeline.cutting.patches import Cut
 from saghog_jax.retrieval.whitening import Whitening
@@ -38,6 +38,8 @@ class DescribedPage:
         self.parts: list[Part] = []
         self._scales: list[int] = []
         self._encoder, self._projected = encoder, []
+        # The first scale alone, with the weight of each descriptor in the similarity.
+        self.first_scale: list[Part] = []
         descriptions = zip(recipe.parts, encoder.describers, encoder.describe(cuts), strict=False)
         for part, describer, pages in descriptions:
             clusters = Clusters(describer.centroids, describer.intra_normalize)
@@ -47,9 +49,14 @@ class DescribedPage:
                 weight = (1 if recipe.compact else part.weight) / taken
                 self.parts.append(Part(page, clusters, total, part.power, weight))
                 self._scales.append(scale)
+            own = self.parts[-taken]
+            self.first_scale.append(own._replace(share=part.weight))
             if encoder.projection is not None:
                 by = encoder.projection.parts[part.descriptor]
                 self._projected.append(Projected(taken, by, part.weight))
+        rule = recipe.rule
+        # Of the patches of the first scale.
+        self.with_ink = with_ink(cuts[0], rule.patch_size, rule.min_ink)
 
     @property
     def descriptor(self) -> np.ndarray:
@@ -94,7 +101,8 @@ def match_evidence(
 ) -> Evidence:
     """The evidence of a match.
 
-    Similar patches are looked for at the first scale; patches of all scales contribute.
+    Similar patches are looked for at the first scale, among patches with ink in their middle;
+    patches of all scales contribute.
 
     Args:
       pages: query and match.
@@ -107,11 +115,10 @@ def match_evidence(
         page.evidence(other - mean, whitening, float(own @ mean))
         for page, own, other in zip(pages, descriptors, reversed(descriptors), strict=True)
     )
-    first = [page.parts[0].page for page in pages]
     of_first = [
-        side.contributions[: len(page.place)]
-        for side, page in zip((query, match), first, strict=True)
+        side.contributions[: len(page.with_ink)] * page.with_ink
+        for side, page in zip((query, match), pages, strict=True)
     ]
-    rows, cosines = like_patches(*first, *of_first, pages[0].parts[0].clusters, pairs)
+    rows, alike = like_patches(*(page.first_scale for page in pages), *of_first, pairs)
     similarity = float(descriptors[0] @ descriptors[1])
-    return Evidence(similarity, query, match, rows, cosines)
+    return Evidence(similarity, query, match, rows, alike)

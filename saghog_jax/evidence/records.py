@@ -40,12 +40,12 @@ class PageEvidence(NamedTuple):
 class Evidence(NamedTuple):
     """What makes a query and a page of the gallery similar.
 
-    pairs: int64 [m, 2], rows of similar patches in `query` and `match`.
-    cosines: float32 [m], of these pairs.
+    pairs: int64 [m, 2], rows of similar patches in `query` and `match`, the most telling first.
+    alike: float32 [m], how alike they are; 1 at most.
     """
 
     similarity: float
     query: PageEvidence
     match: PageEvidence
     pairs: np.ndarray
-    cosines: np.ndarray
+    alike: np.ndarray

@@ -39,7 +39,7 @@ def pictures(
       for each match a dictionary: `similarity`; for query and match `means` (similarity to the
       average page), `heat` (data URI of the heat map), `levels` (CSS `brightness` and `contrast`
       that make paper white and ink black), `sides` (of a patch, in pixels); and `pairs` of patches
-      as [cosine, [x, y, data URI] in the query, the same in the match]. Matches with an unreadable
+      as [alike, [x, y, data URI] in the query, the same in the match]. Matches with an unreadable
       image are left out.
     """
 
@@ -62,12 +62,12 @@ def pictures(
         # Full colour for the strongest ink of both pages; the quantile excludes a few outliers.
         strongest = max(float(np.quantile(np.abs(at), 0.9)) for _, at in maps)
         pairs = []
-        for pair, cosine in zip(match.pairs, match.cosines, strict=True):
+        for pair, alike in zip(match.pairs, match.alike, strict=True):
             patches = []
             for i, e, page in zip(pair, sides, both, strict=True):
                 x, y = e.place[i].tolist()
                 patches.append([x, y, _crop(page, x, y, e.side[i])])
-            pairs.append([round(float(cosine), 3), *patches])
+            pairs.append([round(float(alike), 3), *patches])
         shown[row, other] = {
             "similarity": round(match.similarity, 4),
             "means": [round(e.mean, 4) for e in sides],

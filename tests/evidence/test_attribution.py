@@ -9,7 +9,6 @@ from saghog_jax.evidence.attribution import (
     Part,
     Projected,
     contributions,
-    like_patches,
     page_total,
 )
 from saghog_jax.models import netrvlad
@@ -185,42 +184,3 @@ def test_leaving_a_patch_out_changes_the_similarity_as_said_to_first_order():
     assert np.corrcoef(whole - without, expected)[0, 1] > 0.99
     slope = (expected @ (whole - without)) / (expected @ expected)
     assert 0.9 < slope < 1.1
-
-
-def planted():
-    """Two pages whose patches 3 and 5 (and 4 and 6) are the same; patch 7 of `a` lies on 3."""
-    a, b = made(30, 1), made(40, 2)
-    b.x[[5, 6]], b.assignment[[5, 6]] = a.x[[3, 4]], a.assignment[[3, 4]]
-    a.place[3], a.place[4], a.place[7] = (100, 100), (300, 300), (110, 110)
-    b.place[5], b.place[6] = (500, 500), (700, 700)
-    return a, b
-
-
-def test_like_patches_are_found_most_similar_first():
-    a, b = planted()
-    pairs, cosines = like_patches(a, b, np.ones(30), np.ones(40), clusters(), 6)
-    assert sorted(map(tuple, pairs[:2].tolist())) == [(3, 5), (4, 6)]
-    np.testing.assert_allclose(cosines[:2], 1, atol=1e-5)
-    assert (np.diff(cosines) <= 1e-6).all()
-    gram = vectors(a, clusters()) @ vectors(b, clusters()).T
-    for (i, j), cosine in zip(pairs, cosines, strict=True):
-        assert gram[i].argmax() == j
-        assert gram[:, j].argmax() == i
-        assert abs(gram[i, j] - cosine) < 1e-5
-    for place, column in ((a.place, 0), (b.place, 1)):
-        gaps = np.abs(place[pairs[:, column]][:, None] - place[pairs[:, column]]).max(2)
-        assert (gaps[~np.eye(len(pairs), dtype=bool)] >= 32).all()
-    for at_most in (0, 1):
-        found = like_patches(a, b, np.ones(30), np.ones(40), clusters(), at_most)
-        assert [len(part) for part in found] == [at_most] * 2
-
-
-def test_like_patches_speak_for_the_match():
-    a, b = planted()
-    speaks = np.ones(30)
-    speaks[3] = -1
-    pairs, _ = like_patches(a, b, speaks, np.ones(40), clusters(), 6)
-    assert 3 not in pairs[:, 0]
-    pairs, cosines = like_patches(a, b, -np.ones(30), np.ones(40), clusters(), 6)
-    assert pairs.shape == (0, 2)
-    assert cosines.shape == (0,)

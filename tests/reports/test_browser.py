@@ -256,12 +256,12 @@ log.went = sheets().includes("p7");
     assert log["buttons"][:3] == ["evidence", "evidence", "compare"]
     assert "an average page here: 0.750" in log["note"]
     assert "not who wrote it" in log["note"]
-    assert log["pairs"] == ["1 cosine 0.90", "2 cosine 0.50"]
+    assert log["pairs"] == ["1 alike: 0.90 of 1", "2 alike: 0.50 of 1"]
     assert log["patches"] == 2
     assert log["heat"] == ["data:image"] * 2
     # A patch of 8 pixels at (10, 10) and (30, 20), at twice the size.
     assert log["places"] == [["12px", "12px", "16px"], ["52px", "32px", "16px"]]
-    assert log["focus"] == "pair 2, cosine 0.50"
+    assert log["focus"] == "pair 2, alike: 0.50 of 1"
     assert log["pressed"] == ["false", "true"]
     assert log["on"] == [False, True]
     assert log["zoom"] == 2

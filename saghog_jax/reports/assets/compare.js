@@ -62,10 +62,10 @@ function showPairs() {
   const [near, mean] = [1 - shownEvidence.similarity, 1 - shownEvidence.means[0]].map((d) => d.toFixed(3));
   byId("explanation").querySelector(".numbers").textContent =
     `Distance of these two: ${near}; of the query and an average page here: ${mean}.`;
-  shownEvidence.pairs.forEach(([cosine, ...patches], at) => {
+  shownEvidence.pairs.forEach(([alike, ...patches], at) => {
     const button = element("button", "pair");
     button.type = "button";
-    button.setAttribute("aria-label", `pair ${at + 1}, cosine ${cosine.toFixed(2)}`);
+    button.setAttribute("aria-label", `pair ${at + 1}, alike: ${alike.toFixed(2)} of 1`);
     patches.forEach(([, , source]) => {
       const patch = element("span", "patch");
       const image = element("img");
@@ -75,7 +75,7 @@ function showPairs() {
       button.append(patch);
     });
     const caption = element("span", "caption");
-    caption.append(element("b", "", at + 1), ` cosine ${cosine.toFixed(2)}`);
+    caption.append(element("b", "", at + 1), ` alike: ${alike.toFixed(2)} of 1`);
     button.append(caption);
     button.addEventListener("click", () => choosePair(at));
     const item = element("li");
