@@ -21,7 +21,7 @@ order only.
 Axis letters: n patches of a page, l descriptors of a patch, v clusters, d width, k width of z.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ from saghog_jax.embedding.pooler import PagePatches
 from saghog_jax.models import netrvlad
 from saghog_jax.retrieval.whitening import Whitening
 
-# Numbers of patches are rounded up to a multiple of this, so that few shapes are compiled.
-_PAD = 256
+# Patches of one device call.
+_BLOCK = 512
 
 
 class Clusters(NamedTuple):
@@ -76,9 +76,13 @@ class Projected(NamedTuple):
 
 def page_total(page: PagePatches, clusters: Clusters) -> np.ndarray:
     """S: the sum of the unit vectors of a page's patches, float32 [v * d]."""
-    x, assignment = padded(page)
-    total = _total(assignment, x, clusters.centroids, intra_normalize=clusters.intra_normalize)
-    return np.asarray(total).reshape(-1)
+    total = sum(
+        np.asarray(
+            _total(assignment, x, clusters.centroids, intra_normalize=clusters.intra_normalize)
+        )
+        for x, assignment in _blocks(page)
+    )
+    return total.reshape(-1)
 
 
 def contributions(
@@ -168,25 +172,33 @@ def _back_to_groups(
 
 def _towards(page: PagePatches, direction: np.ndarray, clusters: Clusters) -> np.ndarray:
     """Inner products of a page's unit vectors with a direction [v * d], float32 [n]."""
-    x, assignment = padded(page)
-    products = _products(
-        assignment,
-        x,
-        clusters.centroids,
-        direction.reshape(1, *clusters.centroids.shape),
-        intra_normalize=clusters.intra_normalize,
-    )
-    return np.asarray(products)[: len(page.place), 0]
+    products = [
+        _products(
+            assignment,
+            x,
+            clusters.centroids,
+            direction.reshape(1, *clusters.centroids.shape),
+            intra_normalize=clusters.intra_normalize,
+        )
+        for x, assignment in _blocks(page)
+    ]
+    return np.concatenate(products)[: len(page.place), 0]
 
 
-def padded(page: PagePatches, to: int = _PAD) -> tuple[np.ndarray, np.ndarray]:
-    """x and assignment, filled up with rows of zero assignment (zero vectors) to a multiple."""
-    n = len(page.place)
-    more = -n % to if n else to
-    return tuple(
-        np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
-        for array in (page.x, page.assignment)
+def _blocks(page: PagePatches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """x and assignment, block by block, so that one shape is compiled for all pages."""
+    for first in range(0, max(1, len(page.place)), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        yield padded(page.x[rows], page.assignment[rows], _BLOCK)
+
+
+def padded(x: np.ndarray, assignment: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and assignment, filled up to `rows` with zero assignment, which gives zero vectors."""
+    x, assignment = (
+        np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+        for array in (x, assignment)
     )
+    return x, assignment
 
 
 @partial(jax.jit, static_argnames="intra_normalize")

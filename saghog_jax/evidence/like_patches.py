@@ -118,8 +118,7 @@ def _likeness(a: Sequence[Part], b: Sequence[Part], rows: Sequence[np.ndarray]) 
 
 
 def _chosen(page: PagePatches, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    chosen = PagePatches(page.x[rows], page.assignment[rows], page.place[rows], page.side)
-    return padded(chosen, _CANDIDATES)
+    return padded(page.x[rows], page.assignment[rows], _CANDIDATES)
 
 
 def _near(page: PagePatches, rows: np.ndarray) -> np.ndarray:

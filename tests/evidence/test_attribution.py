@@ -1,8 +1,10 @@
 """A page similarity taken apart by patches, against the plain form with every vector made."""
 
+import jax
 import numpy as np
 import pytest
 
+from saghog_jax.evidence import attribution
 from saghog_jax.evidence.attribution import (
     Clusters,
     PagePatches,
@@ -72,6 +74,21 @@ def test_contributions_add_up_to_the_similarity(tokens, intra, power):
     if power == 1:
         plain = vectors(page, c) @ target / np.linalg.norm(total)
         np.testing.assert_allclose(found, plain, atol=1e-6)
+
+
+def test_pages_of_any_size_need_one_compiled_shape():
+    jax.clear_caches()
+    c = clusters()
+    for n in (0, 1, 512, 513, 1300):
+        page = made(n, n)
+        plain = vectors(page, c)
+        np.testing.assert_allclose(page_total(page, c), plain.sum(0), atol=1e-4)
+        part = Part(page, c, np.ones(24, np.float32), 1.0, 1.0)
+        target = np.random.default_rng(n).standard_normal(24).astype(np.float32)
+        (shares,) = contributions([part], target)
+        np.testing.assert_allclose(shares, plain @ target / 24**0.5, atol=1e-5)
+    for compiled in (attribution._total, attribution._products):
+        assert compiled._cache_size() == 1
 
 
 def test_contributions_add_up_behind_whitening():
