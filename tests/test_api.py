@@ -160,7 +160,7 @@ def test_explain_divides_the_similarity_among_the_patches(folder, images):
     for side in (evidence.query, evidence.match):
         total = float(side.contributions.sum())
         assert total == pytest.approx(evidence.similarity - side.mean, abs=1e-4)
-    assert len(evidence.pairs) == len(evidence.cosines) <= 6
+    assert len(evidence.pairs) == len(evidence.alike) <= 6
     alone = sj.explain(encoder, images[0], images[1])
     assert alone.query.mean == 0
     assert float(alone.query.contributions.sum()) == pytest.approx(similarity, abs=1e-3)
