@@ -11,6 +11,7 @@ from saghog_jax.models.arrays import AnyArray
 
 # Inputs of an encoder: the colours of the page, or its binarised ink.
 INPUTS = ("page", "binary")
+CHANNELS = 3  # Of an image; encoders take one channel for three equal ones.
 
 
 def decode(
@@ -38,9 +39,17 @@ def normalize(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
 def model_input(
     images: Float[AnyArray, "b h w c"], binary: Float[AnyArray, "b h w 1"], source: str
 ) -> Float[AnyArray, "b h w c"]:
-    """The images [b, h, w, c] that an encoder reads, not normalised.
+    """The images that an encoder reads, not normalised.
 
     Args:
       source: one of `INPUTS`.
+
+    Returns:
+      [b, h, w, c] for `page`, [b, h, w, 1] for `binary`.
     """
-    return jnp.broadcast_to(binary, images.shape) if source == "binary" else images
+    return binary if source == "binary" else images
+
+
+def three_channels(images: Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w 3"]:
+    """Images with `CHANNELS` channels; a single channel is repeated."""
+    return jnp.broadcast_to(images, (*images.shape[:3], CHANNELS))

@@ -150,6 +150,8 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias.
       use_bias: False for a linear map.
+      copies: channels that each input stands for: the kernel has `copies` rows for an input, and
+        their sum is the row of the product.
     """
 
     features: int
@@ -157,11 +159,15 @@ class Dense(nn.Module):
     kernel_init: Callable = nn.initializers.xavier_uniform()
     bias_init: Callable = nn.initializers.zeros
     use_bias: bool = True
+    copies: int = 1
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "b *l i"]) -> Float[Array, "b *l o"]:
         """[b, i] or [b, l, i] -> [b, features] or [b, l, features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        shape = (self.copies * x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        if self.copies > 1:
+            kernel = jnp.sum(kernel.reshape(-1, self.copies, self.features), axis=1)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             return affine(self.dtype, x, kernel, bias)

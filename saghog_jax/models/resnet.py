@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from saghog_jax.input_pipeline.errors import check_choice
 from saghog_jax.models.arrays import AnyArray
+from saghog_jax.models.inputs import three_channels
 from saghog_jax.models.layers import precision_of
 
 WIDTHS = (16, 32, 64)
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
         """
         del dropout_keys
         check_choice("ResNet", self.size, DEPTHS)
-        x = nn.relu(_ConvNorm(WIDTHS[0], 1, self.dtype, name="stem")(images, train))
+        x = nn.relu(_ConvNorm(WIDTHS[0], 1, self.dtype, name="stem")(three_channels(images), train))
         for stage, features in enumerate(WIDTHS):
             for i in range(DEPTHS[self.size]):
                 stride = 2 if stage and not i else 1

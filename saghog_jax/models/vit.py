@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from saghog_jax.models.arrays import AnyArray
 from saghog_jax.models.blocks import Block, recomputed
+from saghog_jax.models.inputs import CHANNELS
 from saghog_jax.models.layers import Dense, LayerNorm, apply_dropout
 from saghog_jax.models.pos_embed import sincos_2d
 
@@ -37,13 +38,20 @@ class PatchEmbed(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Float[AnyArray, "b l i"]) -> Float[Array, "b l d"]:
-        """[b, l, i] raw tokens of `patchify` -> [b, l, d]."""
+    def __call__(self, tokens: Float[AnyArray, "b l i"], copies: int = 1) -> Float[Array, "b l d"]:
+        """Embeds raw tokens.
+
+        Args:
+          tokens: [b, l, i], of `patchify`.
+          copies: channels of the convolution that each channel of the tokens stands for.
+
+        Returns:
+          [b, l, d].
+        """
         # The published convolution has PyTorch's default bias, U(+-1/sqrt(fan in)).
-        bound = tokens.shape[-1] ** -0.5
-        return Dense(self.width, self.dtype, bias_init=symmetric_uniform(bound), name="proj")(
-            tokens
-        )
+        bias_init = symmetric_uniform((copies * tokens.shape[-1]) ** -0.5)
+        embed = Dense(self.width, self.dtype, bias_init=bias_init, copies=copies, name="proj")
+        return embed(tokens)
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -92,13 +100,14 @@ class Encoder(nn.Module):
         """Tokens before the first block: CLS, then the embedded tokens with their positions.
 
         Args:
-          images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5.
+          images: float32 [b, h, w, c], normalised to (x - 0.5) / 0.5. One channel stands for three
+            equal ones and takes a third of the work.
           ids_keep: int32 [b, k], kept tokens in the order of the result; None keeps all.
 
         Returns:
           [b, 1 + k, d].
         """
-        b, h, w, _ = images.shape
+        b, h, w, channels = images.shape
         tokens = patchify(images, self.token_size)
         positions = jnp.asarray(sincos_2d(self.width, (h // self.token_size, w // self.token_size)))
         if ids_keep is not None:
@@ -107,7 +116,8 @@ class Encoder(nn.Module):
             positions = positions[ids_keep]
         # CLS has the position embedding zero.
         cls = jnp.broadcast_to(self.cls_token, (b, 1, self.width))
-        return jnp.concatenate([cls, self.patch_embed(tokens) + positions], axis=1)
+        embedded = self.patch_embed(tokens, CHANNELS if channels == 1 else 1)
+        return jnp.concatenate([cls, embedded + positions], axis=1)
 
     def __call__(
         self, images: Float[AnyArray, "b h w c"], ids_keep: Int[AnyArray, "b k"] | None = None

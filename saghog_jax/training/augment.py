@@ -6,6 +6,8 @@ the ink (`move`) is applied to images and binary alike, so that targets computed
 match; the rest (`augment`) is applied to the input of the encoder.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.models import inputs
 
 # ITU-R 601-2 luma, as in the published code.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -32,7 +35,12 @@ def random_gray(rng: jax.Array, images: jax.Array, probability: float) -> jax.Ar
 def random_binarize(
     rng: jax.Array, images: jax.Array, binary: jax.Array, probability: float
 ) -> jax.Array:
-    """Replaces each patch by its binary form with the probability `probability`."""
+    """Replaces each patch by its binary form with the probability `probability`.
+
+    With the probability 1 the result is `binary`, with one channel.
+    """
+    if probability == 1:
+        return binary
     return _choose(rng, probability, jnp.broadcast_to(binary, images.shape), images)
 
 
@@ -67,26 +75,70 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
       matrices: float32 [b, 2, 3]; pixel (x, y) of the result is interpolated from the patch at the
         coordinates matrix @ (x, y, 1); whole coordinates are the centres of pixels.
     """
-    h, w = images.shape[1:3]
+
+    def corners(top: jax.Array, left: jax.Array) -> Iterator[jax.Array]:
+        padded = _with_paper(images)
+        take = jax.vmap(lambda p, r, c: p.at[r, c].get(mode="promise_in_bounds"))
+        for row in (top, top + 1):
+            yield from (take(padded, row, column) for column in (left, left + 1))
+
+    return _interpolated(corners, matrices, *images.shape[1:3])
+
+
+def affine_binary(binary: jax.Array, matrices: jax.Array) -> jax.Array:
+    """`affine` of binary patches (0 or 1).
+
+    The four neighbours of a point are four bits of one number, so that one gather takes the place
+    of four. Gathers are slow on CPUs.
+    """
+
+    def corners(top: jax.Array, left: jax.Array) -> Iterator[jax.Array]:
+        bits = _with_paper(binary)[..., 0].astype(jnp.uint8)
+        rows = bits[:, :-1] | bits[:, 1:] << 2
+        codes = rows[:, :, :-1] | rows[:, :, 1:] << 1
+        take = jax.vmap(lambda p, r, c: p.at[r, c].get(mode="promise_in_bounds"))
+        code = take(codes, top, left)[..., None]
+        return ((code >> i & 1).astype(jnp.float32) for i in range(4))
+
+    return _interpolated(corners, matrices, *binary.shape[1:3])
+
+
+def _with_paper(images: jax.Array) -> jax.Array:
+    """Images [b, 3 + h, 3 + w, c]: one pixel of paper above and at the left, two at the others.
+
+    One pixel of paper around the patch suffices: it stands for all paper outside.
+    """
+    return jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=1.0)
+
+
+def _interpolated(
+    corners: Callable[[jax.Array, jax.Array], Iterable[jax.Array]],
+    matrices: jax.Array,
+    h: int,
+    w: int,
+) -> jax.Array:
+    """The bilinear interpolation of `affine`.
+
+    Args:
+      corners: gives, of rows and columns [b, h, w] of `_with_paper`, the four pixels [b, h, w, c]
+        there: upper left, upper right, lower left, lower right.
+      matrices: as for `affine`.
+      h, w: sides of the result.
+    """
     y, x = jnp.indices((h, w), jnp.float32)
     m = matrices[..., None, None]
-    # One pixel of paper around the patch suffices: it stands for all paper outside.
     from_x = jnp.clip(m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], -1, w)
     from_y = jnp.clip(m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2], -1, h)
     left, top = jnp.floor(from_x), jnp.floor(from_y)
     right_weight, lower_weight = (from_x - left)[..., None], (from_y - top)[..., None]
-    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=1.0)
-    rows, columns = top.astype(jnp.int32) + 1, left.astype(jnp.int32) + 1
-
-    def pixels(rows: jax.Array, columns: jax.Array) -> jax.Array:
-        take = jax.vmap(lambda p, r, c: p.at[r, c].get(mode="promise_in_bounds"))
-        return take(padded, rows, columns)
+    pixels = corners(top.astype(jnp.int32) + 1, left.astype(jnp.int32) + 1)
+    upper_left, upper_right, lower_left, lower_right = pixels
 
     def interpolate(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
         return a * (1.0 - weight) + b * weight
 
-    upper = interpolate(pixels(rows, columns), pixels(rows, columns + 1), right_weight)
-    lower = interpolate(pixels(rows + 1, columns), pixels(rows + 1, columns + 1), right_weight)
+    upper = interpolate(upper_left, upper_right, right_weight)
+    lower = interpolate(lower_left, lower_right, right_weight)
     return interpolate(upper, lower, lower_weight)
 
 
@@ -167,7 +219,7 @@ def move(
         config.scale_low,
         config.scale_high,
     )
-    moved = jnp.where(affine(binary, matrices) > 0.5, 1.0, 0.0)
+    moved = jnp.where(affine_binary(binary, matrices) > 0.5, 1.0, 0.0)
     return (
         _choose(choice_key, config.affine, affine(images, matrices), images),
         _choose(choice_key, config.affine, moved, binary),
@@ -179,14 +231,19 @@ def augment(rng: jax.Array, images: jax.Array, binary: jax.Array, config: Config
 
     Args:
       rng: random key of the update.
-      images: float32 [b, h, w, 3] in [0, 1].
+      images: float32 [b, h, w, 3] in [0, 1], or [b, h, w, 1] for three equal channels.
       binary: float32 [b, h, w, 1], the patch that `binarize` inserts.
       config: the `augment` section.
+
+    Returns:
+      [b, h, w, 3], or [b, h, w, 1] where the three channels of all patches would be equal.
 
     Raises:
       UserError: a field of the section is outside of its range.
     """
     _check(config)
+    if config.jitter or config.gray or 0 < config.binarize < 1:
+        images = inputs.three_channels(images)
     gray, binarize, erosion, dilation, kernel_a, kernel_b, colour, factors = jax.random.split(
         rng, 8
     )

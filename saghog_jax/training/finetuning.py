@@ -207,7 +207,8 @@ class Finetuning:
         patches_per_class = min(_SHOWN, *map(len, members))
         indices = np.concatenate([m[evenly(len(m), patches_per_class)] for m in members])
         images, binary = inputs.decode(self.store.gather(indices))
-        images = np.asarray(inputs.model_input(images, binary, self.config.input))
+        images = inputs.three_channels(inputs.model_input(images, binary, self.config.input))
+        images = np.asarray(images)
         shown = images.reshape(len(drawn), patches_per_class, *images.shape[1:])
         names = [str(name) for name in drawn]
         return [drawing.classes(shown, names, CLASS_NAMES[self.config.labels])]

@@ -33,6 +33,13 @@ def test_features_are_the_pooled_map(variables):
     np.testing.assert_allclose(features, tokens[:, 0], atol=1e-6)
 
 
+def test_one_channel_stands_for_three_equal_ones(variables):
+    grey = IMAGES[..., :1]
+    apply = jax.jit(ResNet().apply)
+    three = jnp.concatenate([grey] * 3, axis=-1)
+    np.testing.assert_array_equal(apply(variables, grey), apply(variables, three))
+
+
 def test_equals_the_definition(variables):
     """One image through convolutions as sums of shifted products, in double precision."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from places import TESTS
 
+from saghog_jax.models.inputs import three_channels
 from saghog_jax.models.netrvlad import generalized_max_pool, l2_normalize, vlad
 from saghog_jax.models.vit import Encoder
 from saghog_jax.models.writer_model import WriterModel, token_ink
@@ -24,6 +25,28 @@ def init(model, *arguments):
 
 def run(model, params, *arguments, **keywords):
     return jax.jit(lambda p: model.apply({"params": p}, *arguments, **keywords))(params)
+
+
+def test_one_channel_stands_for_three_equal_ones():
+    params = init(ENCODER, IMAGES)
+    assert params["patch_embed"]["proj"]["kernel"].shape == (8 * 8 * 3, 32)
+
+    @jax.jit
+    def gradient(params, images):
+        def objective(params):
+            y = ENCODER.apply({"params": params}, images)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    grey = IMAGES[..., :1]
+    (_, one), ours = gradient(params, grey)
+    (_, three), theirs = gradient(params, three_channels(grey))
+    # Sums of three products in another order.
+    np.testing.assert_allclose(one, three, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+    assert not np.allclose(one, run(ENCODER, params, IMAGES), atol=1e-2)
 
 
 @pytest.mark.parametrize("tag", ["wrap", "wrap20"])

@@ -76,7 +76,7 @@ def test_each_probability_is_obeyed_and_reproducible(name):
 
 def test_binarize_swaps_the_ink_mask_in():
     out = augment.augment(jax.random.key(0), IMAGES, BINARY, section(binarize=1.0))
-    np.testing.assert_array_equal(out, np.broadcast_to(BINARY, out.shape))
+    np.testing.assert_array_equal(out, BINARY)
 
 
 def random_matrices(degrees=10.0, translate=0.1, scale_low=0.9, scale_high=1.1, key=0, b=64):
@@ -123,6 +123,17 @@ def test_affine_is_that_of_a_loop():
             )  # fmt: skip
             # Positions up to 100 in float32 are off by 1e-5, values change by up to 1 a pixel.
             np.testing.assert_allclose(moved[y, x], expected, atol=5e-5)
+
+
+def test_affine_of_binary_patches_is_that_of_images():
+    matrices = jnp.asarray(
+        random_matrices(degrees=90.0, translate=0.5, scale_low=0.5, scale_high=2.0)
+    )
+    expected = augment.affine(BINARY, matrices)
+    np.testing.assert_array_equal(augment.affine_binary(BINARY, matrices), expected)
+    # A compiled program may round positions otherwise, as in the test above.
+    ours = jax.jit(augment.affine_binary)(BINARY, matrices)
+    np.testing.assert_allclose(ours, expected, atol=5e-5)
 
 
 def test_affine_by_whole_pixels_is_exact():
@@ -228,6 +239,18 @@ def test_colours_of_binary_patches_stay():
         jax.random.key(0), IMAGES, BINARY, section(jitter=1.0, gray=1.0, binarize=1.0)
     )
     np.testing.assert_array_equal(out, np.broadcast_to(BINARY, out.shape))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"erode": 0.5, "dilate": 0.5}, {"jitter": 0.5}, {"gray": 0.5}, {"binarize": 0.5}],
+)
+def test_one_channel_is_augmented_as_three_equal_ones(fields):
+    one = augment.augment(jax.random.key(0), BINARY, BINARY[::-1], section(**fields))
+    images = inputs.three_channels(BINARY)
+    three = augment.augment(jax.random.key(0), images, BINARY[::-1], section(**fields))
+    np.testing.assert_array_equal(inputs.three_channels(one), three)
+    assert one.shape[-1] == (1 if "erode" in fields else 3)
 
 
 @pytest.mark.parametrize(
