@@ -43,11 +43,12 @@ _PARTS_OF = 8
 
 
 class Spent(NamedTuple):
-    """Seconds on the clock and of all cores, and the largest process in MiB."""
+    """Seconds on the clock and of all cores, and MiB of this process and of the largest child."""
 
     wall: float
     cpu: float
-    largest: float
+    own: float
+    child: float
 
 
 def measured(work: Callable[[], object]) -> Spent:
@@ -55,8 +56,8 @@ def measured(work: Callable[[], object]) -> Spent:
     wall, cpu = time.perf_counter(), _cpu_seconds()
     work()
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    largest = max(resource.getrusage(w).ru_maxrss for w in who) / 1024
-    return Spent(time.perf_counter() - wall, _cpu_seconds() - cpu, largest)
+    memory = [resource.getrusage(w).ru_maxrss / 1024 for w in who]
+    return Spent(time.perf_counter() - wall, _cpu_seconds() - cpu, *memory)
 
 
 def _cpu_seconds() -> float:
@@ -87,7 +88,13 @@ def cuts_of(manifest: Manifest, encoder: PageEncoder, factor: float) -> Iterator
     recipe = encoder.recipe
     scales = [scale * factor for scale in recipe.scales]
     stream = stream_cuts(
-        manifest.root, manifest.pages, recipe.cutting_rule, recipe.max_pixels, 0, scales=scales
+        manifest.root,
+        manifest.pages,
+        recipe.cutting_rule,
+        recipe.max_pixels,
+        0,
+        scales=scales,
+        colours=encoder.reads_colours,
     )
     for cuts in stream:
         try:
@@ -133,7 +140,15 @@ def add_parts(report: Report, manifest: Manifest, encoder: PageEncoder, factor: 
     scales = [scale * factor for scale in recipe.scales]
     start = time.process_time()
     cuts = [
-        cut_at_scales(manifest.root, page, recipe.cutting_rule, recipe.max_pixels, 0, scales=scales)
+        cut_at_scales(
+            manifest.root,
+            page,
+            recipe.cutting_rule,
+            recipe.max_pixels,
+            0,
+            scales=scales,
+            colours=encoder.reads_colours,
+        )
         for page in pages
     ]
     cutting = time.process_time() - start
@@ -190,8 +205,11 @@ def main() -> None:
         report.add(f"{name}, processor time", [one.cpu / number for one in rounds], "CPU s a page")
     pairs = zip(spent["ours"], spent["SIFT-VLAD"], strict=True)
     report.add("ours to SIFT-VLAD", [a.wall / b.wall for a, b in pairs], "times", "<= 2")
-    largest = max(one.largest for one in spent["ours"])
-    report.add("largest process of ours", largest, "MiB", "<= 600")
+    for name, values in (
+        ("memory of the process with the model", [one.own for one in spent["ours"]]),
+        ("memory of the largest cutting process", [one.child for one in spent["ours"]]),
+    ):
+        report.add(name, max(values), "MiB", "<= 600")
     add_parts(report, manifest, encoder, factor)
     report.write(args.folder)
 

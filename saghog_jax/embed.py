@@ -314,6 +314,7 @@ def _page_cuts(
         None if masks is None else [masks[page] for page in pages],
         pages,
         scales,
+        any(describer.input == "page" for describer in work.describers),
     )
     needed = set(views)
     for page, page_cuts in zip(pages, stream, strict=True):

@@ -48,6 +48,7 @@ def cut_scales(
     factors: Sequence[float],
     seeds: Sequence[int],
     mask: np.ndarray | None = None,
+    colours: bool = True,
 ) -> list[Cut]:
     """Cuts the patches of a page at several scales.
 
@@ -60,6 +61,8 @@ def cut_scales(
       factors: of each scale, `rule.scale` included.
       seeds: of the random choice at each scale, if `rule.pick` is `random`.
       mask: bool [h, w]; keypoints outside of the mask are left out.
+      colours: False leaves the colours of the patches out (`Cut.patches` has no channel), which a
+        model that reads ink does not need.
 
     Returns:
       the patches at each scale; x and y are pixels of the page resized by its factor.
@@ -71,8 +74,9 @@ def cut_scales(
         detected = detected._replace(
             rows=detected.rows[strongest], x=detected.x[strongest], y=detected.y[strongest]
         )
-    # Four channels are resampled at once: the page, and what tells ink from paper.
-    page = np.dstack([image, _paper(image, rule, detected)])
+    # Channels that are resampled together: the page, and what tells ink from paper.
+    paper = _paper(image, rule, detected)
+    page = np.dstack([image, paper]) if colours else paper[:, :, None]
     chosen = [
         _choose(detected, rule, factor, seed, page.shape)
         for factor, seed in zip(factors, seeds, strict=True)
@@ -195,9 +199,9 @@ def _cut(
     x, y = (axis[rows] for axis in _places(detected, factor, page.shape))
     black = rule.border == "black"
     cut = windows(page, factor, x, y, rule.patch_size, fill=0 if black else 255)
-    ink = (cut[..., 3] < 128).astype(np.uint8)
+    ink = (cut[..., -1] < 128).astype(np.uint8)
     return Cut(
-        patches=np.ascontiguousarray(cut[..., :3]),
+        patches=np.ascontiguousarray(cut[..., :-1]),
         ink=np.packbits(ink.reshape(len(rows), rule.patch_size**2), axis=1),
         x=x.astype(np.int32),
         y=y.astype(np.int32),
@@ -223,7 +227,9 @@ def windows(
     """
     h, w = _scaled(page.shape, factor)
     if factor <= 1 or h * w <= _WHOLE:
-        return crops(_resize(page, factor), x, y, s, fill)
+        # OpenCV drops a single channel, so it is left out and added again.
+        resized = _resize(np.squeeze(page, 2) if page.shape[2] == 1 else page, factor)
+        return crops(resized, x, y, s, fill).reshape(len(x), s, s, page.shape[2])
     around = np.arange(s) - s // 2
     columns, lines = x[:, None] + around, y[:, None] + around
     cut = np.empty((len(x), s, s, page.shape[2]), np.uint8)

@@ -70,17 +70,20 @@ def open_cuts(
     seeds: Sequence[int],
     max_pixels: int,
     page_mask: PageMask | None = None,
+    colours: bool = True,
 ) -> OpenedCuts:
     """Reads a page and its mask once, and cuts the page at each factor; see `cut_views`.
 
     Args:
       root, max_pixels, page_mask: see `open_view`.
+      colours: see `cut_views`.
     """
     try:
         image, mask, inverted = _open(root, page, max_pixels, page_mask)
     except PageError as error:
         return OpenedCuts([error] * len(factors), False)
-    return OpenedCuts(cut_views(image, mask, rule, factors, seeds, max_pixels), inverted)
+    cuts = cut_views(image, mask, rule, factors, seeds, max_pixels, colours)
+    return OpenedCuts(cuts, inverted)
 
 
 def _open(
@@ -100,6 +103,7 @@ def cut_views(
     factors: Sequence[float],
     seeds: Sequence[int],
     max_pixels: int,
+    colours: bool = True,
 ) -> list[Cut | PageError]:
     """The patches of a page at each factor (possibly none), or why it cannot be cut at it.
 
@@ -110,10 +114,11 @@ def cut_views(
       factors: by which the page is resized, `rule.scale` included.
       seeds: see `cut_page`, one for each factor.
       max_pixels: see `images.resize_page`; one pass makes no enlarged page.
+      colours: False allows that `Cut.patches` has no channel.
     """
     if rule.detect_scale:
         inside = None if mask is None else resize_mask(mask, image.shape[:2])
-        return cut_scales(image, rule, factors, seeds, inside)
+        return cut_scales(image, rule, factors, seeds, inside, colours)
     views = resized_views(image, mask, factors, max_pixels)
     return [
         view if isinstance(view, PageError) else cut_page(view.image, rule, seed, mask=view.mask)

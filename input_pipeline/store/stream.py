@@ -39,16 +39,18 @@ def cut_at_scales(
     row: int,
     page_mask: PageMask | None = None,
     scales: Sequence[float] = (1.0,),
+    colours: bool = True,
 ) -> PageCuts:
     """The patches of a page at each scale (possibly none), or the reason why it cannot be used.
 
     Args:
       row: row of the page in its manifest; seeds the random choice of patches.
       scales: factors, multiplied by those of the rule and the page. The page is decoded once.
+      colours: see `page_views.cut_views`.
     """
     factors = [rule.scale * (page.scale * scale) for scale in scales]
     seeds = [row * len(scales) + j for j in range(len(scales))]
-    opened = open_cuts(root, page, rule, factors, seeds, max_pixels, page_mask)
+    opened = open_cuts(root, page, rule, factors, seeds, max_pixels, page_mask, colours)
     cuts = PageCuts(one_line(c) if isinstance(c, PageError) else c for c in opened.cuts)
     cuts.inverted = opened.inverted
     return cuts
@@ -63,6 +65,7 @@ def stream_cuts(
     masks: Sequence[PageMask] | None = None,
     rows: Sequence[int] | None = None,
     scales: Sequence[float] = (1.0,),
+    colours: bool = True,
 ) -> Iterator[PageCuts]:
     """Yields `cut_at_scales` of each page, in order.
 
@@ -71,11 +74,12 @@ def stream_cuts(
       masks: the result of the region backend for each page, if one was used.
       rows: rows of the pages in their manifest, by default 0, 1, ...; they seed the random choice
         of patches.
+      colours: see `page_views.cut_views`.
     """
     page_masks = masks or [None] * len(pages)
     rows = range(len(pages)) if rows is None else [int(row) for row in rows]
     jobs = [
-        (root, page, rule, max_pixels, row, mask, tuple(scales))
+        (root, page, rule, max_pixels, row, mask, tuple(scales), colours)
         for row, page, mask in zip(rows, pages, page_masks, strict=True)
     ]
     workers = min(workers or usable_cores(), max(len(pages), 1))

@@ -83,6 +83,11 @@ class PageEncoder:
         """Width of the pooled descriptor of each describer, at one scale."""
         return self._pooler.widths
 
+    @property
+    def reads_colours(self) -> bool:
+        """Whether a describer reads the colours of patches, and not only their ink."""
+        return any(describer.input == "page" for describer in self.describers)
+
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights (or visual words) of each part, by its descriptor."""
@@ -123,6 +128,10 @@ class PageEncoder:
           PageError: the image cannot be read, or no writing or handwriting is found on it.
           UserError: an unknown polarity.
         """
+        return self._cuts(image, polarity, colours=True)
+
+    def _cuts(self, image: Page, polarity: str, colours: bool) -> list[Cut]:
+        """See `patches`; without colours where they are not read (`page_views.cut_views`)."""
         recipe, rule = self.recipe, self.recipe.cutting_rule
         page, _ = checked_page(page_array(image, recipe.max_pixels), polarity)
         mask = None
@@ -134,7 +143,7 @@ class PageEncoder:
         factors = recipe.factors()
         seeds = range(len(factors))
         page = np.ascontiguousarray(page)
-        return filled(cut_views(page, mask, rule, factors, seeds, recipe.max_pixels))
+        return filled(cut_views(page, mask, rule, factors, seeds, recipe.max_pixels, colours))
 
     def embed(self, images: Iterable[Page]) -> PageDescriptors:
         """Page descriptors float32 [p, d], unit rows, in the order of the images.
@@ -150,7 +159,7 @@ class PageEncoder:
         def cuts() -> Iterator[Cut]:
             for number, image in enumerate(images):
                 try:
-                    page_cuts = self.patches(image)
+                    page_cuts = self._cuts(image, AUTO, self.reads_colours)
                     if not any(len(cut.patches) for cut in page_cuts):
                         raise PageError("no patch passed the rule (a blank page?)")
                 except PageError as error:

@@ -118,6 +118,7 @@ def _fragment_cuts(recipe: PageRecipe, config: ConfigDict) -> Iterator[list[Cut]
         None if page_masks is None else [page_masks[i] for i in chosen],
         chosen,
         recipe.scales,
+        recipe.input == "page",
     )
     of_a_page = min(_OF_A_PAGE, math.ceil(_FRAGMENTS / len(pages)))
     timer = ProgressTimer(len(pages))

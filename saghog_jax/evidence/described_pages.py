@@ -99,6 +99,7 @@ class Pages:
             1 if len(pages) < _FEW_PAGES else 0,
             masks.ensure(lambda line: None) if masks else None,
             scales=recipe.scales,
+            colours=self._encoder.reads_colours,
         )
         yield from zip(rows, pages, stream, strict=True)
 

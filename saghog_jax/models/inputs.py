@@ -16,14 +16,15 @@ CHANNELS = 3  # Of an image; encoders take one channel for three equal ones.
 
 def decode(
     batch: dict[str, UInt8[AnyArray, "b ..."]],
-) -> tuple[Float[AnyArray, "b h w 3"], Float[AnyArray, "b h w 1"]]:
+) -> tuple[Float[AnyArray, "b h w c"], Float[AnyArray, "b h w 1"]]:
     """Unpacks a batch of the loader.
 
     Args:
-      batch: `patches` uint8 [b, h, w, 3] and `ink` uint8 [b, h * w / 8], packed bits, 1 = ink.
+      batch: `patches` uint8 [b, h, w, c], c = 3 (RGB) or 0 (left out), and `ink` uint8
+        [b, h * w / 8], packed bits, 1 = ink.
 
     Returns:
-      images float32 [b, h, w, 3] in [0, 1] and binary float32 [b, h, w, 1].
+      images float32 [b, h, w, c] in [0, 1] and binary float32 [b, h, w, 1].
     """
     b, h, w, _ = batch["patches"].shape
     images = batch["patches"].astype(jnp.float32) / 255.0
@@ -38,7 +39,7 @@ def normalize(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
 
 def model_input(
     images: Float[AnyArray, "b h w c"], binary: Float[AnyArray, "b h w 1"], source: str
-) -> Float[AnyArray, "b h w c"]:
+) -> Float[AnyArray, "b h w _"]:
     """The images that an encoder reads, not normalised.
 
     Args:

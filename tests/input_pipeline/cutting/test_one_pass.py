@@ -81,6 +81,15 @@ def test_windows_are_those_of_the_resized_page(page, factor, monkeypatch):
     assert apart.mean() < 0.3
 
 
+def test_without_colours_the_rest_is_the_same(page):
+    whole = one_pass.cut_scales(page, RULE, (1.0, 0.5, 2.0), range(3))
+    ink = one_pass.cut_scales(page, RULE, (1.0, 0.5, 2.0), range(3), colours=False)
+    for a, b in zip(whole, ink, strict=True):
+        assert b.patches.shape == (len(a.x), 32, 32, 0)
+        for ours, theirs in zip(a[1:], b[1:], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_windows_of_a_shrunken_page_are_averages(page):
     x, y = np.array([16]), np.array([16])
     window = one_pass.windows(page, 0.5, x, y, 32, 255)[0]
