@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.search_compact import QUERIES, WIDTH
+from benchmarks.catalogue import BENCHMARKS
 from benchmarks.tables import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs/scaling.md"
@@ -22,15 +22,16 @@ CODES = ("search-compact", "8-bit codes first, CPU")
 WRITING = ("search-compact", "8-bit codes are written in, CPU")
 INSERTING = ("search-milvus", "inserted into Milvus, CPU")
 DATABASE = ("search-milvus", "size of the database")
-# Pages of these two benchmarks.
+# Numbers of a descriptor, queries of a search, and pages of the two benchmarks of search_compact.
+WIDTH, QUERIES = 1024, 100
 COMPACT_PAGES, MILVUS_PAGES = 1_000_000, 200_000
 HEADING = "## What a large collection costs"
 TEXT = """{heading}
 
-Written by `python -m benchmarks.costs --write` for {pages:,} pages: rates of one core, measured by
-`python -m benchmarks.run {names}`, times the number of pages. A core hour is an hour of one such
-core ({processor}). Embedding, searching and writing divide over machines without exchange: each has
-its own pages, and the nearest pages of all machines are merged.
+Written by `python -m benchmarks.costs --write` for {pages:,} pages: the rates of one core, times
+the number of pages. `python -m benchmarks.run {names}` measures the rates. A core hour is an hour
+of one such core ({processor}). Embedding, searching and writing divide over machines without
+exchange: each machine has its own pages, and the nearest pages of all machines are merged.
 
 | what | measured on one core | {pages:,} pages |
 |---|---|---|
@@ -95,11 +96,11 @@ def section(pages: int = PAGES, seconds_a_page: float | None = None) -> str:
     """
     if seconds_a_page is None:
         seconds_a_page = figure(EMBEDDING)
-    names = " ".join(dict.fromkeys(name for name, _ in (EMBEDDING, EXACT, INSERTING)))
+    names = [name for name, _ in (EMBEDDING, EXACT, INSERTING) if name in BENCHMARKS]
     return TEXT.format(
         heading=HEADING,
         pages=pages,
-        names=names,
+        names=" ".join(names),
         processor=processor(),
         width=WIDTH,
         rows="\n".join(rows(pages, seconds_a_page)),

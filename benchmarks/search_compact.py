@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.costs import QUERIES, WIDTH
 from benchmarks.measure import Report, alternate
 from benchmarks.retrieval import AnonymousPeak, Kept
 from saghog_jax.input_pipeline.pages.manifest import Page
@@ -28,8 +29,8 @@ from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.retrieval.embeddings_writer import save_embeddings
 from saghog_jax.retrieval.search import search
 
-WIDTH, PARTS = 1024, (341, 341, 342)
-A_WRITER, QUERIES, NEAREST = 10, 100, 10
+PARTS = 341, 341, 342
+A_WRITER, NEAREST = 10, 10
 # Distance of a page from the direction of its writer, in standard deviations of the directions.
 NOISE = 2.35
 BLOCK = 20_000
