@@ -16,7 +16,7 @@ from benchmarks.tables import RESULTS
 PAGE = Path(__file__).parents[1] / "docs/scaling.md"
 PAGES = 100_000_000
 # The measured figures: file, and name in it.
-EMBEDDING = ("pages", "CPU seconds a page")
+EMBEDDING = ("pages", "ours, processor time")
 EXACT = ("search-compact", "exact, CPU")
 CODES = ("search-compact", "8-bit codes first, CPU")
 WRITING = ("search-compact", "8-bit codes are written in, CPU")

@@ -20,7 +20,7 @@ def test_rates_times_pages(tmp_path, monkeypatch):
     compact["8-bit codes are written in, CPU"] = 36
     results(
         tmp_path,
-        pages={"CPU seconds a page": 1.5},
+        pages={"ours, processor time": 1.5},
         search_compact=compact,
         search_milvus={"inserted into Milvus, CPU": 72, "size of the database": 0.5},
     )
