@@ -110,14 +110,8 @@ def data_config(split: str) -> ConfigDict:
 
 # Of `configs/pretrain.py:small` and `configs/finetune.py:small`, which share a store.
 SMALL_PATCHES_PER_PAGE = 800
-# Of all variants `small`: keypoints are found on the grey page as it was read, also small ones
-# (docs/quality.md).
-SMALL_ONE_PASS = {
-    "detect_scale": 1.0,
-    "detect_on": "grey",
-    "sift_sigma": 1.0,
-    "sift_contrast": 0.02,
-}
+# Of all variants `small`: keypoints are found on the grey page as it was read (docs/quality.md).
+SMALL_ONE_PASS = {"detect_scale": 1.0, "detect_on": "grey"}
 
 
 def store_config(rule: str) -> ConfigDict:
@@ -187,13 +181,9 @@ def _add_keypoints(store: ConfigDict, defaults: Rule) -> None:
     # Windows are resampled from the page as it was read. 0: each scale resizes the page, binarises
     # it and finds keypoints on it, as in the published code. Needs `keep='ink'`.
     store.detect_scale = defaults.detect_scale
-    # With `detect_scale`: side of square cells in pixels of the page cut at its first scale; of
-    # each cell at most one keypoint is used, the one with the strongest response. 0: all keypoints.
-    store.keypoint_cell = defaults.keypoint_cell
-    # Blur of SIFT's first octave, in pixels.
+    # Blur of SIFT's first octave, in pixels of the page as it is cut (at its first scale). One pass
+    # takes at least 1 pixel of the page on which it finds keypoints.
     store.sift_sigma = defaults.sift_sigma
-    # Least contrast of a keypoint in SIFT's scale space; lower values give more keypoints.
-    store.sift_contrast = defaults.sift_contrast
 
 
 def pseudo_label_config() -> ConfigDict:

@@ -11,8 +11,6 @@ import numpy as np
 
 from saghog_jax.input_pipeline.errors import PageError
 
-# OpenCV's default.
-CONTRAST = 0.04
 _OCTAVE_LAYERS = 3
 # SIFT needs 250 MB per megapixel. Pages of up to _WHOLE pixels are processed at once, larger pages
 # in tiles: squares with sides of _CORE pixels and a margin of _MARGIN pixels around them, multiples
@@ -63,13 +61,13 @@ def _tiles(grey: np.ndarray) -> Iterator[_Tile]:
             yield _Tile(left, top, right, bottom, view, (x, y))
 
 
-def detect(grey: np.ndarray, sigma: float, contrast: float = CONTRAST) -> Keypoints:
+def detect(grey: np.ndarray, sigma: float) -> Keypoints:
     """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; the result may be empty.
 
     All parameters are OpenCV's defaults except `sigma`, the blur of the first octave in pixels (1.6
-    by default), and `contrast`, below which extrema of the scale space are dropped.
+    by default).
     """
-    sift = cv2.SIFT_create(sigma=sigma, contrastThreshold=contrast)
+    sift = cv2.SIFT_create(sigma=sigma)
     positions, objects = [np.zeros((0, 2), np.float32)], []
     for tile in _tiles(grey):
         detected = sift.detect(tile.view, None)

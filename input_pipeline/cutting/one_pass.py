@@ -21,12 +21,16 @@ from saghog_jax.input_pipeline.cutting.patches import Cut, Rule, crops, pick, wi
 # resampled one by one, _WINDOWS at a time (OpenCV's maps have at most 32,767 rows).
 _WHOLE = 40_000_000
 _WINDOWS = 512
+# SIFT assumes a page blurred by half a pixel, which doubling makes 1. A smaller blur of the first
+# octave would smooth nothing, and grain would give keypoints.
+_LEAST_SIGMA = 1.0
 
 
 class _Detected(NamedTuple):
     """A page at the size at which it is binarised and keypoints are found.
 
     factor: of that size to the page as it was read.
+    sigma: blur of SIFT's first octave, in pixels of that size.
     grey, ink: uint8 [h, w].
     points: all keypoints.
     rows: int [n], one keypoint a pixel, sorted by x, then y.
@@ -34,6 +38,7 @@ class _Detected(NamedTuple):
     """
 
     factor: float
+    sigma: float
     grey: np.ndarray
     ink: np.ndarray
     points: Keypoints
@@ -53,7 +58,8 @@ def cut_scales(
     """Cuts the patches of a page at several scales.
 
     Keypoints are found on the page resized by `rule.detect_scale` or by the largest of `factors`,
-    whichever is smaller. A keypoint has the same SIFT descriptor at all scales.
+    whichever is smaller. `rule.sift_sigma` counts in pixels of the page resized by the first
+    factor. A keypoint has the same SIFT descriptor at all scales.
 
     Args:
       image: uint8 [h, w, 3], RGB, as it was read; `rule.scale` is not applied.
@@ -67,13 +73,7 @@ def cut_scales(
     Returns:
       the patches at each scale; x and y are pixels of the page resized by its factor.
     """
-    detected = _detect(image, rule, min(rule.detect_scale, max(factors)), mask)
-    if rule.keypoint_cell:
-        side = rule.keypoint_cell * detected.factor / factors[0]
-        strongest = _strongest(detected, side)
-        detected = detected._replace(
-            rows=detected.rows[strongest], x=detected.x[strongest], y=detected.y[strongest]
-        )
+    detected = _detect(image, rule, factors, mask)
     # Channels that are resampled together: the page, and what tells ink from paper.
     paper = _paper(image, rule, detected)
     page = np.dstack([image, paper]) if colours else paper[:, :, None]
@@ -88,14 +88,15 @@ def cut_scales(
     ]
 
 
-def _detect(image: np.ndarray, rule: Rule, factor: float, mask: np.ndarray | None) -> _Detected:
+def _detect(
+    image: np.ndarray, rule: Rule, factors: Sequence[float], mask: np.ndarray | None
+) -> _Detected:
+    factor = min(rule.detect_scale, max(factors))
+    # The same part of a stroke, whatever the size of the page.
+    sigma = max(_LEAST_SIGMA, rule.sift_sigma * factor / factors[0])
     grey = _resize(binarize.to_grey(image, rule.grey), factor)
     ink = binarize.ink_mask(grey, rule.binarization)
-    points = keypoints.detect(
-        (1 - ink) * 255 if rule.detect_on == "binary" else grey,
-        rule.sift_sigma,
-        rule.sift_contrast,
-    )
+    points = keypoints.detect((1 - ink) * 255 if rule.detect_on == "binary" else grey, sigma)
     x, y = points.positions.astype(np.int64).T
     _, rows = np.unique(x * ink.shape[0] + y, return_index=True)
     if rule.keypoint_on_ink:
@@ -103,21 +104,7 @@ def _detect(image: np.ndarray, rule: Rule, factor: float, mask: np.ndarray | Non
     if mask is not None:
         inside = cv2.resize(mask.astype(np.uint8), ink.shape[::-1], interpolation=cv2.INTER_NEAREST)
         rows = rows[inside[y[rows], x[rows]] == 1]
-    return _Detected(factor, grey, ink, points, rows, x[rows], y[rows])
-
-
-def _strongest(detected: _Detected, side: float) -> np.ndarray:
-    """Numbers of the strongest keypoint of each square cell: int64, ascending.
-
-    Args:
-      side: of a cell in pixels of the page at which keypoints were found.
-    """
-    responses = np.array([detected.points.objects[row].response for row in detected.rows])
-    cells = np.floor(detected.points.positions[detected.rows] / side).astype(np.int64)
-    # The first of each cell is its strongest; keypoints of equal strength keep their order.
-    order = np.argsort(-responses, kind="stable")
-    _, first = np.unique(cells[order], axis=0, return_index=True)
-    return np.sort(order[first])
+    return _Detected(factor, sigma, grey, ink, points, rows, x[rows], y[rows])
 
 
 def _resize(image: np.ndarray, factor: float) -> np.ndarray:
@@ -183,7 +170,7 @@ def _describe(detected: _Detected, rule: Rule, chosen: Sequence[np.ndarray]) -> 
     """SIFT descriptors at each scale, uint8 [n, 128]; a keypoint is described once."""
     union = np.unique(np.concatenate(list(chosen)))
     described = keypoints.describe(
-        detected.grey, detected.points, detected.rows[union], rule.sift_sigma
+        detected.grey, detected.points, detected.rows[union], detected.sigma
     )
     return [described[np.searchsorted(union, rows)] for rows in chosen]
 

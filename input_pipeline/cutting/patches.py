@@ -77,10 +77,8 @@ class Rule:
     descriptors: bool
     pick: str
     max_patches_per_page: int
-    # Not in the published code; these values change nothing.
+    # Not in the published code; this value changes nothing.
     detect_scale: float = 0.0
-    keypoint_cell: float = 0.0
-    sift_contrast: float = keypoints.CONTRAST
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -92,18 +90,11 @@ class Rule:
                 f"store.max_patches_per_page={self.max_patches_per_page} must be positive, "
                 "or -1 for all"
             )
-        for name in ("scale", "sift_sigma", "sift_contrast"):
+        for name in ("scale", "sift_sigma"):
             if not getattr(self, name) > 0:
                 raise UserError(f"store.{name}={getattr(self, name)} must be positive")
-        if self.detect_scale < 0 or self.keypoint_cell < 0:
-            raise UserError(
-                f"store.detect_scale={self.detect_scale} and "
-                f"store.keypoint_cell={self.keypoint_cell} must not be negative"
-            )
-        if self.keypoint_cell and not self.detect_scale:
-            raise UserError(
-                f"store.keypoint_cell={self.keypoint_cell} needs store.detect_scale above 0"
-            )
+        if self.detect_scale < 0:
+            raise UserError(f"store.detect_scale={self.detect_scale} must not be negative")
         if self.detect_scale and (self.keep != "ink" or self.centre_if_empty):
             raise UserError(
                 f"store.detect_scale={self.detect_scale} needs store.keep='ink' and "
@@ -162,9 +153,7 @@ def cut_page(
     ink = binarize.ink_mask(grey, rule.binarization)
     if table is None:
         points = keypoints.detect(
-            (1 - ink) * 255 if rule.detect_on == "binary" else grey,
-            rule.sift_sigma,
-            rule.sift_contrast,
+            (1 - ink) * 255 if rule.detect_on == "binary" else grey, rule.sift_sigma
         )
     else:
         points = keypoints.from_table(table, rule.sift_sigma)

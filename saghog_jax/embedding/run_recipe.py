@@ -68,7 +68,7 @@ def _keypoint_settings(store: ConfigDict) -> dict[str, object]:
     """
     if not store.detect_scale:
         return {}
-    names = ("detect_scale", "detect_on", "sift_sigma", "sift_contrast", "keypoint_cell")
+    names = ("detect_scale", "detect_on", "sift_sigma")
     return {name: store[name] for name in names}
 
 

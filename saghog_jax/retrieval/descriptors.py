@@ -37,8 +37,6 @@ _WORDS = {
     "rule.grey": "grey conversion",
     "rule.binarization": "binarisation",
     "rule.detect_scale": "size at which keypoints are found",
-    "rule.sift_contrast": "least contrast of a keypoint",
-    "rule.keypoint_cell": "thinning of keypoints",
     "rule.keypoint_on_ink": "rule that a keypoint lies on ink",
 }
 FORCE = "--config.force=True compares them in spite of this"
@@ -51,7 +49,7 @@ def comparable(recipe: Mapping) -> dict:
     workers and the limit of keypoints of a page do not count.
     """
     rule = {k: v for k, v in recipe["rule"].items() if k not in _FREE_RULE_FIELDS}
-    rule = {"detect_scale": 0.0, "keypoint_cell": 0.0, "sift_contrast": 0.04} | rule
+    rule = {"detect_scale": 0.0} | rule
     given = recipe.get("regions") or {"backend": "none"}
     backend = given["backend"]
     settings = given.get(backend, {}).items()

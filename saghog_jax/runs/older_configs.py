@@ -59,8 +59,6 @@ _ADDED = {
     "distributed.dead_after": 60,
     "regions.backend": "none",
     "store.detect_scale": 0.0,
-    "store.keypoint_cell": 0.0,
-    "store.sift_contrast": 0.04,
     "accumulate": 1,
     "remat": "none",
     "keep_every": 0,

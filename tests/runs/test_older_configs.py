@@ -15,7 +15,6 @@ from saghog_jax.configs import embed
 from saghog_jax.configs.regions import regions_config
 from saghog_jax.embedding.recipe import PageRecipe, recipe_parts
 from saghog_jax.embedding.run_recipe import default_recipe
-from saghog_jax.input_pipeline.cutting.keypoints import CONTRAST
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.input_pipeline.regions.backends import make_backend
 from saghog_jax.runs.checkpoint import read_config
@@ -67,9 +66,7 @@ def test_training_goes_on_in_an_old_run_folder(path, tmp_path):
     config = today(path)
     config.precision = "float32"
     # Pages of older runs of the recipe `small` were cut at each scale.
-    config.store.update(
-        detect_scale=0.0, detect_on="binary", sift_sigma=1.6, sift_contrast=CONTRAST
-    )
+    config.store.update(detect_scale=0.0, detect_on="binary")
     if path.stem.endswith("sam_onnx"):
         config.regions.sam.engine = "onnx"
     check_config(config, run_folder(path, tmp_path))

@@ -111,11 +111,12 @@ def test_keypoints_of_all_scales_are_the_same(page):
 
 
 def test_keypoints_are_found_at_the_scale_of_detection(page, monkeypatch):
-    sizes = []
+    sizes, blurs = [], []
     detect = keypoints.detect
 
     def noted(grey, *settings):
         sizes.append(grey.shape)
+        blurs.append(settings[0])
         return detect(grey, *settings)
 
     monkeypatch.setattr(keypoints, "detect", noted)
@@ -124,6 +125,8 @@ def test_keypoints_are_found_at_the_scale_of_detection(page, monkeypatch):
     # Never on a page that is larger than the largest one that is cut.
     _cut(page, replace(RULE, detect_scale=1.0), 0.5, 0.25)
     assert sizes == [(300, 420), (150, 210), (75, 105)]
+    # 1.6 pixels of the page cut at its first scale, at least 1.
+    assert blurs == pytest.approx([1.6 * 2 / 2.5, 1.0, 1.6])
 
 
 def test_patches_lie_where_the_writing_is_at_every_scale():
@@ -138,31 +141,6 @@ def test_patches_lie_where_the_writing_is_at_every_scale():
             area = np.pi * (4.5 * factor) ** 2
             assert (np.abs(ink.sum((1, 2)) / area - 1) < 0.5).any(), (detect_scale, factor)
             assert np.abs(cut.x - 160 * factor).max() < 12 * factor
-
-
-@pytest.mark.parametrize("side", [8.0, 24.0])
-def test_a_cell_gives_its_strongest_keypoint(page, side):
-    every, thinned = (_cut(page, replace(RULE, keypoint_cell=c), 1.0)[0] for c in (0.0, side))
-    places = set(zip(every.x.tolist(), every.y.tolist(), strict=True))
-    kept = list(zip(thinned.x.tolist(), thinned.y.tolist(), strict=True))
-    assert set(kept) < places
-    cells = {(int(x // side), int(y // side)) for x, y in kept}
-    assert len(cells) == len(kept)
-    assert cells == {(int(x // side), int(y // side)) for x, y in places}
-    found = keypoints.detect((1 - _ink(page)) * 255, 1.6)
-    strength: dict[tuple[int, int], float] = {}
-    for (x, y), point in zip(found.positions.astype(int).tolist(), found.objects, strict=True):
-        # Of a pixel, the first in SIFT's order.
-        strength.setdefault((x, y), point.response)
-    for x, y in kept:
-        cell = int(x // side), int(y // side)
-        rivals = [p for p in places if (int(p[0] // side), int(p[1] // side)) == cell]
-        assert strength[x, y] == max(strength[p] for p in rivals)
-
-
-def _ink(page):
-    grey = np.asarray(cv2.cvtColor(page, cv2.COLOR_RGB2GRAY))
-    return cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1]
 
 
 def test_keypoints_outside_of_the_mask_are_left_out(page):
@@ -196,7 +174,6 @@ def test_cut_views_follows_the_rule(page):
     ("changes", "message"),
     [
         ({"detect_scale": -1.0}, "must not be negative"),
-        ({"detect_scale": 0.0, "keypoint_cell": 4.0}, "needs store.detect_scale above 0"),
         ({"keep": "edges"}, "needs store.keep='ink'"),
         ({"centre_if_empty": True}, "store.centre_if_empty=False"),
     ],
@@ -209,6 +186,5 @@ def test_rules_that_are_not_possible(changes, message):
 def test_digests_of_older_stores_stay():
     settings = replace(RULE, detect_scale=0.0).settings()
     assert "detect_scale" not in settings
-    assert "keypoint_cell" not in settings
     assert RULE.settings() == settings | {"detect_scale": 1.0}
     assert Rule(**settings) == replace(RULE, detect_scale=0.0)
