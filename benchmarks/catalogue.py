@@ -14,6 +14,7 @@ BENCHMARKS = {
     "finetuning-time": "benchmarks.finetuning time --rounds 3",
     "finetuning-memory": "benchmarks.finetuning memory",
     "embedding": "benchmarks.embedding --rounds 3",
+    "pages": "benchmarks.pages",
     "hog": "benchmarks.hog --rounds 3",
     "startup": "benchmarks.startup --rounds 2",
     "startup-commands": "benchmarks.startup commands",

@@ -43,7 +43,7 @@ def vectors(page, c):
     y = (a[:, :, :, None] * (x[:, :, None] - c.centroids)).sum(1)
     if c.intra_normalize:
         y /= np.linalg.norm(y, axis=2, keepdims=True)
-    y = y.reshape(len(y), -1)
+    y = y.reshape(len(y), c.centroids.size)
     return y / np.linalg.norm(y, axis=1, keepdims=True)
 
 
