@@ -16,6 +16,7 @@ from saghog_jax.input_pipeline.labels.page_links import ensure_links
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
 from saghog_jax.input_pipeline.store.build import ensure_store
 from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.retrieval import int8_search
 from saghog_jax.stages import run_stage
 
 TEXT = (ROOT / "docs" / "formats.md").read_text()
@@ -143,6 +144,9 @@ def test_arrays_are_of_the_type_and_shape_described(folder):
     rows = re.findall(r"^\| (`[^|]+\.npy`[^|]*) \| (\w+) \[([^\]]+)\]", TEXT, re.M)
     said = {name.rsplit("/", 1)[-1]: (kind, shape) for cell, kind, shape in rows
             for name in re.findall(r"`([^`]+)`", cell)}  # fmt: skip
+    # Collections of 5,000 pages and more have these codes.
+    descriptors = np.load(folder / "embed" / "embeddings.npy", allow_pickle=False)
+    int8_search.write(folder / "embed" / int8_search.FOLDER, descriptors)
     seen = set()
     for path in (path for path in written(folder) if path.suffix == ".npy"):
         kind, shape = said[path.name]
