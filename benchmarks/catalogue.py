@@ -20,6 +20,7 @@ BENCHMARKS = {
     "startup-commands": "benchmarks.startup commands",
     "scaling": "benchmarks.scaling --write",
     "costs": "benchmarks.costs --write",
+    "small-step": "benchmarks.small_step",
     "loss-curves": "benchmarks.loss_curves",
     "search-compact": "benchmarks.search_compact compact",
     "search-milvus": "benchmarks.search_compact milvus --rounds 3",

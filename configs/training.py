@@ -55,6 +55,9 @@ def run_config(config: ConfigDict) -> None:
     config.remat = "none"
     # Axis sizes of the device mesh; -1: all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # Devices that the cores of a CPU form; they are devices of the mesh. 0: one a core if the model
+    # is small (width 64), otherwise one; a run keeps the number that it was begun with.
+    config.cpu_devices = 0
     # Several processes, on one machine or on many.
     config.distributed = common.distributed_config()
     config.validation = validation_config()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax.devices import distributed, precision
+from saghog_jax.devices import cores, distributed, precision
 from saghog_jax.embedding import fit_compact, sift
 from saghog_jax.embedding.run_recipe import finetuned_recipe, write_recipe
 from saghog_jax.input_pipeline.errors import UserError, check_choice
@@ -56,7 +56,7 @@ def open_task(config: ConfigDict, folder: Path) -> Finetuning:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with the model of the run that `checkpoint` names, and the precision resolved.
+    """The config with the model of the run `checkpoint`, precision and CPU devices resolved.
 
     Raises:
       UserError: the run does not exist, a choice is unknown, or choices exclude each other.
@@ -97,7 +97,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         )
     # Choices of the recipe that are not possible are found before hours of training.
     finetuned_recipe(config)
-    config = precision.resolve(config)
+    config = cores.resolve(precision.resolve(config))
     if config.checkpoint:
         run = read_config(Path(config.checkpoint))
         if run.stage == "finetune" and run.encoder != "vit":

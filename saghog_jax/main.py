@@ -173,13 +173,22 @@ def main(argv: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Lower levels hold every step of a checkpoint and tracebacks of errors that are explained.
         logging.set_verbosity(logging.FATAL)
-    result = execute(config, lambda: run_stage(_at_home(config), _workdir(config)))
+    result = execute(config, lambda: _run_stage(_at_home(config), _workdir(config)))
     if _is_main_process(config):
         for following in result.following:
             say(f"next: {next_command(following, result.workdir, _variant())}")
     if result.skipped:
         say(f"done, but {len(result.skipped)} pages were skipped (exit status {SKIPPED_PAGES})")
         sys.exit(SKIPPED_PAGES)
+
+
+def _run_stage(config: ConfigDict, workdir: Path) -> StageResult:
+    if "cpu_devices" in config:
+        # Imported late, as in `execute`; jax has not looked for devices yet.
+        from saghog_jax.devices import cores
+
+        cores.divide(config, workdir)
+    return run_stage(config, workdir)
 
 
 def _workdir(config: ConfigDict) -> Path:

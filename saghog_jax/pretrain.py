@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from saghog_jax.devices.precision import resolve
+from saghog_jax.devices import cores, precision
 from saghog_jax.runs.stage_result import NextStage, StageResult
 from saghog_jax.training.loop import run_training
 from saghog_jax.training.pretraining import Pretraining, open_task
@@ -29,3 +29,12 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         skipped=tuple(skipped),
         following=(following,),
     )
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with the precision and the number of CPU devices of this process.
+
+    Raises:
+      UserError: the precision is unknown.
+    """
+    return cores.resolve(precision.resolve(config))

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # rounding, the mathematics.
 _FREE_FIELDS = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "loader"),
-    *("mesh", "distributed", "accumulate", "remat"),
+    *("mesh", "cpu_devices", "distributed", "accumulate", "remat"),
     *("tensorboard", "wandb", "profile", "page"),
 )
 _FREE_SUBFIELDS = {

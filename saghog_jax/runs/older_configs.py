@@ -60,6 +60,7 @@ _ADDED = {
     "regions.backend": "none",
     "store.detect_scale": 0.0,
     "accumulate": 1,
+    "cpu_devices": 1,
     "remat": "none",
     "keep_every": 0,
     "which": "last",

@@ -1,0 +1,90 @@
+"""The cores of a CPU as devices of the mesh.
+
+The update of a small model is hundreds of small operations. On one device each of them is divided
+among the cores, and each waits for the slowest core. With one device a core, each core computes its
+part of the batch, and the cores wait for each other only where they exchange numbers: for the
+metric loss and for the sum of the gradients.
+
+jax reads the number of devices when it first looks for devices, once in a process. The command line
+sets it; in Python it is that of the caller's process.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.input_pipeline.processes.workers import usable_cores
+
+# Widest encoder whose update is faster with one device a core, and fewest patches of a device.
+WIDEST = 64
+FEWEST_PATCHES = 128
+
+
+def divide(config: ConfigDict, folder: Path) -> None:
+    """Sets the number of CPU devices of this process; call it before jax looks for devices.
+
+    Does nothing if the config has no field `cpu_devices`, if several processes work together, or if
+    `XLA_FLAGS` has a number of devices.
+
+    Args:
+      config: of the command line, not resolved.
+      folder: the run folder.
+
+    Raises:
+      UserError: the field is negative.
+    """
+    if "cpu_devices" not in config or config.distributed.mode != "off":
+        return
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    jax.config.update("jax_num_cpu_devices", number(config, folder, usable_cores()))
+
+
+def number(config: ConfigDict, folder: Path, cores: int) -> int:
+    """The number of CPU devices of a run.
+
+    It is `config.cpu_devices`; for 0 the number that the run in `folder` was begun with, so that
+    the run continues to the bit; for a new run one a core for small models, otherwise 1.
+
+    Raises:
+      UserError: the field is negative.
+    """
+    if config.cpu_devices < 0:
+        raise UserError(f"config.cpu_devices={config.cpu_devices} must be 0 or a number of devices")
+    if config.cpu_devices:
+        return config.cpu_devices
+    if run := _stored(folder):
+        # Runs of older versions, and those on accelerators, have no number.
+        return run.get("cpu_devices") or 1
+    if _width(config) > WIDEST:
+        return 1
+    rows = config.global_batch_size // config.accumulate
+    most = max(1, min(cores, rows // FEWEST_PATCHES))
+    return next(n for n in range(most, 0, -1) if rows % n == 0)
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with the number of CPU devices of this process in `cpu_devices`."""
+    if jax.default_backend() != "cpu" or config.cpu_devices == jax.local_device_count():
+        return config
+    config = config.copy_and_resolve_references()
+    config.cpu_devices = jax.local_device_count()
+    return config
+
+
+def _width(config: ConfigDict) -> int:
+    """Width of the encoder: of the run that training starts from, or of the section `model`."""
+    stored = _stored(Path(config.checkpoint)) if config.checkpoint else {}
+    return stored.get("model", {}).get("width", config.model.width)
+
+
+def _stored(folder: Path) -> dict:
+    """The config of a run folder; empty where there is none, or none that can be read."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,98 @@
+"""The number of CPU devices: by the model, by the run folder, and by the config."""
+
+import json
+import sys
+
+import jax
+import pytest
+from processes import start
+
+from saghog_jax.configs import finetune, pretrain
+from saghog_jax.devices import cores
+from saghog_jax.input_pipeline.errors import UserError
+
+
+def config(module, variant, **fields):
+    made = module.get_config(variant)
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("module", "variant", "fields", "expected"),
+    [
+        (pretrain, "small", {}, 2),
+        (finetune, "small", {}, 4),
+        # Each device has 128 patches or more, and all have as many.
+        (finetune, "small", {"accumulate": 2}, 2),
+        (finetune, "small", {"global_batch_size": 100}, 1),
+        (finetune, "small", {"global_batch_size": 448}, 2),
+        (pretrain, "cpu", {}, 1),
+        (pretrain, "paper", {}, 1),
+        (pretrain, "paper", {"cpu_devices": 3}, 3),
+    ],
+)
+def test_small_models_get_one_device_a_core(tmp_path, module, variant, fields, expected):
+    made = config(module, variant, checkpoint="", **fields)
+    assert cores.number(made, tmp_path, 4) == expected
+    assert cores.number(made, tmp_path, 1) == (made.cpu_devices or 1)
+
+
+def test_a_run_keeps_its_number(tmp_path):
+    made = config(pretrain, "small")
+    (tmp_path / "config.json").write_text(json.dumps({"cpu_devices": 7}))
+    assert cores.number(made, tmp_path, 2) == 7
+    made.cpu_devices = 2
+    assert cores.number(made, tmp_path, 2) == 2
+    made.cpu_devices = 0
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
+    assert cores.number(made, tmp_path, 2) == 1
+
+
+def test_the_width_is_that_of_the_checkpoint(tmp_path):
+    made = config(finetune, "small", checkpoint=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"width": 128}}))
+    assert cores.number(made, tmp_path / "new", 2) == 1
+
+
+def test_a_negative_number_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.cpu_devices=-1 must be 0 or a number of devices"):
+        cores.number(config(pretrain, "small", cpu_devices=-1), tmp_path, 2)
+
+
+DEVICES = """
+import sys
+from pathlib import Path
+from saghog_jax.configs import pretrain
+from saghog_jax.devices import cores
+config = pretrain.get_config()
+config.cpu_devices = 2
+config.distributed.mode = sys.argv[1]
+cores.divide(config, Path())
+import jax
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode", "expected"),
+    [
+        ("", "off", 2),
+        ("", "explicit", 1),
+        ("--xla_force_host_platform_device_count=3", "off", 3),
+    ],
+)
+def test_the_devices_of_a_process(flags, mode, expected):
+    process = start([sys.executable, "-c", DEVICES, mode], XLA_FLAGS=flags)
+    assert process.communicate()[0] == f"{expected}\n"
+
+
+def test_the_command_line_divides_the_cores():
+    words = ("-m", "saghog_jax.main", "--config=configs/pretrain.py", "--config.cpu_devices=-1")
+    process = start([sys.executable, *words], XLA_FLAGS="", SAGHOG_NO_RESTART="1")
+    assert process.communicate()[0].startswith("error: config.cpu_devices=-1 must be 0 or")
+    assert process.returncode == 2
+
+
+def test_the_resolved_config_has_the_devices_of_this_process():
+    assert cores.resolve(config(pretrain, "small")).cpu_devices == jax.local_device_count()
