@@ -53,7 +53,9 @@ def _cut(page, rule, *factors, mask=None):
         {"descriptors": False},
     ],
 )
-def test_at_the_size_of_detection_the_patches_are_those_of_cut_page(page, changes):
+def test_at_the_size_of_detection_the_patches_are_those_of_cut_page(page, changes, monkeypatch):
+    # No other contrast where keypoints are found on the grey page.
+    monkeypatch.setattr(one_pass, "_CLEAR", 0)
     rule = replace(RULE, **changes)
     expected = cut_page(page, replace(rule, detect_scale=0.0), page_seed=0)
     (cut,) = _cut(page, rule, 1.0)
@@ -79,6 +81,17 @@ def test_windows_are_those_of_the_resized_page(page, factor, monkeypatch):
     apart = np.abs(one_pass.windows(page, factor, x, y, 32, 255).astype(int) - expected)
     assert apart.max() <= 10
     assert apart.mean() < 0.3
+
+
+def test_faint_ink_has_the_keypoints_of_dark_ink(page):
+    rule = replace(RULE, detect_on="grey")
+    (dark,) = _cut(page, rule, 1.0)
+    # A tenth of the contrast: SIFT alone would drop nearly all keypoints.
+    faint = (200 + (page.astype(float) - 200) / 10).round().astype(np.uint8)
+    found = keypoints.detect(np.asarray(cv2.cvtColor(faint, cv2.COLOR_RGB2GRAY)), 1.6)
+    (clear,) = _cut(faint, rule, 1.0)
+    assert len(found.positions) < len(dark.x) / 2
+    assert 0.8 < len(clear.x) / len(dark.x) < 1.25
 
 
 def test_without_colours_the_rest_is_the_same(page):
