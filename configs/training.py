@@ -55,8 +55,8 @@ def run_config(config: ConfigDict) -> None:
     config.remat = "none"
     # Axis sizes of the device mesh; -1: all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    # Devices that the cores of a CPU form; they are devices of the mesh. 0: one a core if the model
-    # is small (width 64), otherwise one; a run keeps the number that it was begun with.
+    # Devices that the cores of a CPU form; they are devices of the mesh. 0: the number that the run
+    # was begun with, and one for a new run.
     config.cpu_devices = 0
     # Several processes, on one machine or on many.
     config.distributed = common.distributed_config()

@@ -17,11 +17,6 @@ import jax
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.errors import UserError
-from saghog_jax.input_pipeline.processes.workers import usable_cores
-
-# Widest encoder whose update is faster with one device a core, and fewest patches of a device.
-WIDEST = 64
-FEWEST_PATCHES = 128
 
 
 def divide(config: ConfigDict, folder: Path) -> None:
@@ -41,14 +36,14 @@ def divide(config: ConfigDict, folder: Path) -> None:
         return
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    jax.config.update("jax_num_cpu_devices", number(config, folder, usable_cores()))
+    jax.config.update("jax_num_cpu_devices", number(config, folder))
 
 
-def number(config: ConfigDict, folder: Path, cores: int) -> int:
+def number(config: ConfigDict, folder: Path) -> int:
     """The number of CPU devices of a run.
 
     It is `config.cpu_devices`; for 0 the number that the run in `folder` was begun with, so that
-    the run continues to the bit; for a new run one a core for small models, otherwise 1.
+    the run continues to the bit, and 1 for a new run.
 
     Raises:
       UserError: the field is negative.
@@ -57,14 +52,8 @@ def number(config: ConfigDict, folder: Path, cores: int) -> int:
         raise UserError(f"config.cpu_devices={config.cpu_devices} must be 0 or a number of devices")
     if config.cpu_devices:
         return config.cpu_devices
-    if run := _stored(folder):
-        # Runs of older versions, and those on accelerators, have no number.
-        return run.get("cpu_devices") or 1
-    if _width(config) > WIDEST:
-        return 1
-    rows = config.global_batch_size // config.accumulate
-    most = max(1, min(cores, rows // FEWEST_PATCHES))
-    return next(n for n in range(most, 0, -1) if rows % n == 0)
+    # Runs of older versions, and those on accelerators, have no number.
+    return _stored(folder).get("cpu_devices") or 1
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -74,12 +63,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.cpu_devices = jax.local_device_count()
     return config
-
-
-def _width(config: ConfigDict) -> int:
-    """Width of the encoder: of the run that training starts from, or of the section `model`."""
-    stored = _stored(Path(config.checkpoint)) if config.checkpoint else {}
-    return stored.get("model", {}).get("width", config.model.width)
 
 
 def _stored(folder: Path) -> dict:

@@ -18,46 +18,25 @@ def config(module, variant, **fields):
     return made
 
 
-@pytest.mark.parametrize(
-    ("module", "variant", "fields", "expected"),
-    [
-        (pretrain, "small", {}, 2),
-        (finetune, "small", {}, 4),
-        # Each device has 128 patches or more, and all have as many.
-        (finetune, "small", {"accumulate": 2}, 2),
-        (finetune, "small", {"global_batch_size": 100}, 1),
-        (finetune, "small", {"global_batch_size": 448}, 2),
-        (pretrain, "cpu", {}, 1),
-        (pretrain, "paper", {}, 1),
-        (pretrain, "paper", {"cpu_devices": 3}, 3),
-    ],
-)
-def test_small_models_get_one_device_a_core(tmp_path, module, variant, fields, expected):
-    made = config(module, variant, checkpoint="", **fields)
-    assert cores.number(made, tmp_path, 4) == expected
-    assert cores.number(made, tmp_path, 1) == (made.cpu_devices or 1)
+def test_a_new_run_has_the_number_of_its_config_or_one(tmp_path):
+    assert cores.number(config(pretrain, "small"), tmp_path) == 1
+    assert cores.number(config(finetune, "small", checkpoint="", cpu_devices=3), tmp_path) == 3
 
 
 def test_a_run_keeps_its_number(tmp_path):
     made = config(pretrain, "small")
     (tmp_path / "config.json").write_text(json.dumps({"cpu_devices": 7}))
-    assert cores.number(made, tmp_path, 2) == 7
+    assert cores.number(made, tmp_path) == 7
     made.cpu_devices = 2
-    assert cores.number(made, tmp_path, 2) == 2
+    assert cores.number(made, tmp_path) == 2
     made.cpu_devices = 0
     (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
-    assert cores.number(made, tmp_path, 2) == 1
-
-
-def test_the_width_is_that_of_the_checkpoint(tmp_path):
-    made = config(finetune, "small", checkpoint=str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"width": 128}}))
-    assert cores.number(made, tmp_path / "new", 2) == 1
+    assert cores.number(made, tmp_path) == 1
 
 
 def test_a_negative_number_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.cpu_devices=-1 must be 0 or a number of devices"):
-        cores.number(config(pretrain, "small", cpu_devices=-1), tmp_path, 2)
+        cores.number(config(pretrain, "small", cpu_devices=-1), tmp_path)
 
 
 DEVICES = """
