@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -90,7 +90,7 @@ def search(
                     search_params={"metric_type": "COSINE"},
                 )
                 for i, hits in zip(part.tolist(), lists, strict=True):
-                    _keep(hits, own[i], rows[i], values[i])
+                    _keep(hits, int(own[i]), rows[i], values[i])
         finally:
             client.close()
     except pymilvus.MilvusException as error:
@@ -108,7 +108,7 @@ def _check(k: int, column: str, gallery: Embeddings) -> None:
         )
 
 
-def _keep(hits: Sequence, own: int, rows: np.ndarray, values: np.ndarray) -> None:
+def _keep(hits: Iterable, own: int, rows: np.ndarray, values: np.ndarray) -> None:
     """Writes the hits of a query, without the query itself, into its row of both arrays."""
     pairs = [(int(hit[_ROW]), float(hit["distance"])) for hit in hits]
     kept = [pair for pair in pairs if pair[0] != own][: len(rows)]
