@@ -265,7 +265,7 @@ def _embed(
     inverted: list[str] = []
 
     def cuts() -> Iterator[Cut | int]:
-        stream = _page_cuts(work, masks, missing, inverted)
+        stream = _page_cuts(work, masks, missing, inverted, encoder.reads_colours)
         empty = Cut(*(np.zeros((0, 1), np.uint8),) * 4, None)
         for view in views:
             if view in embedded_before:
@@ -297,11 +297,15 @@ def _embed(
 
 
 def _page_cuts(
-    work: _Work, masks: Sequence[PageMask] | None, views: Sequence[int], inverted: list[str]
+    work: _Work,
+    masks: Sequence[PageMask] | None,
+    views: Sequence[int],
+    inverted: list[str],
+    colours: bool,
 ) -> Iterator[Cut | str]:
     """Yields the cut of each view (page * scales + scale), ascending; pages are decoded once.
 
-    The pages that are inverted are added to `inverted`.
+    The pages that are inverted are added to `inverted`. `colours` is `PageEncoder.reads_colours`.
     """
     scales = work.recipe.scales
     pages = sorted({view // len(scales) for view in views})
@@ -314,7 +318,7 @@ def _page_cuts(
         None if masks is None else [masks[page] for page in pages],
         pages,
         scales,
-        any(describer.input == "page" for describer in work.describers),
+        colours,
     )
     needed = set(views)
     for page, page_cuts in zip(pages, stream, strict=True):

@@ -91,6 +91,17 @@ class Projection:
         return concatenate(columns, [part.weight for part in recipe.parts])
 
 
+def join(
+    recipe: PageRecipe, projection: Projection | None, sums: Sequence[Sequence[np.ndarray]]
+) -> np.ndarray:
+    """Page descriptors of pooled patch descriptors: compact ones, or long ones without projection.
+
+    Args:
+      sums: see `PageRecipe.join`.
+    """
+    return recipe.join(sums) if projection is None else projection.join(recipe, sums)
+
+
 def fit(
     rows: Mapping[str, np.ndarray], digests: Mapping[str, str], components: int, shrinkage: float
 ) -> Projection:

@@ -47,7 +47,7 @@ class PageEncoder:
       recipe: of the page descriptors.
       describers: those of the recipe's parts in their order; further ones are pooled as well.
       whitenings: of the patch descriptors of each describer; by default none.
-      projection: of the parts, if the recipe asks for compact descriptors.
+      projection: makes compact descriptors of the parts; needed if `recipe.compact` is above 0.
       batch_size, pages_per_batch, mesh: see configs/embed.py.
     """
 
@@ -65,7 +65,7 @@ class PageEncoder:
         self.recipe, self.describers = recipe, list(describers)
         self.whitenings = list(whitenings or [None] * len(self.describers))
         if recipe.compact and projection is None:
-            raise ValueError("the recipe asks for compact descriptors; give their projection")
+            raise ValueError("recipe.compact is above 0: compact descriptors need a projection")
         self.projection = projection.first(recipe.compact) if recipe.compact else None
         self._pooler = PagePooler(
             self.describers,
@@ -105,14 +105,8 @@ class PageEncoder:
         return {} if self.projection is None else {compact.NAME: self.projection.digest}
 
     def join(self, sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """Page descriptors of pooled patch descriptors: compact ones if the recipe asks for them.
-
-        Args:
-          sums: see `PageRecipe.join`.
-        """
-        if self.projection is None:
-            return self.recipe.join(sums)
-        return self.projection.join(self.recipe, sums)
+        """Page descriptors of pooled patch descriptors; see `compact.join`."""
+        return compact.join(self.recipe, self.projection, sums)
 
     def patches(self, image: Page, polarity: str = AUTO) -> list[Cut]:
         """Cuts a page at each scale of the recipe.

@@ -49,10 +49,8 @@ class Output:
     projection: Projection | None
 
     def join(self, sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """Page descriptors of pooled patch descriptors, see `PageRecipe.join`."""
-        if self.projection is None:
-            return self.recipe.join(sums)
-        return self.projection.join(self.recipe, sums)
+        """Page descriptors of pooled patch descriptors; see `compact.join`."""
+        return compact.join(self.recipe, self.projection, sums)
 
     @property
     def dtype(self) -> str:

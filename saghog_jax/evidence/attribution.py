@@ -135,18 +135,22 @@ def _gain(part: Part) -> np.ndarray:
 
 def _back(fitted: Whitening, x: np.ndarray, towards: np.ndarray) -> tuple[np.ndarray, float]:
     """A direction for whitened unit vectors as one for the vector x before, and a constant."""
-    scale = 1 / np.sqrt(fitted.variances.astype(np.float64) + fitted.eps)
-    z = (fitted.components @ (x - fitted.mean)) * scale
+    z, scale = _projected(fitted, x)
     direction = fitted.components.T @ (scale * towards / max(np.linalg.norm(z), 1e-12))
     return direction, -float(direction @ fitted.mean)
+
+
+def _projected(fitted: Whitening, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The whitened x before L2 normalisation, and the factor of each component: float64 [k]."""
+    scale = 1 / np.sqrt(fitted.variances.astype(np.float64) + fitted.eps)
+    return (fitted.components @ (x - fitted.mean)) * scale, scale
 
 
 def _compact(units: Sequence[np.ndarray], projected: Sequence[Projected]) -> np.ndarray:
     """The compact descriptor, float64 [k], of the unit vectors of the groups."""
     columns = []
     for unit, group in zip(units, projected, strict=True):
-        scale = 1 / np.sqrt(group.by.variances.astype(np.float64) + group.by.eps)
-        z = (group.by.components @ (unit - group.by.mean)) * scale
+        z, _ = _projected(group.by, unit)
         present = group.share**0.5 if unit.any() else 0.0
         columns.append(present * z / max(np.linalg.norm(z), 1e-12))
     z = np.concatenate(columns)

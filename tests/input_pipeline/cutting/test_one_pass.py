@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from stroke_page import stroke_page
 
 from saghog_jax.input_pipeline.cutting import keypoints, one_pass
 from saghog_jax.input_pipeline.cutting.patches import Rule, crops, cut_page
@@ -24,13 +25,7 @@ RULE = replace(
 
 @pytest.fixture(scope="module")
 def page():
-    """Strokes in all directions up to the border, dark blue on yellowish paper."""
-    rng = np.random.default_rng(3)
-    image = np.full((150, 210, 3), (235, 225, 190), np.uint8)
-    for _ in range(60):
-        start, end = rng.integers(0, (210, 150), (2, 2)).tolist()
-        cv2.line(image, start, end, (40, 30, 90), int(rng.integers(1, 5)), cv2.LINE_AA)
-    return image
+    return stroke_page()
 
 
 def _cut(page, rule, *factors, mask=None):

@@ -5,6 +5,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from stroke_page import stroke_page
 
 from saghog_jax.configs.common import store_config
 from saghog_jax.input_pipeline.cutting import keypoints
@@ -23,14 +24,7 @@ from saghog_jax.input_pipeline.errors import PageError, UserError
 
 @pytest.fixture(scope="module")
 def page():
-    """Strokes in all directions up to the border, dark blue on yellowish paper with grain."""
-    rng = np.random.default_rng(3)
-    image = np.full((150, 210, 3), (235, 225, 190), np.uint8)
-    for _ in range(60):
-        start, end = rng.integers(0, (210, 150), (2, 2)).tolist()
-        cv2.line(image, start, end, (40, 30, 90), int(rng.integers(1, 5)), cv2.LINE_AA)
-    grain = rng.integers(-8, 9, image.shape)
-    return np.clip(image + grain, 0, 255).astype(np.uint8)
+    return stroke_page(grain=8)
 
 
 def _rule(name="pretrain", **changes):
