@@ -2,9 +2,9 @@
 
     python -m benchmarks.small_step [--rounds 7] [--updates 8] [--folder runs/benchmarks]
 
-float32 with the instructions of AVX2, as on a CPU without bfloat16; random patches. Each side is a
-process of its own that has compiled its update; the processes make some updates in turn. The
-earlier version is commit 3e6b750, which `git archive` unpacks. The cores are then measured again
+float32 with the instructions of AVX2, as on a CPU without bfloat16; random patches. Each side
+runs in its own process. All processes compile first and then make some updates in turn. The earlier
+version is commit 3e6b750, which `git archive` unpacks. The cores are then measured again
 with one busy process a core beside.
 """
 
