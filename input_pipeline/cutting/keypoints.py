@@ -19,6 +19,12 @@ _OCTAVE_LAYERS = 3
 _WHOLE = 12_000_000
 _CORE = 3072
 _MARGIN = 256
+# Small tiles have at most _SMALL pixels, margins included: 400 MB. Of 26,046 keypoints of a page
+# cut so, three had another position and two another descriptor.
+_SMALL = 1_600_000
+_SMALL_MARGIN = 128
+# Steps of the sides of small tiles, multiples of the octaves' steps.
+_STEP = 64
 
 
 class Keypoints(NamedTuple):
@@ -48,28 +54,52 @@ class _Tile(NamedTuple):
         return (self.left <= x) & (x < self.right) & (self.top <= y) & (y < self.bottom)
 
 
-def _tiles(grey: np.ndarray) -> Iterator[_Tile]:
+def _tiles(grey: np.ndarray, small: bool) -> Iterator[_Tile]:
     h, w = grey.shape
-    if h * w <= _WHOLE:
+    if h * w <= (_SMALL if small else _WHOLE):
         yield _Tile(0, 0, w, h, grey, (0, 0))
         return
-    for top in range(0, h, _CORE):
-        for left in range(0, w, _CORE):
-            right, bottom = min(left + _CORE, w), min(top + _CORE, h)
-            x, y = max(left - _MARGIN, 0), max(top - _MARGIN, 0)
-            view = np.ascontiguousarray(grey[y : bottom + _MARGIN, x : right + _MARGIN])
+    high, wide = _small_sides(h, w) if small else (_CORE, _CORE)
+    margin = _SMALL_MARGIN if small else _MARGIN
+    for top in range(0, h, high):
+        for left in range(0, w, wide):
+            right, bottom = min(left + wide, w), min(top + high, h)
+            x, y = max(left - margin, 0), max(top - margin, 0)
+            view = np.ascontiguousarray(grey[y : bottom + margin, x : right + margin])
             yield _Tile(left, top, right, bottom, view, (x, y))
 
 
-def detect(grey: np.ndarray, sigma: float) -> Keypoints:
+def _small_sides(h: int, w: int) -> tuple[int, int]:
+    """Height and width of small tiles without margins: those with the fewest pixels in all."""
+
+    def sides(length: int) -> list[tuple[int, int, int]]:
+        """For each number of tiles along a side: side, side with margins, all sides together."""
+        found = []
+        for n in range(1, -(-length // _STEP) + 1):
+            side = -(-length // (n * _STEP)) * _STEP
+            margins = _SMALL_MARGIN * min(2, n - 1)
+            found.append((side, side + margins, length + 2 * _SMALL_MARGIN * (n - 1)))
+        return found
+
+    _, high, wide = min(
+        (all_high * all_wide, high, wide)
+        for high, view_high, all_high in sides(h)
+        for wide, view_wide, all_wide in sides(w)
+        if view_high * view_wide <= _SMALL
+    )
+    return high, wide
+
+
+def detect(grey: np.ndarray, sigma: float, small_tiles: bool = False) -> Keypoints:
     """Detects SIFT keypoints on a grey or binary image, uint8 [h, w]; the result may be empty.
 
     All parameters are OpenCV's defaults except `sigma`, the blur of the first octave in pixels (1.6
-    by default).
+    by default). With `small_tiles` at most 400 MB of memory are used; keypoints at the seams of the
+    tiles may differ.
     """
     sift = cv2.SIFT_create(sigma=sigma)
     positions, objects = [np.zeros((0, 2), np.float32)], []
-    for tile in _tiles(grey):
+    for tile in _tiles(grey, small_tiles):
         detected = sift.detect(tile.view, None)
         # Without keypoints OpenCV returns an empty tuple.
         if not detected:
@@ -82,7 +112,11 @@ def detect(grey: np.ndarray, sigma: float) -> Keypoints:
 
 
 def describe(
-    grey: np.ndarray, keypoints: Keypoints, selection: np.ndarray, sigma: float
+    grey: np.ndarray,
+    keypoints: Keypoints,
+    selection: np.ndarray,
+    sigma: float,
+    small_tiles: bool = False,
 ) -> np.ndarray:
     """Computes SIFT descriptors at selected keypoints, with the keypoints' scale and angle.
 
@@ -92,7 +126,7 @@ def describe(
       grey: uint8 [h, w], the image to describe (keypoints may come from another image).
       keypoints: of the page.
       selection: int [n], rows of `keypoints`.
-      sigma: as in `detect`.
+      sigma, small_tiles: as in `detect`.
 
     Returns:
       uint8 [n, 128]: OpenCV's descriptors, whose floats hold whole numbers from 0 to 255.
@@ -107,7 +141,7 @@ def describe(
     lowest = min((keypoint.octave for keypoint in keypoints.objects), key=_octave)
     anchor = cv2.KeyPoint(0, 0, 1, 0, 0, lowest)
     positions = keypoints.positions[selection]
-    for tile in _tiles(grey):
+    for tile in _tiles(grey, small_tiles):
         rows = np.flatnonzero(tile.owns(positions))
         if not len(rows):
             continue

@@ -99,9 +99,8 @@ def _detect(
     sigma = max(_LEAST_SIGMA, rule.sift_sigma * factor / factors[0])
     grey = _resize(binarize.to_grey(image, rule.grey), factor)
     ink = binarize.ink_mask(grey, rule.binarization)
-    points = keypoints.detect(
-        (1 - ink) * 255 if rule.detect_on == "binary" else _clear(grey, ink), sigma
-    )
+    searched = (1 - ink) * 255 if rule.detect_on == "binary" else _clear(grey, ink)
+    points = keypoints.detect(searched, sigma, small_tiles=True)
     x, y = points.positions.astype(np.int64).T
     _, rows = np.unique(x * ink.shape[0] + y, return_index=True)
     if rule.keypoint_on_ink:
@@ -194,7 +193,7 @@ def _describe(detected: _Detected, rule: Rule, chosen: Sequence[np.ndarray]) -> 
     """SIFT descriptors at each scale, uint8 [n, 128]; a keypoint is described once."""
     union = np.unique(np.concatenate(list(chosen)))
     described = keypoints.describe(
-        detected.grey, detected.points, detected.rows[union], detected.sigma
+        detected.grey, detected.points, detected.rows[union], detected.sigma, small_tiles=True
     )
     return [described[np.searchsorted(union, rows)] for rows in chosen]
 

@@ -122,10 +122,10 @@ def test_keypoints_are_found_at_the_scale_of_detection(page, monkeypatch):
     sizes, blurs = [], []
     detect = keypoints.detect
 
-    def noted(grey, *settings):
+    def noted(grey, sigma, small_tiles):
         sizes.append(grey.shape)
-        blurs.append(settings[0])
-        return detect(grey, *settings)
+        blurs.append(sigma)
+        return detect(grey, sigma, small_tiles)
 
     monkeypatch.setattr(keypoints, "detect", noted)
     _cut(page, replace(RULE, detect_scale=2.0), 2.5, 1.0)

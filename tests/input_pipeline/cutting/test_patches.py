@@ -10,6 +10,7 @@ from stroke_page import stroke_page
 from saghog_jax.configs.common import store_config
 from saghog_jax.input_pipeline.cutting import keypoints
 from saghog_jax.input_pipeline.cutting.binarize import ink_mask, to_grey
+from saghog_jax.input_pipeline.cutting.one_pass import cut_scales
 from saghog_jax.input_pipeline.cutting.patches import (
     Cut,
     Rule,
@@ -201,7 +202,7 @@ def test_a_descriptor_does_not_depend_on_the_others(page):
         np.testing.assert_array_equal(few.descriptors, every.descriptors[rows])
 
 
-@pytest.mark.parametrize("name", ["eval", "offline"])
+@pytest.mark.parametrize("name", ["eval", "offline", "one pass"])
 def test_large_pages_are_cut_in_tiles(name, monkeypatch):
     """Nothing is lost or doubled at the seams, and descriptors stay the same."""
     rng = np.random.default_rng(5)
@@ -210,21 +211,45 @@ def test_large_pages_are_cut_in_tiles(name, monkeypatch):
         start = rng.integers(0, (700, 600))
         end = start + rng.integers(-40, 41, 2)
         cv2.line(image, start.tolist(), end.tolist(), (40, 30, 90), int(rng.integers(1, 5)))
-    rule = _rule(name, max_patches_per_page=-1)
-    whole = cut_page(image, rule)
+    if name == "one pass":
+        rule = _rule("offline", max_patches_per_page=-1, keep="ink", detect_scale=1.0)
+
+        def cut():
+            return cut_scales(image, rule, [1.0], [0])[0]
+    else:
+        rule = _rule(name, max_patches_per_page=-1)
+
+        def cut():
+            return cut_page(image, rule)
+
+    whole = cut()
     monkeypatch.setattr(keypoints, "_WHOLE", 200 * 200)
     monkeypatch.setattr(keypoints, "_CORE", 256)
-    tiled = cut_page(image, rule)
+    monkeypatch.setattr(keypoints, "_SMALL", 500 * 400)
+    tiled = cut()
     points = [list(zip(cut.x.tolist(), cut.y.tolist())) for cut in (whole, tiled)]
     both = set(points[0]) & set(points[1])
     assert len(points[0]) > 500
     assert len(both) >= 0.998 * max(map(len, points))
-    if name == "offline":
+    if name != "eval":
         rows = [[cut.index(point) for point in sorted(both)] for cut in points]
         difference = whole.descriptors[rows[0]].astype(int) - tiled.descriptors[rows[1]]
         # Subpixel positions and scales move in their last digits; a keypoint of another scale or
         # angle at the same pixel would differ by dozens.
         assert (np.abs(difference).max(axis=1) <= 3).mean() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(1754, 1275), (4000, 3000), (100, 40_000), (70, 70)])
+def test_small_tiles_cover_the_page_once_and_stay_small(shape):
+    page, owners = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    pixels = 0
+    for tile in keypoints._tiles(page, small=True):
+        owners[tile.top : tile.bottom, tile.left : tile.right] += 1
+        assert tile.view.size <= 1_600_000
+        pixels += tile.view.size
+    assert (owners == 1).all()
+    # Margins are few: a page of a camera is divided into squares.
+    assert pixels <= 1.6 * page.size
 
 
 def test_descriptors_are_whole_numbers_of_a_byte(page):
