@@ -56,7 +56,7 @@ def run_config(config: ConfigDict) -> None:
     # Axis sizes of the device mesh; -1: all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     # Devices that the cores of a CPU form; they are devices of the mesh. 0: the number that the run
-    # was begun with, and one for a new run.
+    # was begun with; for a new run one a core if the model is small, else one.
     config.cpu_devices = 0
     # Several processes, on one machine or on many.
     config.distributed = common.distributed_config()

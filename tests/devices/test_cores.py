@@ -18,9 +18,36 @@ def config(module, variant, **fields):
     return made
 
 
-def test_a_new_run_has_the_number_of_its_config_or_one(tmp_path):
-    assert cores.number(config(pretrain, "small"), tmp_path) == 1
-    assert cores.number(config(finetune, "small", checkpoint="", cpu_devices=3), tmp_path) == 3
+@pytest.mark.parametrize(
+    ("module", "variant", "fields", "expected"),
+    [
+        (pretrain, "small", {}, 4),
+        (pretrain, "cpu", {}, 2),
+        (finetune, "small", {"checkpoint": ""}, 4),
+        # Of the cores only as many as divide the batch into parts of at least 32 patches.
+        (pretrain, "small", {"global_batch_size": 224}, 1),
+        (pretrain, "small", {"accumulate": 4}, 2),
+        # Large models, other encoders and other meshes.
+        (pretrain, "paper", {}, 1),
+        (finetune, "small", {"checkpoint": "", "encoder": "resnet20"}, 1),
+        (pretrain, "small", {"mesh.data": 1}, 1),
+        (pretrain, "small", {"mesh.fsdp": 2}, 1),
+        # A number of the config.
+        (finetune, "small", {"checkpoint": "", "cpu_devices": 3}, 3),
+        (pretrain, "paper", {"cpu_devices": 2}, 2),
+    ],
+)
+def test_the_number_of_a_new_run(module, variant, fields, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    assert cores.number(config(module, variant, **fields), tmp_path) == expected
+
+
+def test_a_finetuning_has_the_size_of_the_model_it_starts_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    made = config(finetune, "small", checkpoint=str(tmp_path))
+    for width, expected in ((512, 1), (64, 2)):
+        (tmp_path / "config.json").write_text(json.dumps({"model": {"width": width}}))
+        assert cores.number(made, tmp_path / "new") == expected
 
 
 def test_a_run_keeps_its_number(tmp_path):
