@@ -1,5 +1,5 @@
-"""`python -m saghog_jax` is `python -m saghog_jax.main`."""
+"""`python -m saghog_jax` is the command `saghog`."""
 
-from saghog_jax.main import run_main
+from saghog_jax.short_form import run
 
-run_main()
+run()

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from saghog_jax import restart
-from saghog_jax.config_help import describe_fields, missing_config, stages_with
+from saghog_jax.config_help import FOLDER, describe_fields, missing_config, stages_with
 from saghog_jax.input_pipeline.console import say, show_messages
 from saghog_jax.input_pipeline.errors import RunError, StoppedError, UserError
 from saghog_jax.input_pipeline.files import user_path
@@ -40,6 +40,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the command line. A mistake ends the process with one line and exit status 2."""
+    argv = [_installed(word) for word in argv]
     asked = [word for word in argv if word in _HELP]
     try:
         rest = _read(argv)
@@ -55,6 +56,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if rest[1:]:
         _exit_with(f"unexpected argument {rest[1]!r}; fields are set as --config.FIELD=VALUE")
     return rest
+
+
+def _installed(word: str) -> str:
+    """`--config=configs/STAGE.py` with the file of the installation, where there is no such file.
+
+    So a stage is started from any folder.
+    """
+    name, _, value = word.partition("=")
+    path, colon, argument = value.partition(":")
+    if name != "--config" or Path(path).exists() or Path(path).parent != Path("configs"):
+        return word
+    installed = FOLDER / Path(path).name
+    return f"{name}={installed}{colon}{argument}" if installed.is_file() else word
 
 
 def _read(argv: Sequence[str]) -> list[str]:
@@ -192,6 +206,11 @@ def _run_stage(config: ConfigDict, workdir: Path) -> StageResult:
 
 
 def _workdir(config: ConfigDict) -> Path:
+    if _WORKDIR.value is None and config.stage == "scans":
+        # Beside the folder of the pages, or beside the file that names them.
+        source = user_path(config.data.pages).resolve()
+        name = source.name if source.is_dir() else source.stem
+        return source.with_name(f"{name}-saghog")
     return user_path(_WORKDIR.value or f"runs/{config.stage}")
 
 

@@ -12,8 +12,9 @@ from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
 from saghog_jax.input_pipeline.pages.sources import load_manifest
 from saghog_jax.input_pipeline.regions.masks import open_masks
 from saghog_jax.input_pipeline.store.build import ensure_store
-from saghog_jax.input_pipeline.store.dry_run import best_scale, describe, survey
+from saghog_jax.input_pipeline.store.dry_run import describe, median_width, survey
 from saghog_jax.input_pipeline.store.reader import Store
+from saghog_jax.input_pipeline.store.strokes import best_scale
 from saghog_jax.runs.stage_result import NextStage, StageResult, folder_for_pages
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _dry_run(config: ConfigDict, workdir: Path) -> StageResult:
     following = NextStage(
         stage,
         sections={"data": config.data, "regions": config.regions},
-        fields={"store.scale": best_scale(rules[0].scale, findings)},
+        fields={"store.scale": best_scale(median_width(findings), rules[0].scale)},
         workdir=folder_for_pages(workdir, stage, config.data.pages),
     )
     counts = {"pages": len(manifest)}

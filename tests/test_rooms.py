@@ -17,7 +17,11 @@ ROOMS = (
 )
 # Inside input_pipeline; its ground is lowest.
 PIPELINE = ("processes", "datasets", "pages", "cutting", "regions", "store", "labels", "batches")
-PROCESS = ("main", "__main__", "restart", "next_command", "config_help", "stages", "api")
+PROCESS = (
+    *("main", "__main__", "short_form", "restart", "next_command", "config_help", "stages", "api"),
+    # Puts stages together, so that it reads their configs.
+    "scans",
+)
 
 
 def modules() -> dict[str, Path]:

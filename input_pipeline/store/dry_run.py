@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saghog_jax.input_pipeline.cutting import binarize
 from saghog_jax.input_pipeline.cutting.patches import Rule
-from saghog_jax.input_pipeline.cutting.stroke_width import stroke_width
 from saghog_jax.input_pipeline.errors import PageError
 from saghog_jax.input_pipeline.pages.images import load_page
 from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
@@ -19,14 +17,11 @@ from saghog_jax.input_pipeline.regions.page_check import checked_page, note_inve
 from saghog_jax.input_pipeline.regions.page_mask import MaskJob, PageMask, preview
 from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.page_views import cut_views
+from saghog_jax.input_pipeline.store.strokes import BEST, best_scale, median_of, page_stroke
 from saghog_jax.input_pipeline.store.writer import record_type
 
 # Rows, writers and pages that the report shows.
 SHOWN = 5
-# Stroke widths in pixels that were best for `small` (docs/quality.md): lowest and highest. Outside
-# of this range the report suggests the store.scale, a multiple of _STEP, nearest to width _AIM.
-_BEST, _AIM, _STEP = (4.5, 7.0), 6.0, 0.25
-
 
 # Stages that read a store, by its rule.
 _PURPOSES = {"pretrain": "pretraining", "offline": "finetuning"}
@@ -81,16 +76,14 @@ def inspect_page(job: SurveyJob) -> Finding:
                 raise cut
             counts.append(len(cut.patches))
         fraction = None if mask is None else float(mask.mean())
-        stroke = _stroke(image, job) if job.rules else None
+        stroke = None
+        if job.rules:
+            rule = job.rules[0]
+            factor = rule.scale * job.page.scale
+            stroke = page_stroke(image, rule.grey, rule.binarization) * factor
         return Finding(job.row, image.shape[:2], "", tuple(counts), fraction, stroke, inverted)
     except PageError as error:
         return Finding(job.row, None, " ".join(str(error).split()), ())
-
-
-def _stroke(image: np.ndarray, job: SurveyJob) -> float:
-    rule = job.rules[0]
-    ink = binarize.ink_mask(binarize.to_grey(image, rule.grey), rule.binarization)
-    return stroke_width(ink) * rule.scale * job.page.scale
 
 
 def survey(
@@ -201,33 +194,20 @@ def _describe_regions(findings: Sequence[Finding]) -> Iterator[str]:
         )
 
 
-def best_scale(scale: float, findings: Sequence[Finding]) -> float:
-    """The `store.scale` that suits the recipe `small`, from the widths of the strokes.
-
-    Args:
-      scale: the `store.scale` of the survey; it is kept where the strokes are wide enough.
-    """
-    width, (low, high) = _stroke_width(findings), _BEST
-    if not width or low <= width <= high:
-        return scale
-    return max(1, round(_AIM * scale / width / _STEP)) * _STEP
-
-
-def _stroke_width(findings: Sequence[Finding]) -> float:
-    """Median width in pixels; 0 where no page has strokes."""
-    widths = [f.stroke for f in findings if f.stroke]
-    return float(np.median(widths)) if widths else 0.0
+def median_width(findings: Sequence[Finding]) -> float:
+    """Median width of the strokes in pixels; 0 where no page has strokes."""
+    return median_of([finding.stroke or 0.0 for finding in findings])
 
 
 def _describe_strokes(scale: float, findings: Sequence[Finding]) -> Iterator[str]:
-    width = _stroke_width(findings)
+    width = median_width(findings)
     if not width:
         return
     text = f"strokes are {width:.1f} pixels wide (median of the sample pages)"
-    better = best_scale(scale, findings)
+    better = best_scale(width, scale)
     if better != scale:
         text += (
-            f"; the recipe `small` works best with {_BEST[0]} to {_BEST[1]}: start pretrain, "
+            f"; the recipe `small` works best with {BEST[0]} to {BEST[1]}: start pretrain, "
             f"finetune and embed with --config.store.scale={better:g}"
         )
     yield text
