@@ -10,6 +10,12 @@ of a finetuned model. The other direction writes runs/convert/weights.safetensor
     python -m saghog_jax.main --config=configs/convert.py --config.checkpoint=runs/pretrain
 
 report.txt lists every key: used, missing, or unused and why.
+
+Variants: `published` (default) and `packed`, which packs the run folder of a finetuning to a few
+small files that can be passed on and stand wherever a run folder is read (docs/formats.md):
+
+    python -m saghog_jax.main --config=configs/convert.py:packed --config.checkpoint=runs/finetune \
+        --workdir=MODEL
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +24,13 @@ from saghog_jax.configs import common, finetune, pretrain
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    common.parse_arg(arg, ("published",))
+    arg = common.parse_arg(arg, ("published", "packed"))
     config = ConfigDict()
     config.stage = "convert"
+    # Form that a run folder is written in: weights with the `published` names, or a `packed` model.
+    config.form = arg.variant
+    # For `packed`: checkpoint of the run, `last` or `best`.
+    config.which = "last"
     # A file of weights, or a run folder.
     config.checkpoint = ""
     # Attention heads of the encoder and of the decoder, which the shapes of the weights do not

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from saghog_jax.devices import precision
-from saghog_jax.input_pipeline.errors import UserError
+from saghog_jax.embedding.pack import pack
+from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.models.build import make_mae, make_writer_model
 from saghog_jax.runs.checkpoint import (
@@ -35,6 +36,7 @@ from saghog_jax.weights.torch_names import Report
 
 logger = logging.getLogger(__name__)
 
+FORMS = ("published", "packed")
 # Kind of the checkpoint -> stage that usually reads it next.
 NEXT = {"encoder": "finetune", "mae": "finetune", "writer": "embed"}
 # Target -> channels of the images whose HOG is predicted; 0: no HOG.
@@ -56,12 +58,23 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         )
     if not source.exists():
         raise UserError(f"config.checkpoint: there is no {source}")
+    check_choice("config.form", config.form, FORMS)
+    if config.form == "packed":
+        return _pack(source, config.which, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         return StageResult(workdir, paths={"weights": _export(source, workdir)})
     kind = _import(config, source, workdir)
     following = NextStage(NEXT[kind], fields={"checkpoint": workdir})
     return StageResult(workdir, paths={"run": workdir}, following=(following,))
+
+
+def _pack(source: Path, which: str, workdir: Path) -> StageResult:
+    pack(source, which, workdir)
+    size = sum(path.stat().st_size for path in workdir.iterdir())
+    logger.info(f"packed {source} into {workdir}, {size / 1e6:.1f} MB")
+    following = NextStage("embed", fields={"checkpoint": workdir}, variant="plain")
+    return StageResult(workdir, paths={"model": workdir}, following=(following,))
 
 
 def _import(config: ConfigDict, source: Path, workdir: Path) -> str:

@@ -39,6 +39,7 @@ from saghog_jax.input_pipeline.store.stream import stream_cuts
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.runs.checkpoint import params_digest
 from saghog_jax.runs.stage_result import NextStage, StageResult
+from saghog_jax.weights.packed import model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         embedded.
     """
     _check(config)
-    checkpoint = Checkpoint(Path(config.checkpoint), config.which)
+    checkpoint = Checkpoint(model_folder(config.checkpoint), config.which)
     work = _open(config, checkpoint)
     encoder = _encoder(work, [None] * len(work.describers))
     outputs = folders.outputs_of(encoder, config.compare, workdir)

@@ -17,6 +17,7 @@ from saghog_jax.training import finetuning
 from saghog_jax.training.finetuning import HEAD_INITS, LOSSES, RATES, Finetuning
 from saghog_jax.training.labels import LABELS
 from saghog_jax.training.loop import run_training
+from saghog_jax.weights.packed import model_folder
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -99,7 +100,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     finetuned_recipe(config)
     config = cores.resolve(precision.resolve(config))
     if config.checkpoint:
-        run = read_config(Path(config.checkpoint))
+        run = read_config(model_folder(config.checkpoint))
         if run.stage == "finetune" and run.encoder != "vit":
             raise UserError(
                 f"config.checkpoint: {config.checkpoint} has the encoder {run.encoder!r}, only the "

@@ -11,6 +11,7 @@ from saghog_jax.runs.checkpoint import KINDS, load_variables, read_config
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.stage_result import StageResult
 from saghog_jax.training import finetuning, pretraining
+from saghog_jax.weights.packed import model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         choice is unknown.
     """
     check_choice("config.pictures", config.pictures, PICTURES)
-    folder = Path(config.checkpoint)
+    folder = model_folder(config.checkpoint)
     run_config = read_config(folder)
     pictures: list[Picture] = []
     if config.pictures != "none":

@@ -25,6 +25,7 @@ from saghog_jax.retrieval import whitening
 from saghog_jax.retrieval.aggregate import concatenate
 from saghog_jax.retrieval.whitening import Whitening
 from saghog_jax.runs.checkpoint import params_digest
+from saghog_jax.weights import packed
 
 # Its name among the digests of descriptors.
 NAME = "projection"
@@ -164,6 +165,45 @@ def load(path: Path) -> Projection:
     return Projection(parts, digests)
 
 
+def save_packed(projection: Projection, folder: Path) -> None:
+    """Writes the projection of a packed model; components are rounded to 8 bits."""
+    arrays, texts = {}, {}
+    for name, fitted in projection.parts.items():
+        rows, factors = packed.to_bytes(fitted.components)
+        arrays |= {
+            f"{name}.mean": fitted.mean.astype(np.float32),
+            f"{name}.components": rows,
+            f"{name}.factors": factors,
+            f"{name}.variances": fitted.variances.astype(np.float32),
+        }
+        texts |= {
+            f"{name}.digest": projection.digests[name],
+            f"{name}.eps": repr(fitted.eps),
+            f"{name}.pages": str(fitted.pages),
+        }
+    packed.save_arrays(folder / packed.PROJECTION, arrays, texts)
+
+
+def load_packed(folder: Path) -> Projection:
+    """Reads the projection of a packed model.
+
+    Raises:
+      UserError: the file is damaged or missing.
+    """
+    arrays, texts = packed.load_arrays(folder / packed.PROJECTION)
+    parts, digests = {}, {}
+    for name in (key.removesuffix(".mean") for key in arrays if key.endswith(".mean")):
+        parts[name] = Whitening(
+            mean=arrays[f"{name}.mean"],
+            components=packed.from_bytes(arrays[f"{name}.components"], arrays[f"{name}.factors"]),
+            variances=arrays[f"{name}.variances"],
+            eps=float(texts[f"{name}.eps"]),
+            pages=int(texts[f"{name}.pages"]),
+        )
+        digests[name] = texts[f"{name}.digest"]
+    return Projection(parts, digests)
+
+
 def file_of(run_folder: Path, which: str) -> Path:
     """Where a run folder keeps the projection of one of its checkpoints."""
     return run_folder / f"projection_{which}.npz"
@@ -179,8 +219,12 @@ def of_run(
     """
     if not recipe.compact:
         return None
-    path = file_of(run_folder, which)
-    projection = load(path)
+    if packed.is_packed(run_folder):
+        path = run_folder / packed.PROJECTION
+        projection = load_packed(run_folder)
+    else:
+        path = file_of(run_folder, which)
+        projection = load(path)
     for part, describer in zip(recipe.parts, describers, strict=False):
         if projection.digests.get(part.descriptor) != params_digest(describer.variables):
             raise UserError(

@@ -32,6 +32,7 @@ from saghog_jax.retrieval import embeddings
 from saghog_jax.retrieval.descriptors import PageDescriptors, comparable
 from saghog_jax.retrieval.whitening import Whitening
 from saghog_jax.runs.checkpoint import params_digest
+from saghog_jax.weights.packed import model_folder, names_in_the_box
 
 __all__ = ["PageEncoder", "PatchBatch", "load_encoder"]
 
@@ -209,7 +210,8 @@ def load_encoder(
     """The encoder of a run folder, or of an embeddings folder with exactly that folder's recipe.
 
     Args:
-      folder: a run folder of finetune, pretrain or convert, or an embeddings folder.
+      folder: a run folder of finetune, pretrain or convert, a packed model, an embeddings folder,
+        or the name of a model in the box.
       which: checkpoint of a run folder, `last` or `best`.
       checkpoint: run folder of an embeddings folder's model, where it has moved.
 
@@ -217,7 +219,7 @@ def load_encoder(
       UserError: there is no such run or checkpoint, or it is not the one that made the embeddings.
     """
     sam.register_backend()
-    folder = Path(folder)
+    folder = model_folder(folder)
     if (folder / "meta.json").is_file():
         meta = embeddings.read_meta(folder)
         return encoder_of_embeddings(meta, folder, checkpoint)
@@ -240,7 +242,8 @@ def encoder_of_embeddings(
       UserError: the embeddings are not of `embed`; the run folder does not hold their model.
     """
     recipe = recipe_of_embeddings(meta, folder).resolved()
-    model = Checkpoint(Path(checkpoint or run_folder_of(meta, folder)), meta["which"])
+    path = model_folder(checkpoint) if checkpoint else run_folder_of(meta, folder)
+    model = Checkpoint(path, meta["which"])
     other = f"{model.folder} does not hold the model that made the embeddings"
     try:
         describers = _describers(model, recipe, meta["model"])
@@ -282,7 +285,12 @@ def recipe_of_embeddings(meta: Mapping, folder: Path) -> PageRecipe:
 
 
 def run_folder_of(meta: Mapping, folder: Path) -> Path:
-    """The run folder of an embeddings folder's model; recorded relative to the folder."""
+    """The run folder of an embeddings folder's model; recorded relative to the folder.
+
+    A model in the box is recorded by its name.
+    """
+    if meta["checkpoint_folder"] in names_in_the_box():
+        return model_folder(meta["checkpoint_folder"])
     beside = folder / meta["checkpoint_folder"]
     # Older versions recorded the path as it was given.
     return beside if beside.exists() else Path(meta["checkpoint_folder"])

@@ -23,6 +23,7 @@ from saghog_jax.input_pipeline.pages.manifest import Manifest, Page
 from saghog_jax.retrieval import exports, whitening
 from saghog_jax.retrieval.embeddings import PAGE_DIGEST, check_comparable, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import relabel, save_embeddings
+from saghog_jax.weights.packed import name_in_the_box
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,8 @@ def _meta(embedded: Embedded, output: Output) -> dict:
         "model": output.name,
         "input_digest": embedded.record.digests.whole,
         "checkpoint": _checkpoint(embedded.digests[first], fitted),
-        "checkpoint_folder": _relative(embedded.checkpoint, output.folder),
+        "checkpoint_folder": name_in_the_box(embedded.checkpoint)
+        or _relative(embedded.checkpoint, output.folder),
         "which": embedded.which,
         "digests": {part.descriptor: embedded.digests[number] for part, number in numbers}
         | ({} if output.projection is None else {compact.NAME: output.projection.digest}),

@@ -25,6 +25,7 @@ from saghog_jax.input_pipeline.sampling import evenly
 from saghog_jax.input_pipeline.store.reader import Store, read_npy
 from saghog_jax.models import inputs
 from saghog_jax.runs.older_configs import existing_words_file
+from saghog_jax.weights import packed
 
 KINDS = ("patch", "keypoint")
 # Exponent of the power normalisation of SIFT page descriptors, as usual for SIFT-VLAD.
@@ -171,6 +172,8 @@ def load_words(folder: Path, kind: str) -> np.ndarray:
     Raises:
       UserError: the run folder has none, or the file is damaged.
     """
+    if packed.is_packed(folder):
+        return packed.load_words(folder, kind)
     path = existing_words_file(folder / words_file(kind))
     if not path.exists():
         raise UserError(

@@ -20,11 +20,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from saghog_jax.devices import distributed
-from saghog_jax.devices.sharding import shard_like
 from saghog_jax.input_pipeline.errors import RunError, UserError, check_choice
 from saghog_jax.runs.checksums import find_corruption, write_checksums
 from saghog_jax.runs.older_configs import read_run_config
 from saghog_jax.runs.train_state import TrainState
+from saghog_jax.weights import packed
 
 logger = logging.getLogger(__name__)
 
@@ -270,16 +270,13 @@ def load_variables(
       UserError: there is no checkpoint, it is damaged, or it is of another kind.
     """
     check_choice("checkpoint", which, CHOICES)
-    commands = " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
+    if packed.is_packed(run_folder):
+        return _load_packed(run_folder, kinds, which)
     step = newest_undamaged(run_folder)
     if step is None:
-        raise UserError(f"no checkpoint in {run_folder}; make one with {commands}")
+        raise UserError(f"no checkpoint in {run_folder}; make one with {_commands(kinds)}")
     meta = read_meta(run_folder, step)
-    if meta["kind"] not in kinds:
-        raise UserError(
-            f"the checkpoint in {run_folder} is of kind {meta['kind']!r}, but this needs "
-            f"{' or '.join(map(repr, kinds))}, which {commands} makes"
-        )
+    _check_kind(run_folder, meta["kind"], kinds)
     if which == "best":
         step = meta["progress"]["best_step"]
         if step is None:
@@ -301,6 +298,26 @@ def load_variables(
         return reader.restore(place, like), meta
 
 
+def _load_packed(folder: Path, kinds: Sequence[str], which: str) -> tuple[dict, dict]:
+    if which != "last":
+        raise UserError(f"{folder} is a packed model, which has one checkpoint; take the last one")
+    variables, kind = packed.load_model(folder)
+    _check_kind(folder, kind, kinds)
+    return variables, {"kind": kind, "step": 0, "progress": asdict(Progress())}
+
+
+def _check_kind(run_folder: Path, kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise UserError(
+            f"the checkpoint in {run_folder} is of kind {kind!r}, but this needs "
+            f"{' or '.join(map(repr, kinds))}, which {_commands(kinds)} makes"
+        )
+
+
+def _commands(kinds: Sequence[str]) -> str:
+    return " or ".join(f"`{_MADE_BY[kind]}`" for kind in kinds)
+
+
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
     """Keeps orbax from warning that a part of a checkpoint has no metadata file of its own."""
@@ -311,32 +328,6 @@ def _without_remarks() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def same_shapes(first: dict, second: dict) -> bool:
-    """Whether two trees of arrays have the same names and shapes."""
-    shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (first, second)]
-    return shapes[0] == shapes[1]
-
-
-def matching_parameters(loaded: dict, model: dict, source: Path) -> dict:
-    """Loaded values of the parameters of a model, with the shardings of the model.
-
-    Args:
-      loaded: parameters on the host, such as {"encoder": ..., "decoder": ...}; may have more names.
-      model: sharded parameters of the model that the loaded values replace.
-      source: run folder of the loaded parameters, for messages.
-
-    Raises:
-      UserError: names or shapes differ.
-    """
-    for name, tree in model.items():
-        if not same_shapes(loaded[name], tree):
-            raise UserError(
-                f"the {name} in {source} does not fit this config's; the model sizes must be those "
-                f"of {source / 'config.json'}"
-            )
-    return shard_like({name: loaded[name] for name in model}, model)
 
 
 def params_digest(params: dict) -> str:

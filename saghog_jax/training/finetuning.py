@@ -18,12 +18,14 @@ from saghog_jax.models import inputs
 from saghog_jax.models.build import make_writer_model, use_remat
 from saghog_jax.models.netrvlad import bag_gram, page_sum, with_centroids
 from saghog_jax.runs import pictures as drawing
-from saghog_jax.runs.checkpoint import KINDS, load_variables, matching_parameters
+from saghog_jax.runs.checkpoint import KINDS, load_variables
+from saghog_jax.runs.parameters import matching_parameters
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.runs.train_state import split_params
 from saghog_jax.training import augment, losses, optim, validation
 from saghog_jax.training.head_init import feature_centres
 from saghog_jax.training.labels import CLASS_NAMES, make_labels
+from saghog_jax.weights.packed import model_folder
 
 LOSSES = ("multi_similarity", "contrastive", "triplet", "triplet_semihard")
 RATES = ("layerwise", "published")
@@ -115,7 +117,7 @@ class Finetuning:
         config = self.config
         params, rest = split_params(variables)
         if config.checkpoint:
-            source = Path(config.checkpoint)
+            source = model_folder(config.checkpoint)
             kinds = ("writer",) if config.netrvlad.init == "checkpoint" else KINDS
             loaded, _ = load_variables(source, kinds, config.which)
             replaced = params if kinds == ("writer",) else {"encoder": params["encoder"]}

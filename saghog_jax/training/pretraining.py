@@ -24,9 +24,11 @@ from saghog_jax.models.mae import mask_noise, removed_errors
 from saghog_jax.models.targets import make_targets
 from saghog_jax.retrieval.aggregate import l2_normalize
 from saghog_jax.runs import pictures as drawing
-from saghog_jax.runs.checkpoint import KINDS, load_variables, matching_parameters, same_shapes
+from saghog_jax.runs.checkpoint import KINDS, load_variables
+from saghog_jax.runs.parameters import matching_parameters, same_shapes
 from saghog_jax.runs.pictures import Picture
 from saghog_jax.training import augment, optim, validation
+from saghog_jax.weights.packed import model_folder
 
 SOURCES = ("store", "crops")
 
@@ -103,7 +105,7 @@ class Pretraining:
         """
         if not self.config.checkpoint:
             return variables
-        source = Path(self.config.checkpoint)
+        source = model_folder(self.config.checkpoint)
         loaded, meta = load_variables(source, KINDS, self.config.which)
         params = variables["params"]
         replaced = {"encoder": params["encoder"]}
