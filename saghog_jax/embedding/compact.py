@@ -37,7 +37,7 @@ _WIDTH, _HEIGHT, _LEAST = 14, 7, 20
 class Projection:
     """Projects the parts of page descriptors.
 
-    parts: the whitening of each part, by its descriptor.
+    parts: the whitening of each part, by its descriptor; components are float16.
     digests: SHA-256 of the weights (or visual words) of each part, by its descriptor.
     """
 
@@ -51,8 +51,10 @@ class Projection:
         for name in sorted(self.parts):
             fitted = self.parts[name]
             total.update(name.encode() + np.float64(fitted.eps).tobytes())
-            for array in (fitted.mean, fitted.components, fitted.variances):
-                total.update(np.ascontiguousarray(array).tobytes())
+            total.update(np.ascontiguousarray(fitted.mean).tobytes())
+            for row in fitted.components:
+                total.update(row.astype(np.float32).tobytes())
+            total.update(np.ascontiguousarray(fitted.variances).tobytes())
         return total.hexdigest()
 
     def first(self, components: int) -> "Projection":
@@ -122,8 +124,8 @@ def fit(
         k, _ = whitening.choose_dim(min(components, max(1, len(own) - 1)), *own.shape)
         fitted = whitening.fit(own, k)
         eps = float(shrinkage * fitted.variances.mean())
-        # As stored: the file has half the size, and the digest is that of the file's numbers.
-        halves = fitted.components.astype(np.float16).astype(np.float32)
+        # As stored: half the size, and the digest is that of the file's numbers.
+        halves = fitted.components.astype(np.float16)
         parts[name] = fitted._replace(eps=eps, components=halves)
     return Projection(parts, dict(digests))
 
@@ -132,8 +134,8 @@ def save(projection: Projection, path: Path) -> None:
     """Writes a projection to an .npz file for `load`; components are float16."""
     arrays: dict[str, np.ndarray] = {}
     for name, fitted in projection.parts.items():
-        values = fitted._asdict() | {"components": fitted.components.astype(np.float16)}
-        arrays |= {f"{name}.{key}": np.asarray(value) for key, value in values.items()}
+        values = fitted._asdict().items()
+        arrays |= {f"{name}.{key}": np.asarray(value) for key, value in values}
         arrays[f"{name}.digest"] = np.str_(projection.digests[name])
     with atomic_write(path, "wb") as file:
         np.savez(file, **arrays)
@@ -151,7 +153,6 @@ def load(path: Path) -> Projection:
             parts, digests = {}, {}
             for name in names:
                 arrays = {key: file[f"{name}.{key}"] for key in Whitening._fields}
-                arrays["components"] = arrays["components"].astype(np.float32)
                 arrays |= {"eps": float(arrays["eps"]), "pages": int(arrays["pages"])}
                 parts[name] = Whitening(**arrays)
                 digests[name] = str(file[f"{name}.digest"])
@@ -195,7 +196,9 @@ def load_packed(folder: Path) -> Projection:
     for name in (key.removesuffix(".mean") for key in arrays if key.endswith(".mean")):
         parts[name] = Whitening(
             mean=arrays[f"{name}.mean"],
-            components=packed.from_bytes(arrays[f"{name}.components"], arrays[f"{name}.factors"]),
+            components=packed.from_bytes(
+                arrays[f"{name}.components"], arrays[f"{name}.factors"]
+            ).astype(np.float16),
             variances=arrays[f"{name}.variances"],
             eps=float(texts[f"{name}.eps"]),
             pages=int(texts[f"{name}.pages"]),

@@ -23,6 +23,8 @@ _OVERSAMPLES = 32
 _POWER_ITERATIONS = 6
 # Float32 values in memory at a time when descriptors are read from disk: 256 MiB.
 _BLOCK_VALUES = 1 << 26
+# Columns of float16 components that are in memory as float32 at a time.
+_COLUMNS = 4096
 
 
 class Whitening(NamedTuple):
@@ -37,7 +39,7 @@ class Whitening(NamedTuple):
     """
 
     mean: Float32[np.ndarray, " d"]
-    components: Float32[np.ndarray, "k d"]
+    components: Float[np.ndarray, "k d"]
     variances: Float32[np.ndarray, " k"]
     eps: float
     pages: int
@@ -130,19 +132,23 @@ def fit(
 def apply(whitening: Whitening, x: Float[np.ndarray, "p d"]) -> Float32[np.ndarray, "p k"]:
     """Whitens and L2-normalises x [p, d] to float32 [p, k].
 
+    Components may be float16; they are used in float32, column by column, so that they do not need
+    twice their memory.
+
     Raises:
       ValueError: the width differs from that of the training descriptors.
     """
     d = len(whitening.mean)
     if x.shape[1] != d:
         raise ValueError(f"descriptors of width {x.shape[1]}, the whitening was fitted on {d}")
-    scaled = (
-        whitening.components / np.sqrt(whitening.variances + np.float32(whitening.eps))[:, None]
-    )
-    out = np.empty((len(x), len(scaled)), np.float32)
-    for rows in _row_blocks(x):
-        out[rows] = (x[rows] - whitening.mean) @ scaled.T
-    return l2_normalize(out)
+    out = np.zeros((len(x), len(whitening.components)), np.float32)
+    columns = d if whitening.components.dtype == np.float32 else _COLUMNS
+    for start in range(0, d, columns):
+        part = slice(start, start + columns)
+        components = whitening.components[:, part].astype(np.float32, copy=False)
+        for rows in _row_blocks(x):
+            out[rows] += (x[rows, part] - whitening.mean[part]) @ components.T
+    return l2_normalize(out / np.sqrt(whitening.variances + np.float32(whitening.eps)))
 
 
 def save(whitening: Whitening, path: str | os.PathLike, checkpoint: str = "") -> None:
