@@ -30,10 +30,11 @@ from benchmarks.measure import Report
 from benchmarks.sift_vlad import WORDS, described
 from saghog_jax.configs import embed, finetune, pretrain
 from saghog_jax.embedding import sift as patch_sift
+from saghog_jax.embedding.run_recipe import read_recipe
 from saghog_jax.input_pipeline.labels import sift_vlad
 from saghog_jax.input_pipeline.pages.manifest import Manifest, read_csv
 from saghog_jax.retrieval import metrics, whitening
-from saghog_jax.retrieval.aggregate import concatenate
+from saghog_jax.retrieval.aggregate import concatenate, l2_normalize
 from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 from saghog_jax.retrieval.embeddings_writer import save_embeddings
 from saghog_jax.retrieval.ranking import score_rows
@@ -183,23 +184,31 @@ class Bench:
     def _train(self, config, folder: Path) -> None:
         self.timed(folder.name, lambda: run_stage(config, folder))
 
-    def embed(self, row: Row, pages: str) -> tuple[Path, int]:
-        """Where a table is embedded by a row's model alone, and the patches that it has seen."""
+    def embed(self, row: Row, pages: str) -> tuple[Path, int, bool]:
+        """Where a table is embedded by a row's model, and the patches that the model has seen.
+
+        With compact descriptors a finetuned model embeds by its whole recipe (the third value is
+        True), and the parts are cut out of its descriptors; else it embeds alone.
+        """
         folder, seen = self.model(row)
         config = embed.get_config("small")
-        config.sift.patch = config.sift.keypoint = 0.0
         config.update_from_flattened_dict(self._asked(config))
+        recipe = None if self._long or row.finetune is None else read_recipe(folder)
+        # Other scales than those of the projection give long descriptors.
+        whole = recipe is not None and recipe.with_config(config).compact > 0
+        if not whole:
+            config.sift.patch = config.sift.keypoint = 0.0
         config.data.pages, config.data.split = str(self.paths[pages]), ""
         config.store.root = str(self.folder / "prepare")
         config.store.max_patches_per_page = self._patches
-        config.checkpoint, config.compare = str(folder), _beside(row)
+        config.checkpoint, config.compare = str(folder), () if whole else _beside(row)
         if self._long:
             config.compact = 0
         more = "" if self._patches == PATCHES_A_PAGE else f"-{self._patches}"
-        more += "-long" * self._long
+        more += "-long" * self._long + "-recipe" * whole
         out = self.folder / pages / (folder.name + more)
         self.timed(f"{pages}/{out.name}", lambda: run_stage(config, out))
-        return out, seen
+        return out, seen, whole
 
     def sift_vlad(self, pages: str) -> Embeddings:
         """Descriptors of a table by the classical baseline; its words are of training pages."""
@@ -226,17 +235,26 @@ class Bench:
             return found, np.asarray(found.descriptors), 0
         if row.name == "random":
             # Beside the pretrained encoder, which had these weights before its first update.
-            out, _ = self.embed(Row("", "", {}, None), pages)
+            out, *_ = self.embed(Row("", "", {}, None), pages)
             found = load_embeddings(out / "random")
             return found, np.asarray(found.descriptors), 0
+        # SIFT alone by the words of one model for all: each fits them on the same patches.
+        model = Row("", "", {}, {}) if sum(row.sift.values()) == 1 else row
+        out, seen, whole = self.embed(model, pages)
+        if whole:
+            found = load_embeddings(out)
+            return found, _of_recipe(found, row), seen if model is row else 0
+        return self._long_row(row, pages)
+
+    def _long_row(self, row: Row, pages: str) -> tuple[Embeddings, np.ndarray, int]:
+        """As `row`, where each part is embedded on its own."""
         seen, parts, shares = 0, [], []
         if sum(row.sift.values()) < 1:
-            out, seen = self.embed(row, pages)
+            out, seen, _ = self.embed(row, pages)
             parts.append(load_embeddings(out))
             shares.append(1 - sum(row.sift.values()))
         for kind in (kind for kind in patch_sift.KINDS if row.sift.get(kind)):
-            # By the words of one model for all: each fits them on the same patches.
-            out, _ = self.embed(Row("", "", {}, {}), pages)
+            out, *_ = self.embed(Row("", "", {}, {}), pages)
             parts.append(load_embeddings(out / patch_sift.descriptor_name(kind)))
             shares.append(row.sift[kind])
         x = concatenate([np.asarray(part.descriptors) for part in parts], shares)
@@ -248,6 +266,22 @@ def _beside(row: Row) -> tuple[str, ...]:
     if row.finetune is None:
         return ("random",)
     return () if row.pretrain is None or row.pretrain or row.finetune else SIFT
+
+
+def _of_recipe(pages: Embeddings, row: Row) -> np.ndarray:
+    """The descriptors of a row, float32, of compact descriptors by the whole recipe.
+
+    Each part has the same number of columns.
+    """
+    x = np.asarray(pages.descriptors, np.float32)
+    if row.sift == RECIPE:
+        return x
+    names = [part["descriptor"] for part in pages.meta["recipe"]["parts"]]
+    parts = dict(zip(names, np.split(x, len(names), axis=1), strict=True))
+    shares = {patch_sift.descriptor_name(kind): share for kind, share in row.sift.items()}
+    shares = shares or {names[0]: 1.0}
+    chosen = [l2_normalize(parts[name]) for name in shares]
+    return concatenate(chosen, list(shares.values()))
 
 
 def _suffix(changes: dict | None) -> str:

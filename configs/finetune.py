@@ -128,6 +128,9 @@ def page_config() -> ConfigDict:
     # fragments of the training pages when the training has ended; 0: long descriptors. Each
     # component is divided by the root of its variance plus `shrinkage` times the mean variance.
     page.compact = ConfigDict({"components": 0, "shrinkage": 1.0})
+    # Weights of SIFT in compact descriptors of pages with much writing, where the section `sift`
+    # holds those of pages with little writing. Both 0: the same for all pages.
+    page.compact.full = ConfigDict({"patch": 0.0, "keypoint": 0.0})
     # Only patches with ink under their keypoint are kept.
     page.keypoint_on_ink = True
     # Most patches of a page and scale; -1: all.
@@ -208,6 +211,7 @@ def _set_small(config: ConfigDict) -> None:
     config.patches_per_bag = 8
     config.sift_words = 100
     config.page.compact.update(components=340, shrinkage=0.25)
+    config.page.compact.full.update(patch=0.25, keypoint=0.6)
     recipes.apply_small_page(config.page, config.page)
     config.patches_per_class = 16
     config.global_batch_size = 512

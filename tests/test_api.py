@@ -166,6 +166,21 @@ def test_explain_divides_the_similarity_among_the_patches(folder, images):
     assert float(alone.query.contributions.sum()) == pytest.approx(similarity, abs=1e-3)
 
 
+def test_explain_follows_the_weights_of_pages_with_much_writing(folder, images, monkeypatch):
+    encoder = sj.load_encoder(folder / "finetune")
+    assert encoder.recipe.full
+    pages = [encoder.embed(images[:2])]
+    # These pages have little writing; with these bounds they have neither little nor much.
+    monkeypatch.setattr("saghog_jax.embedding.recipe._LITTLE", 1.0)
+    monkeypatch.setattr("saghog_jax.embedding.recipe._MUCH", 1000.0)
+    pages.append(encoder.embed(images[:2]))
+    assert np.abs(np.asarray(pages[0]) - np.asarray(pages[1])).max() > 0.01
+    evidence = sj.explain(encoder, images[0], images[1])
+    similarity = float(np.asarray(pages[1])[0] @ np.asarray(pages[1])[1])
+    for side in (evidence.query, evidence.match):
+        assert float(side.contributions.sum()) == pytest.approx(similarity, abs=1e-3)
+
+
 def test_a_stage_returns_what_it_did(folder, tmp_path):
     result = sj.run_stage(toy(embed.get_config("plain"), folder), folder / "embed")
     assert result.paths == {"finetuned": folder / "embed"}

@@ -91,7 +91,9 @@ class Projection:
         for part, own in zip(recipe.parts, rows, strict=True):
             present = np.any(own != 0, axis=1, keepdims=True)
             columns.append(whitening.apply(self.parts[part.descriptor], own) * present)
-        return concatenate(columns, [part.weight for part in recipe.parts])
+        weights = np.sqrt(recipe.weights_of(sums)).astype(np.float32)
+        weighted = [column * weights[:, i, None] for i, column in enumerate(columns)]
+        return concatenate(weighted, [1] * len(weighted))
 
 
 def join(

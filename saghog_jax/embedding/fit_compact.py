@@ -59,7 +59,7 @@ def ensure(config: ConfigDict, folder: Path) -> None:
             continue
         projection = _existing(checkpoint, recipe) or _fit(checkpoint, recipe, config)
         if projection is None:
-            write_recipe(replace(recipe, compact=0), folder)
+            write_recipe(replace(recipe, compact=0, full={}), folder)
             return
         fitted += [len(part.variances) for part in projection.parts.values()]
     write_recipe(replace(recipe, compact=min([recipe.compact, *fitted])), folder)

@@ -58,7 +58,16 @@ def finetuned_recipe(config: ConfigDict) -> PageRecipe:
         regions=config.regions.to_dict(),
         # Ready-cut patches are no pages, to which the projection could be fitted.
         compact=0 if config.data.cluster_regex else page.compact.components,
+        full=_full_weights(config),
     )
+
+
+def _full_weights(config: ConfigDict) -> dict[str, float]:
+    """The weights of pages with much writing; empty where they are those of all pages."""
+    weights = config.page.compact.full.to_dict()
+    if config.data.cluster_regex or not config.page.compact.components or not any(weights.values()):
+        return {}
+    return weights
 
 
 def _keypoint_settings(store: ConfigDict) -> dict[str, object]:

@@ -51,9 +51,10 @@ class DescribedPage:
                 self._scales.append(scale)
             own = self.parts[-taken]
             self.first_scale.append(own._replace(share=part.weight))
-            if encoder.projection is not None:
+        if encoder.projection is not None:
+            for part, weight in zip(recipe.parts, recipe.weights_of(self._sums())[0], strict=True):
                 by = encoder.projection.parts[part.descriptor]
-                self._projected.append(Projected(taken, by, part.weight))
+                self._projected.append(Projected(recipe.scales_of(part), by, float(weight)))
         rule = recipe.rule
         # Of the patches of the first scale.
         self.with_ink = with_ink(cuts[0], rule.patch_size, rule.min_ink)
@@ -61,10 +62,14 @@ class DescribedPage:
     @property
     def descriptor(self) -> np.ndarray:
         """The page descriptor of the recipe, float32 [D], a unit vector."""
+        return self._encoder.join(self._sums())[0]
+
+    def _sums(self) -> list[list[np.ndarray]]:
+        """The pooled descriptors of the page, as `PageRecipe.join` takes them."""
         sums = [part.total[None] for part in self.parts]
         starts = [i for i, scale in enumerate(self._scales) if scale == 0]
         ends = [*starts[1:], len(sums)]
-        return self._encoder.join([sums[i:j] for i, j in zip(starts, ends, strict=True)])[0]
+        return [sums[i:j] for i, j in zip(starts, ends, strict=True)]
 
     def evidence(
         self, target: np.ndarray, whitening: Whitening | None, mean: float

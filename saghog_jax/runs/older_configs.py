@@ -107,6 +107,8 @@ _ADDED_BY_STAGE = {
         "page.scales": [1.0],
         "page.compact.components": 0,
         "page.compact.shrinkage": 1.0,
+        "page.compact.full.patch": 0.0,
+        "page.compact.full.keypoint": 0.0,
         "page.sift.patch": 0.0,
         "page.sift.keypoint": 0.0,
         "page.keypoint_on_ink": True,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from saghog_jax.configs import embed
 from saghog_jax.embedding import compact
 from saghog_jax.embedding.recipe import PageRecipe, recipe_parts
 from saghog_jax.embedding.run_recipe import page_rule
@@ -66,6 +67,59 @@ def test_parts_are_projected_by_the_stated_formula():
     # Eigenvectors have no sign; components are stored as float16.
     np.testing.assert_allclose(descriptors @ descriptors.T, expected @ expected.T, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-6)
+
+
+def scaled(factor):
+    """Three pages whose SIFT at found sizes has sums of the length `factor`."""
+    pages = sums(3, seed=1)
+    pages[2][0] *= factor / np.linalg.norm(pages[2][0], axis=1, keepdims=True)
+    return pages
+
+
+@pytest.mark.parametrize(
+    ("amount", "share"), [(0, 0), (39, 0), (40, 0), (40 * 2**0.5, 0.5), (80, 1), (500, 1)]
+)
+def test_weights_follow_the_amount_of_writing(amount, share):
+    recipe = replace(RECIPE, full={"patch": 0.1, "keypoint": 0.7})
+    pages = scaled(amount)
+    expected = (1 - share) * np.array([0.5, 0.25, 0.25]) + share * np.array([0.2, 0.1, 0.7])
+    np.testing.assert_allclose(recipe.weights_of(pages), np.tile(expected, (3, 1)), atol=1e-6)
+    descriptors = fitted().join(recipe, pages)
+    parts = np.split(descriptors, 3, axis=1)
+    if amount:
+        found = [np.linalg.norm(part, axis=1) ** 2 for part in parts]
+        np.testing.assert_allclose(np.transpose(found), np.tile(expected, (3, 1)), atol=1e-5)
+    # Without weights of full pages all pages have the same.
+    assert (RECIPE.weights_of(pages) == [0.5, 0.25, 0.25]).all()
+
+
+def test_weights_of_full_pages_are_kept_with_the_recipe():
+    recipe = replace(RECIPE, full={"patch": 0.1, "keypoint": 0.7})
+    assert PageRecipe.from_json(recipe.to_json()) == recipe
+    assert "full" not in RECIPE.to_json()
+    assert "for pages with much writing 0.1 (patch) and 0.7 (keypoint)" in recipe.describe()
+    with pytest.raises(UserError, match="add up to less than 1"):
+        replace(RECIPE, full={"patch": 0.5, "keypoint": 0.5})
+    with pytest.raises(UserError, match="but the parts are SIFT of"):
+        replace(RECIPE, full={"keypoint": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, True),
+        ({"sift.patch": 0.25, "sift.keypoint": 0.25}, True),
+        ({"sift.keypoint": 0.3}, False),
+        ({"compact": 0}, False),
+        ({"compact": 2}, True),
+        ({"scales": (1.0,)}, False),
+    ],
+)
+def test_given_weights_are_those_of_all_pages(fields, kept):
+    recipe = replace(RECIPE, full={"patch": 0.1, "keypoint": 0.7})
+    config = embed.get_config("plain")
+    config.update_from_flattened_dict(fields)
+    assert bool(recipe.with_config(config).full) == kept
 
 
 def test_shrinkage_amplifies_weak_components_less():
