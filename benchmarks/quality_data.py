@@ -2,7 +2,8 @@
 
 The data folder holds sets, each with a manifest.csv (`path,writer,page,split` and further columns)
 and fragments.csv, boxes of its test images (`source`: the image they are from). `validation` takes
-writers out of the training half and evaluates them in place of the test half.
+writers out of the training half and evaluates them in place of the test half. Images whose licence
+(column `licence`) is not LICENCE are left out; images without a writer are trained on alone.
 """
 
 import csv
@@ -16,6 +17,9 @@ import numpy as np
 
 # The sets, and the factor that their pages are resized by (docs/quality.md, section Scale).
 SETS = {"copiste_fr": 2.0, "hist_mss": 1.0}
+# The sets of the model in the box: one more, which has no test half.
+BASE_SETS = {**SETS, "base_hands": 1.0}
+LICENCE = "CC BY 4.0"
 TABLES = ("train", "images", "fragments", "fit-images", "fit-fragments")
 # Of the training writers of a set, one in so many validates.
 VALIDATION = 3
@@ -60,7 +64,7 @@ def write_manifests(
             asked = [row for row in images if row["split"] == "test"]
             fragments = _given_fragments(data / name, folder)
         else:
-            chosen = _validation_writers({row["writer"] for row in train})
+            chosen = _validation_writers({row["writer"] for row in train if row["writer"]})
             asked = [row for row in train if row["writer"] in chosen]
             train = [row for row in train if row["writer"] not in chosen]
             fragments = [f for row in asked for f in cut_fragments(row, folder)]
@@ -81,11 +85,13 @@ def _images(data: Path, folder: Path) -> list[dict[str, str]]:
     return [
         _row(row, data, folder, row.get("sheet") or row["path"], row["path"])
         for row in _read(data / "manifest.csv")
-        if row.get("trust") != "low"
+        if row.get("trust") != "low" and row.get("licence", LICENCE) == LICENCE
     ]
 
 
 def _given_fragments(data: Path, folder: Path) -> list[dict[str, str]]:
+    if not (data / "fragments.csv").exists():
+        return []
     return [
         _row(row, data, folder, row.get("sheet") or row["source"], row["source"])
         for row in _read(data / "fragments.csv")
@@ -96,7 +102,7 @@ def _row(row: dict[str, str], data: Path, folder: Path, sheet: str, source: str)
     """A row with its path from `folder`, and labels that differ between sets."""
     named = {
         "path": Path(os.path.relpath(data / row["path"], folder)).as_posix(),
-        "writer": f"{data.name}/{row['writer']}",
+        "writer": f"{data.name}/{row['writer']}" if row["writer"] else "",
         "source": f"{data.name}/{source}",
         "sheet": f"{data.name}/{sheet}",
     }

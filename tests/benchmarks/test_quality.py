@@ -74,6 +74,35 @@ def test_validation_takes_writers_out_of_the_training_half(data, tmp_path):
     assert train | asked == {row["writer"] for row in table(given["train"])}
 
 
+def test_licences_and_images_without_a_writer(data, tmp_path):
+    """Other licences are left out; images without a writer are only trained on."""
+    for name in quality_data.SETS:
+        (tmp_path / name).symlink_to(data / name)
+    more = tmp_path / "more"
+    more.mkdir()
+    rows = [{**row, "licence": "CC BY 4.0"} for row in table(data / "copiste_fr/manifest.csv")]
+    rows = [row for row in rows if row["split"] == "train"]
+    rows[0]["licence"] = "CC BY-SA 4.0"
+    rows[1]["writer"] = rows[2]["writer"] = ""
+    for row in rows:
+        row["path"] = f"../copiste_fr/{row['path']}"
+    with (more / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    sets = {**quality_data.SETS, "more": 1.0}
+    train, asked = [], []
+    for evaluated in ("test", "validation"):
+        paths = quality_data.write_manifests(tmp_path, tmp_path / evaluated, evaluated, sets)
+        train.append([row for row in table(paths["train"]) if row["set"] == "more"])
+        asked.append([row for row in table(paths["images"]) if row["set"] == "more"])
+    assert (len(train[0]), len(asked[0])) == (15, 0)
+    assert len(train[1]) + len(asked[1]) == 15
+    for rows in train:
+        assert sum(row["writer"] == "" for row in rows) == 2
+    assert all(row["writer"].startswith("more/") for row in asked[1])
+
+
 def test_fragments_are_separate_boxes_with_ink(data, tmp_path):
     paths = quality_data.write_manifests(data, tmp_path, "test")
     boxes = {}
