@@ -100,6 +100,15 @@ def rerank_config() -> ConfigDict:
 def report_config() -> ConfigDict:
     """The report of `retrieve` and `search`."""
     report = ConfigDict()
+    # Title of the report, such as the name of the collection. Empty: the folder of the pages.
+    report.title = ""
+    # Most megabytes of each file of the report, so that it can be e-mailed. Pictures of pages are
+    # made to fit, in this order: all in colour; all black on white; the same, with sides of two
+    # thirds; the first pages alone (those with evidence, then queries and their nearest matches);
+    # thumbnails alone, with half their sides. The report says what was done.
+    report.max_mb = 10.0
+    # Longer side in pixels of the picture of a page, in which it is compared.
+    report.picture = 1600
     # Longer side of a thumbnail in pixels.
     report.thumbnail = 256
     # Queries in a file of the report; further queries go to report_2.html and so on.
@@ -108,7 +117,7 @@ def report_config() -> ConfigDict:
     report.max_queries = 1000
     # Most pages on the map of the collection; if there are more, an even selection.
     report.map_pages = 1000
-    # Largest image that is opened for a thumbnail, in pixels.
+    # Largest image that is opened for a picture, in pixels.
     report.max_pixels = 200_000_000
     report.evidence = evidence_config()
     return report
@@ -131,8 +140,6 @@ def evidence_config() -> ConfigDict:
     evidence.pairs = 8
     # Run folder of the model, if it is no longer at the place that meta.json names.
     evidence.checkpoint = ""
-    # Longer side in pixels of the pictures of these pages, instead of `thumbnail`.
-    evidence.picture = 640
     return evidence
 
 

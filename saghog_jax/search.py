@@ -13,7 +13,10 @@ from saghog_jax.evidence.gather import Compared
 from saghog_jax.input_pipeline.errors import UserError, check_choice
 from saghog_jax.input_pipeline.files import atomic_write
 from saghog_jax.reports import annotations, decisions, tables
-from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
+from saghog_jax.reports.commands import command_of
+from saghog_jax.reports.sheet_data import Sheets, distances_to_average
+from saghog_jax.reports.sheets import Head, select_queries, title_of_search, write_sheets
+from saghog_jax.reports.words import LANGUAGE, speaker, words_of
 from saghog_jax.retrieval import faiss_search, int8_search, metrics, milvus_search, whitening
 from saghog_jax.retrieval.calibration import Calibration, calibrate
 from saghog_jax.retrieval.embeddings import (
@@ -29,6 +32,10 @@ from saghog_jax.runs.stage_result import StageResult
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("exact", "int8", "faiss", "milvus")
+# Fields that decide the ranking.
+_FIELDS = (
+    *("queries", "gallery", "calibrate", "exclude_group", "whitening", "force", "top_k", "backend"),
+)
 
 
 def run(config: ConfigDict, workdir: Path) -> StageResult:
@@ -128,9 +135,21 @@ def _write_report(
     preferred = {row for row, _ in evidence}
     order = select_queries(nearest, len(queries), config.report.max_queries, preferred)
     notes = {row: {} for row in range(len(queries))}
-    sheets = Sheets(queries, gallery, ranking, order, notes, shares, evidence=evidence)
-    summary = f"{len(queries)} pages searched for in {len(gallery)} pages of {gallery.folder}."
-    head = Head("Search", [summary, reading])
+    x, y = compared.query_descriptors, compared.gallery_descriptors
+    backend = {config.backend} & {"faiss", "milvus"}
+    sheets = Sheets(
+        queries,
+        gallery,
+        ranking,
+        order,
+        notes,
+        shares,
+        average=distances_to_average(x, order, y),
+        evidence=evidence,
+        command=command_of(config, (*_FIELDS, *backend), workdir),
+    )
+    title = title_of_search(config.report, queries, gallery)
+    head = Head(title, [speaker(words_of(LANGUAGE))("summary.model", model=gallery.name), reading])
     return write_sheets(workdir, "report", head, sheets, config.report)
 
 

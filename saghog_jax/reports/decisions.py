@@ -26,6 +26,8 @@ class Decision(NamedTuple):
     query, page: ids of the two pages when the decision was made.
     decision: one of `DECISIONS`.
     query_digest, page_digest: their `Manifest.digests`; empty in files of older versions.
+    note: a remark of the scholar; empty in files without notes.
+    group: the name of the group of accepted pages; empty in files without names.
     """
 
     query: str
@@ -33,6 +35,8 @@ class Decision(NamedTuple):
     decision: str
     query_digest: str = ""
     page_digest: str = ""
+    note: str = ""
+    group: str = ""
 
 
 def read_decisions(path: str | os.PathLike) -> list[Decision]:
@@ -61,7 +65,8 @@ def read_decisions(path: str | os.PathLike) -> list[Decision]:
                 f"{', '.join(DECISIONS)}); found the decision {decision!r}"
             )
         digests = (row.get(f"{name}_digest", "").strip().lower() for name in ("query", "page"))
-        decisions.append(Decision(row["query"], row["page"], decision, *digests))
+        remarks = (row.get(name, "").strip() for name in ("note", "group"))
+        decisions.append(Decision(row["query"], row["page"], decision, *digests, *remarks))
     return decisions
 
 
@@ -70,8 +75,9 @@ def of_pages(
 ) -> dict[tuple[str, str], str]:
     """The decisions about these pages, by today's ids of query and match.
 
-    A decision counts for each copy of a page. Decisions about other pages are left out. Messages
-    name both.
+    A decision counts for each copy of a page. Among the pages of one collection, a decision about
+    A and B is also one about B and A, unless the file has another one. Decisions about other pages
+    are left out. Messages name both.
     """
     ids = _Ids(queries), _Ids(gallery)
     known: dict[tuple[str, str], str] = {}
@@ -95,6 +101,8 @@ def of_pages(
         )
     if copies:
         logger.info(f"decisions count for each copy of a page: {_some(list(copies), '; ')}")
+    if queries is gallery:
+        return {(page, query): decision for (query, page), decision in known.items()} | known
     return known
 
 

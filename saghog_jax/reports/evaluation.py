@@ -7,15 +7,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.reports import plots
+from saghog_jax.reports.commands import command_of
 from saghog_jax.reports.evidence import Evidence
-from saghog_jax.reports.sheets import Head, Sheets, select_queries, write_sheets
+from saghog_jax.reports.sheet_data import Sheets, distances_to_average
+from saghog_jax.reports.sheets import Head, select_queries, title_of, write_sheets
 from saghog_jax.reports.tables import per_label_rows
+from saghog_jax.reports.words import LANGUAGE, speaker, words_of
 from saghog_jax.retrieval import metrics
 from saghog_jax.retrieval.embeddings import Embeddings
 from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.retrieval.results import Result
 
 _HARDEST = 10
+_SAY = speaker(words_of(LANGUAGE))
+# Fields of `retrieve` that decide its ranking.
+_FIELDS = (
+    *("embeddings", "relevance", "exclude_group", "convention", "whitening", "rerank", "force"),
+    "top_k",
+)
 
 
 def write(
@@ -39,11 +48,25 @@ def write(
     limit = config.report.max_queries
     order = select_queries(hardness(evaluation), len(pages), limit, preferred)
     points = plots.map_points(pages, results[-1].descriptors, config.report.map_pages)
-    sheets = Sheets(pages, pages, ranking, order, notes, points=points, evidence=evidence)
+    # Re-ranking changes what a distance is.
+    plain = results[-1].reranking == "none"
+    x = results[-1].descriptors
+    sheets = Sheets(
+        pages,
+        pages,
+        ranking,
+        order,
+        notes,
+        average=distances_to_average(x, order, x) if plain else {},
+        points=points,
+        evidence=evidence,
+        command=command_of(config, _FIELDS, folder),
+    )
     evaluated = evaluation.rows.size > 0
-    shown = "" if len(points) == len(pages) else f" ({len(points)} of {len(pages)} pages)"
+    some = len(points) != len(pages)
+    shown = _SAY("map.selection", shown=len(points), n=len(pages)) if some else ""
     head = Head(
-        f"Retrieval: {pages.name}",
+        title_of(config.report, pages),
         [_summary(pages, results[-1], ranking.labels, config)],
         "evaluation.html",
         {
@@ -51,6 +74,7 @@ def write(
             "curve": plots.curve(results) if evaluated else None,
             "spread": plots.spread(evaluation) if evaluated else None,
             "map_selection": shown if points else None,
+            "some_writers": any(point["writer"] for point in points),
             "hardest": _hardest(pages, evaluation),
             "relevance": config.relevance,
             "labels": per_label_rows(pages, evaluation, ranking.labels, config.relevance),
@@ -66,11 +90,11 @@ def hardness(evaluation: metrics.Evaluation) -> dict[int, float]:
 
 def _notes(evaluation: metrics.Evaluation, rows: int, relevance: str) -> dict[int, dict]:
     """The text data of each page as a query, by row, as `Sheets` takes it."""
-    notes = {row: {"why": f"{relevance} unknown"} for row in range(rows)}
-    notes |= {
-        row: {"why": "no relevant page in the collection"}
-        for row in evaluation.without_relevant.tolist()
-    }
+    # Where no label is known, no page needs the reason why it has no figures.
+    evaluated = evaluation.rows.size or evaluation.without_relevant.size
+    why = {"why": _SAY(f"unknown.{relevance}")} if evaluated else {}
+    notes = dict.fromkeys(range(rows), why)
+    notes |= {row: {"why": _SAY("why.no_relevant")} for row in evaluation.without_relevant.tolist()}
     for i, row in enumerate(evaluation.rows.tolist()):
         notes[row] = {
             "ap": round(float(evaluation.ap[i]), 4),
@@ -81,26 +105,20 @@ def _notes(evaluation: metrics.Evaluation, rows: int, relevance: str) -> dict[in
 
 
 def _summary(pages: Embeddings, result: Result, labels: np.ndarray, config: ConfigDict) -> str:
-    known = labels[labels >= 0]
-    excluded = f", except pages of the same {config.exclude_group}" if config.exclude_group else ""
-    facts = [f"{len(pages)} pages"]
+    known, relevance = labels[labels >= 0], config.relevance
+    group = config.exclude_group
+    excluded = _SAY("summary.except", group=group) if group else ""
+    facts = [_SAY("summary.model", model=pages.name)]
     if len(known):
-        facts[0] += f", {len(known)} of a known {config.relevance}"
-        facts[0] += f" ({len(np.unique(known))} {config.relevance}s)"
-        facts.append(
-            f"Every page of a known {config.relevance} is a query; all other pages are its gallery"
-            f"{excluded}"
-        )
+        values = {"n": len(known), "all": len(pages), "labels": len(np.unique(known))}
+        facts.append(_SAY(f"summary.known.{relevance}", **values))
+        facts.append(_SAY(f"summary.queries.{relevance}", excluded=excluded))
     without_relevant = result.figures["queries_without_partner"]
     if without_relevant:
-        facts.append(
-            f"{without_relevant} of them have no relevant page: they are in the gallery, but "
-            "not averaged"
-        )
+        facts.append(_SAY("summary.without", n=without_relevant))
     if not result.figures["queries"]:
-        why = "has a relevant page" if len(known) else f"has a known {config.relevance}"
-        facts.append(f"No page {why}, so there are no metrics: the sheets are the result")
-    return f"{'. '.join(facts)}."
+        facts.append(_SAY("summary.no_relevant" if len(known) else f"summary.no_{relevance}"))
+    return " ".join(facts)
 
 
 def _figures(results: Sequence[Result]) -> dict:
@@ -110,11 +128,12 @@ def _figures(results: Sequence[Result]) -> dict:
     metric_names |= {f"hard@{k}": f"hard@{k}" for k in ks if k > 1} | {"ndcg": "nDCG"}
     reranked = any(r.reranking != "none" for r in results)
     return {
-        "remark": (
-            ", with 95 % intervals (bootstrap over labels)" if results[-1].intervals else ""
-        ),
-        "texts": ["descriptors", "whitening", *(["re-ranking"] if reranked else [])],
-        "numbers": [*metric_names.values(), "queries"],
+        "remark": _SAY("figures.intervals") if results[-1].intervals else "",
+        "texts": [
+            _SAY(f"figures.{column}")
+            for column in ("descriptors", "whitening", *(["reranking"] if reranked else []))
+        ],
+        "numbers": [*metric_names.values(), _SAY("figures.queries")],
         "rows": [
             {
                 "name": r.name,

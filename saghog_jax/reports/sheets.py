@@ -1,32 +1,32 @@
 """Report files of result sheets: they open from disk, need no network, and contain their pictures.
 
 Names and labels of pages reach a file in two ways only: escaped by the template, or as JSON, which
-cannot end its script element and which the script shows as text. Axis letters: q queries, p pages,
-k ranks.
+cannot end its script element and which the script shows as text.
 """
 
-import os
-from collections.abc import Collection, Mapping, Sequence
+import datetime
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from saghog_jax.input_pipeline.files import atomic_write
-from saghog_jax.input_pipeline.pages.frames import file_of
-from saghog_jax.reports.evidence import Evidence, pictures
-from saghog_jax.reports.thumbnails import thumbnails
-from saghog_jax.retrieval.aggregate import l2_normalize
+from saghog_jax.reports.page_pictures import COLOUR, SMALL_INK, Fit, page_pictures
+from saghog_jax.reports.sheet_data import Sheets, file_data, pages_shown
+from saghog_jax.reports.words import LANGUAGE, speaker, words_of
 from saghog_jax.retrieval.embeddings import Embeddings
-from saghog_jax.retrieval.ranking import Ranking
 from saghog_jax.runs.templates import render
 
-# Two pages whose descriptors are at most this distant are one image. Descriptors of one image
-# differ by rounding; those of two images by one hand are a thousand times as distant.
-_SAME_IMAGE = 1e-4
+logger = logging.getLogger(__name__)
+
 _ASSETS = Path(__file__).parent / "assets"
+# Names of folders that say nothing about a collection: the folder above is named too.
+_PLAIN_NAMES = ("pages", "images", "scans", "img", "data")
+# Bytes of the notes that a file gets after its size was counted.
+_NOTES = 2000
 
 
 @dataclass(frozen=True)
@@ -43,42 +43,10 @@ class Head:
     values: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Sheets:
-    """The content of the sheets.
-
-    gallery: the same object as `queries` if the pages of one collection are compared.
-    order: the queries to show, by row.
-    notes: for each query by row its `ap`, `first` (rank of the first relevant page) and `relevant`
-      (number of relevant pages), or `why` there are no such figures.
-    shares: [q, k], fraction of same-writer pairs at the distance of each match; NaN if unknown.
-    points: the map of the collection.
-    evidence: of some matches, by the rows of query and match.
-    """
-
-    queries: Embeddings
-    gallery: Embeddings
-    ranking: Ranking
-    order: Sequence[int]
-    notes: Mapping[int, dict]
-    shares: np.ndarray | None = None
-    points: list[dict] = field(default_factory=list)
-    evidence: Mapping[tuple[int, int], Evidence] = field(default_factory=dict)
-
-    @property
-    def one_collection(self) -> bool:
-        """Whether queries and gallery are the same pages."""
-        return self.queries is self.gallery
-
-    def key(self, row: int, of_query: bool) -> str:
-        """The name of a page in the data of a file."""
-        if self.one_collection:
-            return f"p{row}"
-        return f"q{row}" if of_query else f"g{row}"
-
-
 def write_sheets(folder: Path, stem: str, head: Head, sheets: Sheets, report: ConfigDict) -> Path:
     """Writes STEM.html and, if there are many queries, STEM_2.html and so on.
+
+    Each file is complete in itself, and has at most `report.max_mb` megabytes.
 
     Args:
       folder: folder of the files; links to originals are relative to it.
@@ -86,7 +54,12 @@ def write_sheets(folder: Path, stem: str, head: Head, sheets: Sheets, report: Co
 
     Returns:
       the path of the first file.
+
+    Raises:
+      UserError: `report` has a size that is not above 0.
     """
+    words = words_of(LANGUAGE)
+    say = speaker(words)
     per_file = report.queries_per_file
     parts = [sheets.order[i : i + per_file] for i in range(0, max(1, len(sheets.order)), per_file)]
     names = [f"{stem}.html", *(f"{stem}_{i}.html" for i in range(2, len(parts) + 1))]
@@ -95,25 +68,77 @@ def write_sheets(folder: Path, stem: str, head: Head, sheets: Sheets, report: Co
         stale.unlink()
     points = [{**point, "file": file_of.get(point["row"], "")} for point in sheets.points]
     total, shown = len(sheets.queries), len(sheets.order)
+    selection = "" if shown == total else say("parts.selection", shown=shown, n=total)
     for name, part in zip(names, parts, strict=True):
         first = name == names[0]
-        data = _data(folder, sheets, part, report)
-        page = render(
-            head.template,
-            _ASSETS,
-            title=head.title,
-            paragraphs=head.paragraphs,
-            first=first,
-            missing=sum("missing" in page for page in data["pages"].values()),
-            links=names,
-            name=name,
-            selection="" if shown == total else f" (the hardest {shown} of {total} queries)",
-            data=data | {"points": points if first else []},
+        data = file_data(folder, sheets, part, report)
+        data |= {"points": points if first else [], "words": words}
+        page = {
+            "title": head.title,
+            "paragraphs": head.paragraphs,
+            "first": first,
+            "links": names,
+            "name": name,
+            "selection": selection,
+            "say": say,
             **head.values,
+        }
+        written = render(head.template, _ASSETS, **page, data=data, missing=0, pictures="")
+        pictures, fit = page_pictures(
+            pages_shown(sheets, part), report, len(written.encode()) + _NOTES
         )
+        for key, picture in pictures.items():
+            data["pages"][key] |= picture
+        missing = sum("missing" in picture for picture in pictures.values())
+        remark = _remark(fit, report, say)
+        if remark:
+            logger.info(f"{name}: {remark}")
         with atomic_write(folder / name, "w") as file:
-            file.write(page)
+            file.write(
+                render(head.template, _ASSETS, **page, data=data, missing=missing, pictures=remark)
+            )
     return folder / names[0]
+
+
+def _remark(fit: Fit, report: ConfigDict, say: Callable[..., str]) -> str:
+    """What was done to keep a file below `report.max_mb`; empty for nothing."""
+    done = []
+    if fit.half:
+        done.append(say("fit.half"))
+    elif fit.large and fit.form != COLOUR:
+        done.append(say("fit.small_ink" if fit.form == SMALL_INK else "fit.ink"))
+    if fit.large < fit.wanted:
+        done.append(say("fit.first", n=fit.large, all=fit.wanted))
+    if not fit.fits:
+        done.append(say("fit.over"))
+    return " ".join([say("fit.why", mb=f"{report.max_mb:g}"), *done]) if done else ""
+
+
+def title_of(report: ConfigDict, pages: Embeddings) -> str:
+    """The title of a report about one collection: its name, its pages, and the date."""
+    say = speaker(words_of(LANGUAGE))
+    name = report.title or collection_name(pages)
+    return say("title.collection", name=name, n=len(pages), date=today())
+
+
+def title_of_search(report: ConfigDict, queries: Embeddings, gallery: Embeddings) -> str:
+    """The title of a report about a search."""
+    say = speaker(words_of(LANGUAGE))
+    names = report.title or collection_name(queries), collection_name(gallery)
+    values = {"name": names[0], "n": len(queries), "gallery": names[1], "all": len(gallery)}
+    return say("title.search", **values, date=today())
+
+
+def collection_name(pages: Embeddings) -> str:
+    """The name of the folder in which the pages of a collection lie."""
+    root = (pages.folder / pages.meta.get("pages_root", "")).resolve()
+    plain = root.name.lower() in _PLAIN_NAMES and root.parent.name
+    return f"{root.parent.name}/{root.name}" if plain else root.name or str(root)
+
+
+def today() -> str:
+    """The date as year-month-day."""
+    return datetime.date.today().isoformat()
 
 
 def select_queries(
@@ -132,70 +157,3 @@ def select_queries(
         return sorted(range(rows), key=lambda row: row not in hardness)
     order = sorted(range(rows), key=lambda row: (hardness.get(row, np.inf), row))
     return sorted(order, key=lambda row: row not in preferred)[:limit]
-
-
-def _data(folder: Path, sheets: Sheets, part: Sequence[int], report: ConfigDict) -> dict:
-    """The JSON data of one file, which shows the queries of `part`."""
-    queries = set(part)
-    evidence = {pair: e for pair, e in sheets.evidence.items() if pair[0] in queries}
-    evidence_data: dict[str, dict] = {}
-    for (row, other), shown in pictures(
-        sheets.queries, sheets.gallery, evidence, report.max_pixels
-    ).items():
-        evidence_data.setdefault(sheets.key(row, True), {})[sheets.key(other, False)] = shown
-    matches = {other for row in part for other, _ in sheets.ranking.hits(row)}
-    # Evidence must be readable where the originals are missing, so its pages are shown larger.
-    large_queries, large_matches = {row for row, _ in evidence}, {other for _, other in evidence}
-    if sheets.one_collection:
-        queries, matches = queries | matches, set()
-        large_queries |= large_matches
-    pages = {}
-    for source, rows, large, of_query in (
-        (sheets.queries, queries, large_queries, True),
-        (sheets.gallery, matches, large_matches, False),
-    ):
-        images = thumbnails(source, rows - large, report.thumbnail, report.max_pixels)
-        images |= thumbnails(source, rows & large, report.evidence.picture, report.max_pixels)
-        for row in sorted(rows):
-            pages[sheets.key(row, of_query)] = _describe_page(folder, source, row) | images[row]
-    return {
-        "pages": pages,
-        "sheets": [_sheet(sheets, row) for row in part],
-        "evidence": evidence_data,
-    }
-
-
-def _sheet(sheets: Sheets, row: int) -> dict:
-    hits = []
-    for i, (other, distance) in enumerate(sheets.ranking.hits(row)):
-        share = None
-        if sheets.shares is not None and not np.isnan(sheets.shares[row, i]):
-            share = round(float(sheets.shares[row, i]), 4)
-        mark = sheets.ranking.mark(row, other)
-        same = same_image(sheets.queries, row, sheets.gallery, other)
-        hits.append([sheets.key(other, False), round(distance, 4), mark, share, same])
-    return {"q": sheets.key(row, True), "row": row, "hits": hits, **sheets.notes[row]}
-
-
-def same_image(queries: Embeddings, row: int, gallery: Embeddings, other: int) -> bool:
-    """Whether two pages have the descriptors of one image, as a copy of a file has.
-
-    The descriptors are compared as they were embedded, without whitening and re-ranking.
-    """
-    a, b = (
-        l2_normalize(np.asarray(pages.descriptors[i], np.float32))
-        for pages, i in ((queries, row), (gallery, other))
-    )
-    return bool(a @ b > 1 - _SAME_IMAGE)
-
-
-def _describe_page(folder: Path, pages: Embeddings, row: int) -> dict:
-    original = os.path.relpath(file_of(pages.image(row)).resolve(), folder.resolve())
-    description = {
-        "id": str(pages.page_ids[row]),
-        "writer": str(pages.writers[row]),
-        "href": quote(Path(original).as_posix()),
-        "digest": pages.digests[row],
-    }
-    box = pages.box(row)
-    return description if box is None else description | {"box": box}

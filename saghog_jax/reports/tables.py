@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,12 +25,23 @@ DEFINITIONS = {
 CORRECT = {"right": "1", "wrong": "0", "unknown": ""}
 
 
+def _mark_encoding(file: IO[str], *collections: Embeddings) -> None:
+    """Begins a table with a byte-order mark if names have letters beyond ASCII.
+
+    Without the mark, spreadsheets read such letters in another encoding.
+    """
+    columns = (texts for pages in collections for texts in (pages.page_ids, pages.writers))
+    if not all(text.isascii() for texts in columns for text in texts.tolist()):
+        file.write("\ufeff")
+
+
 def write_per_query(path: Path, pages: Embeddings, e: metrics.Evaluation) -> None:
     """Writes one line a page; `status` is `scored`, `no partner` or `no label`.
 
     The status `no partner` means that the gallery has no relevant page.
     """
     with atomic_write(path, "w") as file:
+        _mark_encoding(file, pages)
         writer = csv.writer(file, lineterminator="\n")
         hits = [f"hits@{k}" for k in e.ks]
         header = ["query", "writer", "page", "status", "relevant", "gallery", "ap", "ndcg"]
@@ -61,6 +73,7 @@ def write_ranking(
         `same_writer_share`, which is empty for NaN.
     """
     with atomic_write(path, "w") as file:
+        _mark_encoding(file, queries, gallery)
         writer = csv.writer(file, lineterminator="\n")
         header = ["query", "rank", "page", "writer", "distance", "correct"]
         writer.writerow(header if shares is None else [*header, "same_writer_share"])

@@ -1,12 +1,16 @@
 """The text and the data of report files."""
 
+import datetime
 import html.parser
 import re
 
 import numpy as np
+import pytest
 from planted import page, pages_of, planted
 from report_helpers import EVIL, data_of, report
 
+from saghog_jax import retrieve
+from saghog_jax.configs import retrieve as retrieve_config
 from saghog_jax.reports.thumbnails import thumbnails
 from saghog_jax.retrieval.embeddings import load_embeddings
 
@@ -46,6 +50,47 @@ def test_without_writers_the_sheets_are_the_result(tmp_path):
     assert "No page has a relevant page, so there are no metrics" in alone
 
 
+def test_the_title_names_the_collection(tmp_path):
+    today = datetime.date.today().isoformat()
+    pages = pages_of(2, 2)
+    text = report(tmp_path / "letters", pages, images=False).read_text()
+    assert f"<h1>letters/pages: 4 pages, {today}</h1>" in text
+    # The folder above is named where the name of the folder of the pages says nothing.
+    for title, expected in (("", "letters/pages"), ("Zürich, C 12", "Zürich, C 12")):
+        text = report(tmp_path / "letters", pages, images=False, title=title).read_text()
+        assert f"<title>{expected}: 4 pages, {today}</title>" in text
+
+
+def test_where_no_writer_is_known_nothing_speaks_of_writers(tmp_path):
+    data = data_of(report(tmp_path, [page(f"{i}.png", "", "1") for i in range(5)]))
+    assert all("why" not in sheet for sheet in data["sheets"])
+    some = data_of(report(tmp_path, [page("a.png", "w", "1"), page("b.png", "", "1")]))
+    assert [sheet["why"] for sheet in some["sheets"]] == [
+        "no relevant page in the collection",
+        "writer unknown",
+    ]
+
+
+def test_distance_of_the_average_page_is_the_mean_distance(small, tmp_path):
+    x = np.load(tmp_path / "e" / "embeddings.npy")
+    for sheet in data_of(small)["sheets"]:
+        assert sheet["average"] == pytest.approx((1 - x @ x[sheet["row"]]).mean(), abs=1e-4)
+
+
+def test_after_reranking_there_is_no_average_page(tmp_path):
+    planted(tmp_path / "e", pages_of(3, 3))
+    config = retrieve_config.get_config()
+    config.embeddings, config.bootstrap, config.rerank.method = str(tmp_path / "e"), 0, "qe"
+    retrieve.run(config, tmp_path / "out")
+    data = data_of(tmp_path / "out" / "report.html")
+    assert all("average" not in sheet for sheet in data["sheets"])
+    command = data["proof"]["command"]
+    assert f"--config.embeddings={tmp_path / 'e'} " in command
+    assert "--config.rerank.method=qe --config.rerank.k=2 " in command
+    assert "whitening" not in command
+    assert command.endswith(f"--config.top_k=10 --workdir={tmp_path / 'out'}")
+
+
 def test_queries_with_relevant_pages_come_first(tmp_path):
     pages = [page("a.png"), page("b.png", "only"), *pages_of(2, 2), page("z.png")]
     data = data_of(report(tmp_path, pages, images=False))
@@ -75,10 +120,12 @@ def test_nothing_comes_from_the_network(small):
 
 def test_names_are_shown_never_run(tmp_path):
     pages = [*pages_of(2, 2), page(EVIL, "<b>writer</b>", "1"), page("x.png", "<b>writer</b>", "2")]
-    path = report(tmp_path, pages, name="<i>e", images=False)
+    path = report(tmp_path, pages, name="<i>e", images=False, title="<u>t")
     text = path.read_text(encoding="utf-8")
     assert "<i>e" not in text
-    assert text.count("Retrieval: &lt;i&gt;e") == 2
+    assert text.count("“&lt;i&gt;e”") == 1
+    assert "<u>t" not in text
+    assert text.count("&lt;u&gt;t: 6 pages, ") == 2
     assert "<b>writer" not in text
     assert "<img src=x" not in text
     assert text.count("<script") == 2
