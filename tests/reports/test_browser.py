@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -79,7 +80,8 @@ press("k");
 document.querySelectorAll("#p3 .hits .accept")[2].click();
 document.querySelectorAll("#p3 .hits .accept")[3].click();
 document.querySelectorAll("#p3 .hits .accept")[3].click();
-log.pressed = document.querySelectorAll('[aria-pressed="true"]').length;
+log.pressed = [...document.querySelectorAll('[aria-pressed="true"]')].map((node) =>
+  [node.closest(".sheet").id, node.closest("figure").querySelector(".name").title, node.className]);
 log.decided = byId("decided").textContent;
 log.csv = decisionsCsv();
 log.stored = JSON.parse(localStorage.getItem(STORE)).length;
@@ -115,7 +117,12 @@ press("c");
         ('"w00/p1.png"', "1", "unsure"),
         ('"w00/p3.png"', "3", "accept"),
     ]
-    assert log["pressed"] == 4
+    pairs = [(row[0].strip('"'), row[1].strip('"'), row[4]) for row in rows[1:]]
+    assert {(f"w00/p{q[1:]}.png", page, choice) for q, page, choice in log["pressed"]} >= set(pairs)
+    # Each shows at both pages where both list each other.
+    shown = {(f"w{int(q[1:]) // 4:02d}/p{int(q[1:]) % 4}.png", p, c) for q, p, c in log["pressed"]}
+    known = {tuple(sorted(pair[:2])) + pair[2:] for pair in pairs}
+    assert {tuple(sorted(pair[:2])) + pair[2:] for pair in shown} == known
     assert log["decided"] == "4"
     assert log["stored"] == 4
     assert log["download"] == "decisions.csv"
@@ -141,7 +148,8 @@ const pressed = () => [...document.querySelectorAll('[aria-pressed="true"]')].ma
     button.textContent]);
 log.pressed = pressed();
 log.csv = decisionsCsv();
-log.stored = JSON.parse(localStorage.getItem(STORE));
+log.stored = JSON.parse(localStorage.getItem(STORE)).map(({query, page, choice}) =>
+  [query.id, page.id, choice, query.digest, page.digest]);
 decisions.clear();
 // As older versions saved them: names alone.
 loadDecisions(head + "\\nscans/a.png,c.png,1,.1,unsure\\n");
@@ -151,20 +159,26 @@ log.olderCsv = decisionsCsv();
 """,
     )
     assert log["note"] == (
-        "decisions of 1 pages that are not in this file: gone.png. "
+        "decisions of 1 page that is not in this file: gone.png. "
         "decisions count for each copy of a page: b.png, copy.png"
     )
-    assert sorted(log["pressed"]) == [["p0", "b.png", "accept"], ["p0", "copy.png", "accept"]]
+    # On both sheets of each pair.
+    assert sorted(log["pressed"]) == [
+        ["p0", "b.png", "accept"],
+        ["p0", "copy.png", "accept"],
+        ["p1", "scans/a.png", "accept"],
+        ["p2", "scans/a.png", "accept"],
+    ]
     lines = log["csv"].splitlines()
     assert lines[0] == "query,page,rank,distance,decision,query_digest,page_digest"
     first, second = (line.split(",") for line in lines[1:])
     assert first[:2] + first[4:] == ['"scans/a.png"', '"b.png"', "accept", "0a", "0b"]
-    assert second == ['"gone.png"', '"c.png"', "", "", "reject", "99", "0c"]
+    assert second == ['"gone.png"', '"c.png"', "1", ".1", "reject", "99", "0c"]
     assert log["stored"] == [
         ["a.png", "b.png", "accept", "0a", "0b"],
         ["gone.png", "c.png", "reject", "99", "0c"],
     ]
-    assert log["older"] == [["p0", "c.png", "unsure"]]
+    assert log["older"] == [["p0", "c.png", "unsure"], ["p3", "scans/a.png", "unsure"]]
     assert log["olderNote"] == "4 of 4 sheets"
     assert log["olderCsv"].splitlines()[1].endswith(",unsure,0a,0c")
 
@@ -177,9 +191,9 @@ def test_comparing_map_and_hidden_labels(small):
 document.querySelector("#p2 .hits .both").click();
 log.open = byId("compare").open;
 log.titles = [...document.querySelectorAll(".pane .name")].map((n) => n.textContent);
-log.sources = panes.map((pane) => pane.querySelector("img").getAttribute("src"));
-byId("zoom").value = "1";
-byId("zoom").dispatchEvent(new Event("input"));
+log.sources = panes.map((pane) => pane.querySelector("img").getAttribute("src").slice(0, 15));
+log.links = panes.map((pane) => pane.querySelector(".pane-top a").getAttribute("href"));
+setScale(views[0], 2);
 log.widths = panes.map((pane) => pane.querySelector(".crop").style.width);
 byId("close").click();
 log.closed = !byId("compare").open;
@@ -197,8 +211,9 @@ log.marks.push(mark());
 """,
     )
     assert log["open"] is True
-    assert log["titles"][0] == "query w00/p2.png"
-    assert log["sources"][0] == "../pages/w00/p2.png"
+    assert log["titles"][0] == "w00/p2.png"
+    assert log["sources"] == ["data:image/webp"] * 2
+    assert log["links"][0] == "../pages/w00/p2.png"
     assert log["widths"] == ["120px", "120px"]
     assert log["closed"] is True
     assert log["dots"] == 22
@@ -215,9 +230,11 @@ def test_evidence_by_click_and_keyboard(proven):
         """
 byId("evident").click();
 log.sheets = sheets();
-log.buttons = [...document.querySelectorAll("#p2 .both")].map((n) => n.textContent);
+log.buttons = [...document.querySelectorAll("#p2 .looks")].map((n) => n.textContent);
 document.querySelector("#p2 .hits figure").focus();
 press("c");
+log.before = [byId("explanation").hidden, document.querySelectorAll(".heat, .place").length];
+byId("prove").click();
 const crop = (i) => panes[i].querySelector(".crop");
 log.note = byId("explanation").textContent;
 log.pairs = [...document.querySelectorAll("#pairs .caption")].map((n) => n.textContent);
@@ -225,8 +242,7 @@ log.patches = document.querySelectorAll("#pairs li:first-child img").length;
 log.heat = panes.map((pane) => pane.querySelector(".heat").src.slice(0, 10));
 const filter = () => getComputedStyle(crop(0).querySelector(".original")).filter;
 log.bleached = filter();
-byId("zoom").value = "1";
-byId("zoom").dispatchEvent(new Event("input"));
+setScale(views[0], 2);
 const box = (node) => [node.style.left, node.style.top, node.style.width];
 log.places = [0, 1].map((i) => box(crop(i).querySelector(".place")));
 document.querySelector("#pairs .pair").focus();
@@ -235,25 +251,30 @@ log.focus = document.activeElement.getAttribute("aria-label");
 document.activeElement.click();
 log.pressed = [...document.querySelectorAll("#pairs .pair")].map((n) => n.ariaPressed);
 log.on = [...crop(1).querySelectorAll(".place")].map((n) => n.classList.contains("on"));
-log.zoom = Number(byId("zoom").value);
+log.scale = views.map((view) => view.scale);
+log.seen = views.map((view, i) => [view.x, view.y,
+  ...onScreen(view, view.x, view.y).map(Math.round), ...middle(view).map(Math.round)]);
 const visible = (query) => getComputedStyle(crop(0).querySelector(query)).display !== "none";
 byId("heat").click();
 byId("places").click();
 log.visible = [visible(".heat"), visible(".place")];
 log.plainly = filter();
 byId("close").click();
-document.querySelectorAll("#p2 .both")[1].click();
+document.querySelectorAll("#p2 .known")[1].click();
 log.none = byId("pairs").textContent;
 byId("close").click();
 document.querySelectorAll("#p2 .both")[2].click();
 log.plain = [byId("explanation").hidden, byId("noevidence").hidden, crop(0).children.length];
+log.command = byId("command").textContent;
 byId("close").click();
 goTo("p7");
 log.went = sheets().includes("p7");
 """,
     )
     assert log["sheets"] == ["p2"]
-    assert log["buttons"][:3] == ["evidence", "evidence", "compare"]
+    assert log["buttons"][:3] == ["compareevidence", "compareevidence", "compare"]
+    # Evidence is shown on demand.
+    assert log["before"] == [True, 0]
     assert "an average page here: 0.750" in log["note"]
     assert "not who wrote it" in log["note"]
     assert log["pairs"] == ["1 alike: 0.90 of 1", "2 alike: 0.50 of 1"]
@@ -264,13 +285,20 @@ log.went = sheets().includes("p7");
     assert log["focus"] == "pair 2, alike: 0.50 of 1"
     assert log["pressed"] == ["false", "true"]
     assert log["on"] == [False, True]
-    assert log["zoom"] == 2
+    # 48 pixels for a patch of 8, each at its place in the middle of its pane.
+    assert log["scale"] == [6, 6]
+    assert [seen[:2] for seen in log["seen"]] == [[50, 30], [10, 10]]
+    assert all(seen[2:4] == seen[4:] for seen in log["seen"])
     assert log["visible"] == [False, False]
     # Pages of one grey: there is no ink to tell from paper.
     assert log["bleached"] == "grayscale(1) brightness(1) contrast(1)"
     assert log["plainly"] == "none"
     assert log["none"].startswith("no patch of one page is the mutual nearest neighbour")
     assert log["plain"] == [True, False, 1]
+    words = shlex.split(log["command"])
+    assert words[:4] == ["python", "-m", "saghog_jax.main", "--config=configs/retrieve.py"]
+    assert words[4].startswith("--config.embeddings=")
+    assert words[-1] == '--config.report.evidence.of=("w00/p2.png",)'
     assert log["went"] is True
 
 
@@ -359,7 +387,7 @@ log.names = [...document.querySelectorAll(".query .name")].map((n) => n.textCont
 log.missing = document.querySelector(".missing").textContent;
 """,
     )
-    assert log["title"] == "Retrieval: e"
+    assert re.fullmatch(r".+/pages: 6 pages, \d{4}-\d\d-\d\d", log["title"])
     assert log["images"] == 0
     assert EVIL in log["names"]
     assert log["missing"].lower().startswith("no picture: ")
@@ -425,15 +453,19 @@ log.reached = dots.filter((dot) => dots.includes(under(dot))).length;
 under(dots[3]).dispatchEvent(new PointerEvent("pointerenter"));
 log.hint = [byId("maphint").hidden, byId("maphint").textContent];
 log.here = document.querySelectorAll("circle.here").length;
+log.filled = document.querySelectorAll("circle.on").length;
 log.fill = getComputedStyle(document.querySelector("circle.here")).fill;
-log.plain = getComputedStyle(document.querySelector("circle:not(.here)")).fill;
+log.plain = getComputedStyle(document.querySelector("circle:not(.on)")).fill;
 """,
     )
     assert log["reached"] == 12
     hidden, text = log["hint"]
     assert hidden is False
-    assert text.startswith("writer unknown")
+    # Nothing speaks of writers here.
+    assert text == "p3.png"
     assert log["here"] == 1
+    # The page and its ten matches.
+    assert log["filled"] == 11
     assert log["fill"] != log["plain"]
 
 
@@ -457,6 +489,6 @@ log.texts = [...document.querySelectorAll(".hits figure")].map((figure) => [
 """,
     )
     assert log["texts"] == [
-        ["p0", "w01/p1.png", "the same image (a copy)"],
-        ["p4", "w00/p0.png", "the same image (a copy)"],
+        ["p0", "w01/p1.png", "duplicate: the same image"],
+        ["p4", "w00/p0.png", "duplicate: the same image"],
     ]

@@ -62,6 +62,33 @@ def test_what_is_wrong_is_said(tmp_path, data, message):
     assert message in message_of(read_decisions, tmp_path / "decisions.csv")
 
 
+def test_notes_and_groups_are_read_where_they_are(tmp_path):
+    (tmp_path / "d.csv").write_text(
+        "\ufeffquery;page;Decision;Note;group\r\n"
+        'a.png;b.png;accept;"long s; rounded";Hand A\r\na.png;c.png;reject;;\r\n',
+        encoding="utf-8",
+    )
+    first, second = read_decisions(tmp_path / "d.csv")
+    assert first == Decision("a.png", "b.png", "accept", "", "", "long s; rounded", "Hand A")
+    assert second == Decision("a.png", "c.png", "reject")
+
+
+def test_a_decision_counts_both_ways_in_one_collection_alone(tmp_path):
+    e = embedded(tmp_path / "e", {"a.png": None, "b.png": None, "c.png": None})
+    other = embedded(tmp_path / "o", {"a.png": None, "b.png": None, "c.png": None})
+    decisions = [Decision("a.png", "b.png", "accept"), Decision("b.png", "a.png", "reject")]
+    decisions.append(Decision("b.png", "c.png", "unsure"))
+    said = {(one.query, one.page): one.decision for one in decisions}
+    # Two decisions about two pages stay two.
+    assert of_pages(decisions, e, e) == said | {("c.png", "b.png"): "unsure"}
+    assert of_pages(decisions, e, other) == said
+
+
+def both_ways(decisions):
+    """Decisions about A and B, and about B and A."""
+    return decisions | {(page, query): choice for (query, page), choice in decisions.items()}
+
+
 def embedded(folder, digests):
     """Embeddings of pages by name, with their digests."""
     extra = [{"page_digest": d} if d is not None else {} for d in digests.values()]
@@ -82,10 +109,12 @@ def test_decisions_find_their_pages_by_digest(tmp_path, caplog):
     assert decisions[1] == Decision("IMG1.png", "IMG3.png", "reject", "0a", "0c")
     names = {"scans/IMG1.png": "0a", "scans/IMG2.png": "0b", "IMG3.png": "0c", "x.png": "0d"}
     e = embedded(tmp_path / "e", names)
-    assert of_pages(decisions, e, e) == {
-        ("scans/IMG1.png", "scans/IMG2.png"): "accept",
-        ("scans/IMG1.png", "IMG3.png"): "reject",
-    }
+    assert of_pages(decisions, e, e) == both_ways(
+        {
+            ("scans/IMG1.png", "scans/IMG2.png"): "accept",
+            ("scans/IMG1.png", "IMG3.png"): "reject",
+        }
+    )
     assert caplog.messages == [
         "2 of 4 decisions are left out: 2 of their pages are not among the embedded pages: "
         "IMG9.png, x.png"
@@ -96,10 +125,9 @@ def test_a_decision_counts_for_each_copy(tmp_path, caplog):
     caplog.set_level("INFO")
     e = embedded(tmp_path / "e", {"a.png": "0a", "copy.png": "0a", "b.png": "0b"})
     decisions = [Decision("old.png", "b.png", "accept", "0a", "0b")]
-    assert of_pages(decisions, e, e) == {
-        ("a.png", "b.png"): "accept",
-        ("copy.png", "b.png"): "accept",
-    }
+    assert of_pages(decisions, e, e) == both_ways(
+        {("a.png", "b.png"): "accept", ("copy.png", "b.png"): "accept"}
+    )
     assert caplog.messages == ["decisions count for each copy of a page: a.png, copy.png"]
 
 
@@ -110,7 +138,7 @@ def test_without_digests_names_count(tmp_path, caplog, of_embeddings):
     e = embedded(tmp_path / "e", digests)
     known = ("", "") if of_embeddings else ("0a", "0b")
     decisions = [Decision("a.png", f"{name}.png", "unsure", *known) for name in "bvwxyz"]
-    assert of_pages(decisions, e, e) == {("a.png", "b.png"): "unsure"}
+    assert of_pages(decisions, e, e) == both_ways({("a.png", "b.png"): "unsure"})
     assert caplog.messages == [
         "5 of 6 decisions are left out: 5 of their pages are not among the embedded pages: "
         "v.png, w.png, x.png and 2 more"
