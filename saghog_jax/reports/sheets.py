@@ -107,7 +107,9 @@ def _remark(fit: Fit, report: ConfigDict, say: Callable[..., str]) -> str:
         done.append(say("fit.half"))
     elif fit.large and fit.form != COLOUR:
         done.append(say("fit.small_ink" if fit.form == SMALL_INK else "fit.ink"))
-    if fit.large < fit.wanted:
+    if fit.wanted and not fit.large:
+        done.append(say("fit.none"))
+    elif fit.large < fit.wanted:
         done.append(say("fit.first", n=fit.large, all=fit.wanted))
     if not fit.fits:
         done.append(say("fit.over"))

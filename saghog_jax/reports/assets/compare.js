@@ -6,7 +6,7 @@ let compared = null;
 let proving = false;
 let stacking = null;
 let chosenPair = -1;
-const dialog = byId("compare");
+const compareBox = byId("compare");
 const panes = views.map((view) => view.pane);
 // Least distance between the numbers of two pairs at the edge of a pane, in pixels.
 const NUMBER = 19;
@@ -14,18 +14,18 @@ const NUMBER = 19;
 function compare(sheet, at, prove = proving) {
   const found = sheet.hits[at];
   if (!found) return;
-  const earlierScale = dialog.open && !views.every((view) => view.whole) ? views.map((view) => view.scale) : null;
+  const earlierScale = compareBox.open && !views.every((view) => view.whole) ? views.map((view) => view.scale) : null;
   const [query, page] = [sheet.q, found[0]].map((key) => data.pages[key]);
-  const sameQuery = compared?.query === query && dialog.open;
+  const sameQuery = compared?.query === query && compareBox.open;
   compared = { sheet, at, query, page, evidence: evidenceOf(sheet)[found[0]] || null };
   chosenPair = -1;
   byId("judge").replaceChildren(decisionButtons(query, page));
   describe();
-  if (!dialog.open) dialog.showModal();
+  if (!compareBox.open) compareBox.showModal();
   // Wide pages, such as lines of writing, have more room one above the other.
   const wide = [query, page].every(({ size }) => size && size[0] > 1.4 * size[1]);
   byId("stacked").checked = stacking ?? (wide || innerWidth < 700);
-  dialog.classList.toggle("stacked", byId("stacked").checked);
+  compareBox.classList.toggle("stacked", byId("stacked").checked);
   const kept = sameQuery && { ...views[0] };
   views.forEach((view, i) => showPage(view, i ? page : query));
   showEvidence(prove);
@@ -70,7 +70,7 @@ function showEvidence(on) {
   byId("prove").checked = on;
   const { evidence } = compared;
   const seen = on && Boolean(evidence);
-  dialog.querySelectorAll(".of-evidence").forEach((node) => { node.hidden = !seen; });
+  compareBox.querySelectorAll(".of-evidence").forEach((node) => { node.hidden = !seen; });
   byId("noevidence").hidden = !on || seen || !data.proof.command;
   byId("command").textContent = data.proof.command ? commandOfEvidence() : "";
   views.forEach((view, i) => {
@@ -156,7 +156,7 @@ function choosePair(at, move = true) {
 
 // Puts the frames of the pairs on the pages, and their numbers at the edges, beside the writing.
 function placePairs() {
-  if (!dialog.open || !compared) return;
+  if (!compareBox.open || !compared) return;
   byId("scale").textContent = say("scale", { percent: views.map((view) => Math.round(100 * view.scale))
     .filter((n, i, all) => !i || n !== all[0]).join(" / ") });
   const evidence = proving && compared.evidence;
@@ -189,7 +189,7 @@ function placePairs() {
 function lay(stacked) {
   stacking = stacked;
   byId("stacked").checked = stacked;
-  dialog.classList.toggle("stacked", stacked);
+  compareBox.classList.toggle("stacked", stacked);
   relay();
 }
 
@@ -207,16 +207,17 @@ const COMPARE_KEYS = {
 
 document.addEventListener("decided", showJudgement);
 document.addEventListener("moved", placePairs);
-addEventListener("resize", () => { if (dialog.open) relay(); });
+addEventListener("resize", () => { if (compareBox.open) relay(); });
 views.forEach((view) => view.image.addEventListener("load", () => draw(view)));
-dialog.addEventListener("close", () => {
+compareBox.addEventListener("close", () => {
+  keepNote();
   const figure = document.querySelector(`#${compared.sheet.q} .hits figure[data-key="${compared.page && compared.sheet.hits[compared.at][0]}"]`);
   if (!figure) goTo(compared.sheet.q);
   else figure.focus();
 });
 byId("previous").addEventListener("click", () => goMatch(-1));
 byId("next").addEventListener("click", () => goMatch(1));
-byId("close").addEventListener("click", () => dialog.close());
+byId("close").addEventListener("click", () => compareBox.close());
 byId("takeback").addEventListener("click", undo);
 byId("whole").addEventListener("click", () => showWhole(activeView()));
 byId("actual").addEventListener("click", () => setScale(activeView(), 1));
@@ -229,7 +230,8 @@ byId("help").addEventListener("click", () => {
   byId("help").setAttribute("aria-expanded", !byId("helptext").hidden);
   relay();
 });
-byId("note").addEventListener("change", (event) => annotate(compared.query, compared.page, event.target.value.trim()));
+const keepNote = () => annotate(compared.query, compared.page, byId("note").value.trim());
+byId("note").addEventListener("change", keepNote);
 byId("note").addEventListener("keydown", (event) => {
   event.stopPropagation();
   if (event.key === "Enter") views[0].area.focus();
@@ -244,8 +246,8 @@ byId("copy").addEventListener("click", async () => {
   byId("copy").textContent = say("copied");
 });
 ["heat", "places"].forEach((name) => byId(name).addEventListener("change", (event) =>
-  dialog.classList.toggle("no-" + name, !event.target.checked)));
-dialog.addEventListener("keydown", (event) => {
+  compareBox.classList.toggle("no-" + name, !event.target.checked)));
+compareBox.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input:not([type="checkbox"])')) return;
   const { key } = event;
   const choice = Object.keys(DECISIONS).find((name) => DECISIONS[name] === key);

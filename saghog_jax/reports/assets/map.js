@@ -43,8 +43,6 @@ if (mapSvg && data.points.length) {
     circles.forEach((circle) => circle.classList.remove("on", "here"));
     [...near, name].forEach((key) => circles[named.get(key)]?.classList.add("on"));
     circles[here].classList.add("here");
-    // The chosen circle lies above the others.
-    mapSvg.append(circles[here]);
   };
   const show = (point) => {
     mark(point);
@@ -113,7 +111,7 @@ if (mapSvg && data.points.length) {
     mark(point, key ? [key] : matches.get(section.id));
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "m" || dialog.open || event.target.matches("input, select")) return;
+    if (event.key !== "m" || compareBox.open || event.target.matches("input, select")) return;
     byId("map").scrollIntoView({ block: "center" });
     mapSvg.focus();
     show(data.points[Math.max(0, here)]);

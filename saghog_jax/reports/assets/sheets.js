@@ -75,7 +75,10 @@ function decisionButtons(query, page) {
     const choice = decisionOn(query, page)?.choice;
     [...group.children].forEach((node) => node.setAttribute("aria-pressed", node.classList.contains(choice)));
     const figure = group.closest("figure");
-    if (figure) figure.dataset.decision = choice || "";
+    if (!figure) return;
+    figure.dataset.decision = choice || "";
+    // Printed, the decision is a word.
+    figure.querySelector("figcaption").dataset.word = choice ? say("decide." + choice) : "";
   };
   return group;
 }

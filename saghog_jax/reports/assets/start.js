@@ -1,6 +1,6 @@
 // Connects the controls, and shows the first sheets.
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || compareBox.open) return;
   if (event.target.matches('input:not([type="checkbox"]), select')) return;
   const figure = event.target.closest(".hits figure");
   const section = event.target.closest(".sheet");

@@ -26,7 +26,6 @@ function makeView(role, i) {
   const crop = element("div", "crop");
   const image = element("img", "original");
   image.draggable = false;
-  crop.append(image);
   area.append(crop);
   // Beside the page: the numbers of pairs, which would cover the writing on it.
   const body = element("div", "body");
