@@ -163,7 +163,9 @@ function placePairs() {
   byId("pairs").querySelectorAll(".pair").forEach((node, at) => node.setAttribute("aria-pressed", at === chosenPair));
   if (!evidence) return;
   views.forEach((view, i) => {
-    const side = evidence.sides[i] * view.scale;
+    // On a whole page, the frame of a small patch would fill it.
+    const side = Math.max(evidence.sides[i] * view.scale, 10);
+    view.crop.classList.toggle("distant", side < 14);
     view.crop.querySelectorAll(".place").forEach((node, at) => {
       const [x, y] = evidence.pairs[at][1 + i];
       node.style.width = node.style.height = `${side}px`;
