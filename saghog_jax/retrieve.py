@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         known = decisions.of_pages(decided, main, main)
         where = workdir / "annotations.json"
         annotations.write(where, main, main, ranking, decisions=known)
-        logger.info(f"annotations: {where}, with {len(known):,} decisions")
+        logger.info(f"annotations: {where}, with {decisions.count(known):,} decisions")
     tables.write_metrics(workdir / "metrics.json", config, main, results, labels)
     compared = Compared(main, main, *[results[-1].descriptors] * 2, fitted, ranking)
     hardness = evaluation.hardness(results[-1].evaluation)

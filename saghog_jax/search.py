@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: Path) -> StageResult:
         path = workdir / "annotations.json"
         known = decisions.of_pages(decided, queries, gallery)
         annotations.write(path, queries, gallery, compared.ranking, shares, known)
-        logger.info(f"annotations: {path}, with {len(known):,} decisions")
+        logger.info(f"annotations: {path}, with {decisions.count(known):,} decisions")
     reading = _reading(calibration, config)
     _write_json(workdir / "search.json", config, queries, gallery, calibration, reading)
     path = _write_report(config, compared, shares, reading, workdir)

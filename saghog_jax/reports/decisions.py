@@ -5,7 +5,7 @@ A page is known by its digest, if the file and the embeddings have digests, else
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +104,11 @@ def of_pages(
     if queries is gallery:
         return {(page, query): decision for (query, page), decision in known.items()} | known
     return known
+
+
+def count(known: Mapping[tuple[str, str], str]) -> int:
+    """The number of decided pairs of `of_pages`, where both directions are one."""
+    return len({frozenset(pair) for pair in known})
 
 
 class _Ids:

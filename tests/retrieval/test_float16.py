@@ -8,7 +8,7 @@ from saghog_jax import api
 from saghog_jax.configs import retrieve as retrieve_config
 from saghog_jax.evidence.gather import mean_descriptor
 from saghog_jax.reports.plots import map_points
-from saghog_jax.reports.sheets import same_image
+from saghog_jax.reports.sheet_data import same_image
 from saghog_jax.retrieval.calibration import calibrate
 from saghog_jax.retrieval.embeddings import load_embeddings
 from saghog_jax.retrieval.embeddings_writer import save_embeddings
