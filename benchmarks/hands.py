@@ -1,6 +1,7 @@
 """Hands beside the baselines, on embeddings of whole images and of fragments (docs/hands.md).
 
     python -m benchmarks.hands IMAGES FRAGMENTS --json FILE
+    python -m benchmarks.hands IMAGES FRAGMENTS --few
 
 IMAGES and FRAGMENTS are embeddings folders of the pages of benchmarks/quality_data.py, whose
 manifests have the columns set, source and sheet. Each set is sorted alone: whole images; whole
@@ -9,7 +10,8 @@ two or more sources. What has one page a sheet or a source is drawn five times, 
 and figures are means. The cut is that of the rule; another column has the F of pages whose cut
 other writers have chosen. Prints a Markdown table. The bar is met if BCubed F is above the first
 neighbours by .03, or by a quarter of their distance to 1 where they are above .90, the lower end
-of the paired bootstrap over writers is above 0, and F is not below linked pages.
+of the paired bootstrap over writers is above 0, and F is not below linked pages. `--few` sorts
+instead all fragments of 3 and of 10 writers, drawn five times.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from saghog_jax.retrieval.embeddings import Embeddings, load_embeddings
 
 SEEDS = (0, 1, 2, 3, 4)
 SAMPLES = 10_000
+# Numbers of writers of `--few`.
+FEW = (3, 10)
 METHODS = ("first_neighbours", "linked", "hdbscan", "average")
 
 
@@ -67,6 +71,18 @@ def selections(images: Embeddings, fragments: Embeddings) -> Iterator[Selection]
         yield Selection(f"{name} fragments, one a source", fragments, draws)
 
 
+def few_writers(fragments: Embeddings, count: int) -> Iterator[Selection]:
+    """All fragments of some writers of each set."""
+    for name in np.unique(fragments.column("set")).tolist():
+        rows = np.flatnonzero(fragments.column("set") == name)
+        writers = np.unique(fragments.writers[rows])
+        draws = []
+        for seed in SEEDS:
+            order = np.random.default_rng(seed).permutation(len(writers))
+            draws.append(rows[np.isin(fragments.writers[rows], writers[order[:count]])])
+        yield Selection(f"{name} fragments of {count} writers", fragments, draws)
+
+
 def one_each(rows: np.ndarray, values: np.ndarray, seed: int) -> np.ndarray:
     """One row of each value, drawn; in the order of rows."""
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -91,7 +107,7 @@ def measure(selection: Selection) -> dict:
         joins = clustering.average_joins(near, no_constraints(len(rows)))
         sortings = clustering.baselines(near.x)
         sortings["hdbscan"] = clustering.hdbscan(near.x)
-        sortings["average"] = clustering.cut(joins, clustering.RULE)
+        sortings["average"] = clustering.cut(joins, clustering.by_rule(near, joins).threshold)
         for name, hands in sortings.items():
             found[name].append(hand_metrics.bcubed(hands, labels))
             figures[name].append(hand_metrics.figures(hands, labels))
@@ -152,9 +168,13 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("fragments", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--few", action="store_true")
     args = parser.parse_args()
     images, fragments = load_embeddings(args.images), load_embeddings(args.fragments)
-    results = [measure(selection) for selection in selections(images, fragments)]
+    asked = list(selections(images, fragments))
+    if args.few:
+        asked = [s for count in FEW for s in few_writers(fragments, count)]
+    results = [measure(selection) for selection in asked]
     print(table(results), end="")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

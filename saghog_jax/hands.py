@@ -145,7 +145,8 @@ def _sort(
         )
     joins = clustering.average_joins(near, bound)
     if not wanted:
-        return clustering.cut(joins, fixed.threshold), fixed, None
+        chosen = clustering.by_rule(near, joins) if fixed.rule == "rule" else fixed
+        return clustering.cut(joins, chosen.threshold), chosen, None
     choosing = joins
     if config.known_writers:
         # Joins that obey the writers fit them at any threshold.

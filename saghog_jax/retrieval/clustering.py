@@ -12,19 +12,24 @@ from scipy.sparse.csgraph import connected_components
 
 from saghog_jax.input_pipeline.labels.page_links import mutual_links, nearest_pages
 from saghog_jax.retrieval.agglomeration import Joins, agglomerate, connect, cut, in_order
-from saghog_jax.retrieval.closeness import Closeness
+from saghog_jax.retrieval.closeness import NEAR_FEWEST, Closeness
 from saghog_jax.retrieval.constraints import Constraints, no_constraints
 from saghog_jax.retrieval.hand_metrics import BCubed, bcubed
 
 # The closeness down to which hands are joined, where no labels say better: measured on pages of
 # validation writers (docs/hands.md).
 RULE = 0.25
+# Share of a collection that the hand of a page has on average, from which on the nearest eighth of
+# the collection is by the page's own writer, so that `RULE` would split hands.
+FEW_HANDS = 1 / 16
 # Writers with two or more pages from which on labelled pages choose the cut.
 ENOUGH_WRITERS = 10
 # Neighbours of a page that may be linked with it, as in `labels=linked`.
 NEIGHBOURS = 3
 # Thresholds that are tried on labelled pages.
 _TRIED = 400
+# Pages from which the number of hands is estimated.
+_SAMPLED = 2000
 
 
 class Cut(NamedTuple):
@@ -123,6 +128,22 @@ def calibrated(joins: Joins, labels: Int[np.ndarray, " p"]) -> Cut:
     scores = np.array([bcubed(cut(joins, threshold), labels).f for threshold in tried])
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
     return Cut(float(tried[best[len(best) // 2]]), "labels", _with_several(labels))
+
+
+def by_rule(pages: Closeness, joins: Joins) -> Cut:
+    """The cut without labels: at `RULE`, or as HDBSCAN cuts where there are few writers.
+
+    A hand may be so large a part of the collection that it is all of a page's nearest eighth. Then
+    closeness says which pages are nearer, but not which are near. HDBSCAN needs no level and does
+    well there; its hands choose the cut as labels would.
+    """
+    rows = np.linspace(0, len(pages) - 1, min(len(pages), _SAMPLED)).astype(np.int64)
+    found = hdbscan(pages.x[rows])
+    if np.bincount(found)[found].mean() <= max(NEAR_FEWEST, FEW_HANDS * len(rows)):
+        return Cut(RULE, "rule")
+    labels = np.full(len(pages), -1)
+    labels[rows] = found
+    return Cut(calibrated(joins, labels).threshold, "few hands")
 
 
 def held_out(joins: Joins, labels: Int[np.ndarray, " p"]) -> BCubed:
