@@ -19,7 +19,7 @@ from saghog_jax.retrieval.hand_metrics import BCubed, bcubed
 # The closeness down to which hands are joined, where no labels say better: measured on pages of
 # validation writers (docs/hands.md).
 RULE = 0.25
-# Share of a collection that the hand of a page has on average, from which on the nearest eighth of
+# Share of a collection that the hand of half of its pages has, from which on the nearest eighth of
 # the collection is by the page's own writer, so that `RULE` would split hands.
 FEW_HANDS = 1 / 16
 # Writers with two or more pages from which on labelled pages choose the cut.
@@ -139,7 +139,7 @@ def by_rule(pages: Closeness, joins: Joins) -> Cut:
     """
     rows = np.linspace(0, len(pages) - 1, min(len(pages), _SAMPLED)).astype(np.int64)
     found = hdbscan(pages.x[rows])
-    if np.bincount(found)[found].mean() <= max(NEAR_FEWEST, FEW_HANDS * len(rows)):
+    if np.median(np.bincount(found)[found]) <= max(NEAR_FEWEST, FEW_HANDS * len(rows)):
         return Cut(RULE, "rule")
     labels = np.full(len(pages), -1)
     labels[rows] = found
