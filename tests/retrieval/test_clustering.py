@@ -13,6 +13,7 @@ from saghog_jax.retrieval.clustering import (
     RULE,
     average_joins,
     baselines,
+    by_rule,
     by_size,
     calibrated,
     certainty,
@@ -48,7 +49,7 @@ def levels(x):
     return s, np.array(usual), np.array(near)
 
 
-@pytest.mark.parametrize(("block", "most"), [(1 << 24, 5.5), (1 << 24, 1.0), (64 * 70, 1.0)])
+@pytest.mark.parametrize(("block", "most"), [(1 << 24, 5.5), (1 << 24, 3.0), (7 * 70, 99.0)])
 def test_closeness_is_that_of_loops(block, most, monkeypatch):
     x, labels = writers(20, 3)
     x = np.concatenate([x, x[:1] + 0.01 * np.random.default_rng(1).standard_normal((10, 24))])
@@ -57,7 +58,7 @@ def test_closeness_is_that_of_loops(block, most, monkeypatch):
     s, usual, near = levels(x)
     # The limit counts for some pages, and not for all.
     limited = near < levels_without_limit(s) - 1e-3
-    assert limited.any() == (most == 1.0)
+    assert limited.any() == (most == 3.0)
     assert not limited.all()
     monkeypatch.setattr(module, "_BLOCK_VALUES", block)
     found = closeness(x)
@@ -151,6 +152,18 @@ def test_held_out_pages_do_not_choose_their_cut():
         np.testing.assert_array_equal(found.recall[half], expected.recall[half])
     with pytest.raises(ValueError, match="two writers"):
         held_out(joins, np.zeros(48, int))
+
+
+def test_few_writers_with_many_pages_are_cut_as_hdbscan_cuts():
+    x, labels = writers(4, 12, noise=0.4)
+    near = closeness(x)
+    joins = average_joins(near, no_constraints(48))
+    assert by_rule(near, joins).rule == "few hands"
+    assert adjusted_rand_score(labels, cut(joins, by_rule(near, joins).threshold)) > 0.9
+    assert adjusted_rand_score(labels, cut(joins, RULE)) < 0.5
+    near = closeness(writers(20, 3)[0])
+    found = by_rule(near, average_joins(near, no_constraints(60)))
+    assert (found.threshold, found.rule) == (RULE, "rule")
 
 
 def test_enough_labels():
