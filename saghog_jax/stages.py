@@ -11,7 +11,7 @@ from saghog_jax.runs.stage_result import StageResult
 
 STAGES = (
     *("prepare", "pretrain", "finetune", "embed", "retrieve"),
-    *("regions", "show", "search", "verify", "convert", "scans"),
+    *("hands", "regions", "show", "search", "verify", "convert", "scans"),
 )
 
 

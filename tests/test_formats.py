@@ -10,7 +10,7 @@ from places import ROOT
 from toy import toy
 
 from benchmarks.measure import Report
-from saghog_jax.configs import common, embed, pretrain, regions, retrieve, search
+from saghog_jax.configs import common, embed, hands, pretrain, regions, retrieve, search
 from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
 from saghog_jax.input_pipeline.labels.page_links import ensure_links
 from saghog_jax.input_pipeline.labels.pseudo_labels import ensure_labels
@@ -76,6 +76,13 @@ def folder(tmp_path_factory):
     changes = {"queries": gallery, "gallery": gallery, "report.evidence.queries": 0}
     config = toy(search.get_config(), folder, **changes)
     run_stage(config, folder / "search")
+    decided = folder / "pages" / "decisions.csv"
+    ids = np.load(folder / "embed" / "page_ids.npy", allow_pickle=False).tolist()
+    pairs = [(*ids[:2], "accept"), (*ids[:2], "reject")]
+    lines = [("query", "page", "decision"), *pairs]
+    decided.write_text("".join(",".join(line) + "\n" for line in lines))
+    changes = {"embeddings": gallery, "decisions": str(decided), "cut": "labels"}
+    run_stage(toy(hands.get_config(), folder, **changes), folder / "hands")
     report = Report("speed")
     report.add("rate", [1.0, 2.0], "patches/s", ">= 1")
     report.write(folder / "benchmarks")

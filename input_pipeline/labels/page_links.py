@@ -38,27 +38,67 @@ def link(vectors: np.ndarray, neighbours: int) -> np.ndarray:
         one more page, so at most p - 2 are possible.
     """
     p = len(vectors)
-    most = min(neighbours, p - 2)
-    if most < 1:
-        return np.arange(p, dtype=np.int32)
-    rows, columns = [], []
+    pairs, _ = mutual_links(*nearest_pages(vectors, neighbours + 1), neighbours)
+    links = coo_matrix((np.ones(len(pairs), bool), pairs.T), (p, p))
+    return connected_components(links, directed=False)[1].astype(np.int32)
+
+
+def nearest_pages(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k most similar other pages of each page, or all others, the most similar first.
+
+    Similarities are computed in blocks of rows, so that memory grows with p and not with its
+    square.
+
+    Args:
+      vectors: float32 [p, d], rows of norm 1.
+
+    Returns:
+      rows int64 [p, k] and similarities float32 [p, k].
+    """
+    p = len(vectors)
+    k = min(k, p - 1)
+    rows, values = np.zeros((p, k), np.int64), np.zeros((p, k), np.float32)
+    if k < 1:
+        return rows, values
     step = max(1, _CHUNK_VALUES // p)
     for first in range(0, p, step):
         similarity = vectors[first : first + step] @ vectors.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
-        nearest = np.argpartition(-similarity, most, axis=1)[:, : most + 1]
-        values = np.take_along_axis(similarity, nearest, 1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        nearest, values = (np.take_along_axis(a, order, 1) for a in (nearest, values))
-        before = np.arange(most) <= (values[:, :-1] - values[:, 1:]).argmax(1)[:, None]
-        row, place = np.nonzero(before)
-        rows.append(first + row)
-        columns.append(nearest[row, place])
-    r, c = np.concatenate(rows), np.concatenate(columns)
-    is_neighbour = coo_matrix((np.ones(len(r), bool), (r, c)), (p, p)).tocsr()
-    links = is_neighbour.multiply(is_neighbour.T)
-    return connected_components(links, directed=False)[1].astype(np.int32)
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(similarity, nearest, 1)
+        order = np.argsort(-near, axis=1, kind="stable")
+        rows[first : first + step] = np.take_along_axis(nearest, order, 1)
+        values[first : first + step] = np.take_along_axis(near, order, 1)
+    return rows, values
+
+
+def mutual_links(
+    nearest: np.ndarray, similarity: np.ndarray, neighbours: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of pages that are neighbours of each other before the largest drop in similarity.
+
+    Args:
+      nearest, similarity: of `nearest_pages`, [p, k].
+      neighbours: largest number of neighbours of a page, below k.
+
+    Returns:
+      int64 [m, 2], the smaller row first, and the similarity of each pair.
+    """
+    p = len(nearest)
+    most = min(neighbours, p - 2)
+    if most < 1:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    values = similarity[:, : most + 1]
+    before = np.arange(most) <= (values[:, :-1] - values[:, 1:]).argmax(1)[:, None]
+    row, place = np.nonzero(before)
+    other, value = nearest[row, place], values[row, place]
+    # A pair that both pages name stands twice in a row once the smaller row is put first.
+    pairs = np.sort(np.stack([row, other], 1), axis=1)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs, value = pairs[order], value[order]
+    twice = np.flatnonzero((pairs[1:] == pairs[:-1]).all(1))
+    return pairs[twice], value[twice]
 
 
 def ensure_links(store: Store, config: ConfigDict) -> np.ndarray:

@@ -5,7 +5,7 @@ A page is known by its digest, if the file and the embeddings have digests, else
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,8 +79,42 @@ def of_pages(
     A and B is also one about B and A, unless the file has another one. Decisions about other pages
     are left out. Messages name both.
     """
-    ids = _Ids(queries), _Ids(gallery)
     known: dict[tuple[str, str], str] = {}
+    for pair, decision in _found(decisions, queries, gallery):
+        known[pair] = decision
+    if queries is gallery:
+        return {(page, query): decision for (query, page), decision in known.items()} | known
+    return known
+
+
+def by_pair(decisions: Sequence[Decision], pages: Embeddings) -> dict[tuple[str, str], set[str]]:
+    """All decisions about each pair of these pages, which stands once, in the order of names.
+
+    Decisions about a page and its copy are left out.
+
+    Raises:
+      UserError: none of the decisions is about these pages.
+    """
+    ids = _Ids(pages)
+    if decisions and not any(
+        ids.find(d.query, d.query_digest) and ids.find(d.page, d.page_digest) for d in decisions
+    ):
+        raise UserError(
+            f"none of the {len(decisions):,} decisions is about pages of {pages.folder}: is it the "
+            "file of another collection?"
+        )
+    known: dict[tuple[str, str], set[str]] = {}
+    for pair, decision in _found(decisions, pages, pages):
+        if pair[0] != pair[1]:
+            known.setdefault(tuple(sorted(pair)), set()).add(decision)
+    return known
+
+
+def _found(
+    decisions: Sequence[Decision], queries: Embeddings, gallery: Embeddings
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """Each decision by today's ids of query and match; messages name the pages that are absent."""
+    ids = _Ids(queries), _Ids(gallery)
     absent: dict[str, None] = {}
     copies: dict[str, None] = {}
     left_out = 0
@@ -93,7 +127,7 @@ def of_pages(
             elif len(same) > 1:
                 copies[", ".join(same)] = None
         left_out += not (query_ids and page_ids)
-        known |= {(q, p): decision.decision for q in query_ids for p in page_ids}
+        yield from (((q, p), decision.decision) for q in query_ids for p in page_ids)
     if absent:
         logger.warning(
             f"{left_out:,} of {len(decisions):,} decisions are left out: {len(absent):,} of their "
@@ -101,9 +135,6 @@ def of_pages(
         )
     if copies:
         logger.info(f"decisions count for each copy of a page: {_some(list(copies), '; ')}")
-    if queries is gallery:
-        return {(page, query): decision for (query, page), decision in known.items()} | known
-    return known
 
 
 def count(known: Mapping[tuple[str, str], str]) -> int:

@@ -8,7 +8,7 @@ from benchmarks import catalogue, tables
 from benchmarks.measure import Report, Times, alternate, rates
 
 # Two read sets of real pages, which only their owner has; their figures are in docs/.
-APART = ("run", "quality", "few_patches", "scales")
+APART = ("run", "quality", "few_patches", "scales", "hands")
 SCRIPTS = {
     path.stem
     for path in tables.FOLDER.glob("*.py")
