@@ -279,7 +279,7 @@ def test_pages_at_several_scales_stand_side_by_side(folder, tmp_path, monkeypatc
     np.testing.assert_allclose(half, root * alone[0.5].descriptors, atol=1e-4)
     assert found.table["patch_count"].tolist() == alone[1.0].table["patch_count"].tolist()
     assert found.page_ids.tolist() == alone[1.0].page_ids.tolist()
-    assert "note: the model was trained on pages resized by 1, these are resized by 0.5" in (
+    assert "note: these pages are resized by 0.5, those of the training by 1 (times" in (
         capsys.readouterr().out
     )
 

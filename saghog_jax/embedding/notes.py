@@ -31,6 +31,6 @@ def note_other_scale(checkpoint: Checkpoint, recipe: PageRecipe) -> None:
     trained, scale = checkpoint.trained_scale, recipe.rule.scale
     if trained is not None and trained != scale and distributed.is_main():
         logger.warning(
-            f"note: the model was trained on pages resized by {trained:g}, these are resized "
-            f"by {scale:g}; --config.store.scale={trained:g} makes them alike"
+            f"note: these pages are resized by {scale:g}, those of the training by {trained:g} "
+            "(times the column `scale` of its table, if it has one)"
         )
