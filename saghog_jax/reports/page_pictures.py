@@ -11,8 +11,7 @@ compared, have the first of these forms that fits for all pages of the file:
 If the thumbnails alone are too large, they get half their sides, and there are no large pictures.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -84,32 +83,54 @@ def page_pictures(
             raise UserError(f"config.report.{name}={report[name]:g} must be above 0")
     room = int(report.max_mb * 1e6) - others
     pictures: dict[str, dict] = {}
-    large: dict[str, dict[str, str]] = {form: {} for form in (COLOUR, INK, SMALL_INK)}
-    full, wanted, waiting = False, 0, iter(shown)
-    while together := list(islice(waiting, _TOGETHER)):
+    form, large, fits, wanted = COLOUR, {}, True, 0
+    for together in _in_blocks(shown):
         for page, part in _read(together, report.max_pixels):
             pictures[page.key] = thumbnail(part, report.thumbnail)
-            if isinstance(part, str) or max(part.shape[:2]) <= report.thumbnail:
-                continue
-            wanted += 1
-            if not full:
-                uris = _large(part, _polarity(page), tuple(large), report.picture)
-                for form, uri in uris.items():
-                    large[form][page.key] = uri
-        left = room - _bytes(pictures)
-        # The smallest form is kept: its first pages may fit.
-        for form in (COLOUR, INK):
-            if form in large and _size(large[form]) > left:
-                del large[form]
-        full = full or all(_size(uris) > left for uris in large.values())
+            if _is_large(part, report):
+                wanted += 1
+                if fits:
+                    large[page.key] = _large(page, part, form, report.picture)
+        fits = fits and _size(large) <= room - _bytes(pictures)
     half = _bytes(pictures) > room
     if half:
+        form, large = SMALL_INK, {}
         _halve(pictures, report.thumbnail)
-    form = next(iter(large))
-    chosen = {} if half else _first(large[form], shown, room - _bytes(pictures))
-    for key, uri in chosen.items():
+    elif not fits:
+        left = room - _bytes(pictures)
+        form, large = _inked(shown, report, left)
+        large = _first(large, shown, left)
+    for key, uri in large.items():
         pictures[key] |= {"large": uri, "form": form}
-    return pictures, Fit(form, len(chosen), wanted, half, _bytes(pictures) <= room)
+    return pictures, Fit(form, len(large), wanted, half, _bytes(pictures) <= room)
+
+
+def _inked(shown: Sequence[Shown], report: ConfigDict, room: int) -> tuple[str, dict[str, str]]:
+    """Large pictures of ink: of all pages in the first form that fits, else of the first pages.
+
+    The pages are read again, which only reports need that have no room for colours.
+    """
+    for form in (INK, SMALL_INK):
+        large: dict[str, str] = {}
+        for together in _in_blocks(shown):
+            for page, part in _read(together, report.max_pixels):
+                if _is_large(part, report):
+                    large[page.key] = _large(page, part, form, report.picture)
+            if _size(large) > room:
+                break
+        else:
+            break
+    return form, large
+
+
+def _in_blocks(shown: Sequence[Shown]) -> Iterator[Sequence[Shown]]:
+    for first in range(0, len(shown), _TOGETHER):
+        yield shown[first : first + _TOGETHER]
+
+
+def _is_large(part: np.ndarray | str, report: ConfigDict) -> bool:
+    """Whether a page was read and is larger than its thumbnail."""
+    return not isinstance(part, str) and max(part.shape[:2]) > report.thumbnail
 
 
 def _read(shown: Sequence[Shown], max_pixels: int) -> Iterator[tuple[Shown, np.ndarray | str]]:
@@ -120,13 +141,10 @@ def _read(shown: Sequence[Shown], max_pixels: int) -> Iterator[tuple[Shown, np.n
             yield by_row[row], part
 
 
-def _large(part: np.ndarray, polarity: str, forms: Sequence[str], side: int) -> dict[str, str]:
-    makers: dict[str, Callable[[], str]] = {
-        COLOUR: lambda: data_uri(part, side),
-        INK: lambda: _ink(part, polarity, side),
-        SMALL_INK: lambda: _ink(part, polarity, max(1, round(_SMALL * side))),
-    }
-    return {form: makers[form]() for form in forms}
+def _large(page: Shown, part: np.ndarray, form: str, side: int) -> str:
+    if form == COLOUR:
+        return data_uri(part, side)
+    return _ink(part, _polarity(page), side if form == INK else max(1, round(_SMALL * side)))
 
 
 def _ink(part: np.ndarray, polarity: str, side: int) -> str:

@@ -17,20 +17,12 @@ _QUALITY = 45
 _LOSSLESS = 101
 
 
-def thumbnails(
-    pages: Embeddings, rows: Iterable[int], side: int, max_pixels: int
-) -> dict[int, dict]:
-    """The picture of each row: `{"image": data URI, "size": [w, h]}`, or `{"missing": reason}`.
+def thumbnail(part: np.ndarray | str, side: int) -> dict:
+    """`{"image": data URI, "size": [w, h]}` of a page of `read_pages`, or `{"missing": reason}`.
 
     Args:
-      side: longer side of a picture in pixels; smaller pages keep their size.
-      max_pixels: larger images are not decoded.
+      side: longer side of the picture in pixels; smaller pages keep their size.
     """
-    return {row: thumbnail(part, side) for row, part in read_pages(pages, rows, max_pixels)}
-
-
-def thumbnail(part: np.ndarray | str, side: int) -> dict:
-    """The picture of a page, or the reason why it cannot be read, as `read_pages` returns it."""
     if isinstance(part, str):
         return {"missing": part}
     return {"image": data_uri(part, side), "size": part.shape[1::-1]}
@@ -39,7 +31,11 @@ def thumbnail(part: np.ndarray | str, side: int) -> dict:
 def read_pages(
     pages: Embeddings, rows: Iterable[int], max_pixels: int
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Each row with its page uint8 [h, w, 3], RGB, or with the reason why it cannot be read."""
+    """Each row with its page uint8 [h, w, 3], RGB, or with the reason why it cannot be read.
+
+    Args:
+      max_pixels: larger images are not decoded.
+    """
     # Sorted by path, so that an image with several boxes is decoded once.
     image: np.ndarray | str = ""
     opened: Path | None = None

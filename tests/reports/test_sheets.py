@@ -11,7 +11,7 @@ from report_helpers import EVIL, data_of, report
 
 from saghog_jax import retrieve
 from saghog_jax.configs import retrieve as retrieve_config
-from saghog_jax.reports.thumbnails import thumbnails
+from saghog_jax.reports.thumbnails import read_pages, thumbnail
 from saghog_jax.retrieval.embeddings import load_embeddings
 
 
@@ -141,6 +141,10 @@ def test_moved_images_are_said_and_do_not_break_the_report(tmp_path):
         assert "no such file" in about["missing"].lower()
     again = report(tmp_path, pages, images=True)
     assert 'id="missing"' not in again.read_text()
+
+
+def thumbnails(pages, rows, side, max_pixels):
+    return {row: thumbnail(part, side) for row, part in read_pages(pages, rows, max_pixels)}
 
 
 def test_boxes_are_cropped(tmp_path):
