@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from benchmarks import sift_vlad as classical
-from benchmarks.measure import FOLDER, Report
+from benchmarks.measure import FOLDER, Report, cpu_seconds
 from saghog_jax.configs import finetune, pretrain
 from saghog_jax.embedding.encoder import PageEncoder, filled, load_encoder
 from saghog_jax.input_pipeline.cutting import keypoints
@@ -51,9 +51,9 @@ class Spent(NamedTuple):
 
 def measured(work: Callable[[], object]) -> Spent:
     """What a function takes, its child processes included."""
-    wall, cpu = time.perf_counter(), _cpu_seconds()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     work()
-    return Spent(time.perf_counter() - wall, _cpu_seconds() - cpu)
+    return Spent(time.perf_counter() - wall, cpu_seconds() - cpu)
 
 
 def memory() -> tuple[float, float]:
@@ -62,11 +62,6 @@ def memory() -> tuple[float, float]:
         resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return own.ru_maxrss / 1024, child.ru_maxrss / 1024
-
-
-def _cpu_seconds() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def make_model(pages: str, folder: Path) -> Path:

@@ -9,21 +9,15 @@ seconds a page (user and system, all processes).
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import Report
+from benchmarks.measure import Report, cpu_seconds
 from saghog_jax.configs import common
 from saghog_jax.input_pipeline.datasets import synthetic
 from saghog_jax.input_pipeline.store.build import ensure_store
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of its ended children."""
-    return sum(os.times()[:4])
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ has seconds on the clock and of all cores.
 import argparse
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import quality_data
-from benchmarks.measure import Report
+from benchmarks.measure import Report, cpu_seconds
 from benchmarks.sift_vlad import WORDS, described
 from saghog_jax.configs import embed, finetune, pretrain
 from saghog_jax.embedding import sift as patch_sift
@@ -142,10 +141,10 @@ class Bench:
         self._done.add(name)
         path = self.folder / "times.json"
         times = json.loads(path.read_text()) if path.exists() else {}
-        wall, cpu = time.monotonic(), _cpu_seconds()
+        wall, cpu = time.monotonic(), cpu_seconds()
         work()
         before = times.get(name, [0, 0])
-        spent = (time.monotonic() - wall, _cpu_seconds() - cpu)
+        spent = (time.monotonic() - wall, cpu_seconds() - cpu)
         times[name] = [round(a + b, 1) for a, b in zip(before, spent, strict=True)]
         path.write_text(json.dumps(times, indent=1) + "\n")
 
@@ -288,11 +287,6 @@ def _suffix(changes: dict | None) -> str:
     if changes is None:
         return "-none"
     return "".join(f"-{key.split('.')[-1]}={value}" for key, value in changes.items())
-
-
-def _cpu_seconds() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def evaluate(pages: Embeddings, x: np.ndarray, protocol: Protocol) -> tuple:

@@ -17,8 +17,6 @@ import numpy as np
 
 # The sets, and the factor that their pages are resized by (docs/quality.md, section Scale).
 SETS = {"copiste_fr": 2.0, "hist_mss": 1.0}
-# The sets of the model in the box: one more, which has no test half.
-BASE_SETS = {**SETS, "base_hands": 1.0}
 LICENCE = "CC BY 4.0"
 TABLES = ("train", "images", "fragments", "fit-images", "fit-fragments")
 # Of the training writers of a set, one in so many validates.

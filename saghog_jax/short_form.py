@@ -43,7 +43,8 @@ ones are described. The second command compares new pages with the pages of an e
   scale=2.0            resize all pages by this factor, instead of the one that is found
   top_k=10             pages that are shown for each page
 
-Every field of the long form can be given as FIELD=VALUE: saghog scans --helpfull"""
+Every field of configs/scans.py can be given as FIELD=VALUE. This command lists the fields:
+python -m saghog_jax.main --config=configs/scans.py --help"""
 
 
 def long_form(words: Sequence[str]) -> list[str]:

@@ -91,9 +91,7 @@ class Projection:
         for part, own in zip(recipe.parts, rows, strict=True):
             present = np.any(own != 0, axis=1, keepdims=True)
             columns.append(whitening.apply(self.parts[part.descriptor], own) * present)
-        weights = np.sqrt(recipe.weights_of(sums)).astype(np.float32)
-        weighted = [column * weights[:, i, None] for i, column in enumerate(columns)]
-        return concatenate(weighted, [1] * len(weighted))
+        return concatenate(columns, list(recipe.weights_of(sums).T[:, :, None]))
 
 
 def join(
@@ -188,10 +186,10 @@ def save_packed(projection: Projection, folder: Path) -> None:
 
 
 def load_packed(folder: Path) -> Projection:
-    """Reads the projection of a packed model.
+    """Reads the projection of a packed model, whose digests `packed.load_model` has compared.
 
     Raises:
-      UserError: the file is damaged or missing.
+      UserError: the file is missing, or is no such file.
     """
     arrays, texts = packed.load_arrays(folder / packed.PROJECTION)
     parts, digests = {}, {}

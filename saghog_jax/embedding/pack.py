@@ -39,12 +39,7 @@ def pack(run_folder: Path, which: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(run_folder, which)
     recipe = checkpoint.recipe()
-    kinds = [
-        kind
-        for kind in sift.KINDS
-        if any(part.descriptor == sift.descriptor_name(kind) for part in recipe.parts)
-    ]
-    words = {kind: sift.load_words(run_folder, kind) for kind in kinds}
+    words = {kind: sift.load_words(run_folder, kind) for kind in recipe.sift_weights}
     packed.save_model(folder, variables, words, meta["kind"])
     with atomic_write(folder / "config.json", "w") as file:
         file.write(json.dumps(_without_paths(read_config(run_folder)), indent=1) + "\n")

@@ -54,7 +54,8 @@ def agglomerate(similarity: Float[np.ndarray, "p p"], constraints: Constraints) 
         b = int(nearest[a])
         pairs.append((a, b))
         heights.append(float(value[a]))
-        # -inf stays -inf: a hand stays apart from all that one of its pages stays apart from.
+        # The mean with -inf is -inf: if one page must stay apart from another hand, then so must
+        # all pages of its hand.
         row = (sizes[a] * s[a] + sizes[b] * s[b]) / (sizes[a] + sizes[b])
         row[[a, b]] = -np.inf
         sizes[a] += sizes[b]

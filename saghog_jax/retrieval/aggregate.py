@@ -40,7 +40,8 @@ def l2_normalize(x: Float[Array, "*rows d"], eps: float = 1e-12) -> Float[Array,
 
 
 def concatenate(
-    parts: Sequence[Float[np.ndarray, "p _"]], weights: Sequence[float]
+    parts: Sequence[Float[np.ndarray, "p _"]],
+    weights: Sequence[float | Float[np.ndarray, "p 1"]],
 ) -> Float[np.ndarray, "p d"]:
     """Concatenates unit descriptors of the same pages to weighted unit rows.
 
@@ -50,7 +51,7 @@ def concatenate(
 
     Args:
       parts: [p, d] each.
-      weights: one per part.
+      weights: one per part, for all pages or for each.
 
     Returns:
       [p, sum of d].

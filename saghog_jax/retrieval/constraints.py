@@ -52,7 +52,7 @@ def resolve(
     rejected: Iterable[Pair],
     writers: np.ndarray | None = None,
 ) -> tuple[Constraints, list[Contradiction]]:
-    """Constraints from decisions and known writers, without those that contradict each other.
+    """Constraints from decisions and known writers. Decisions that contradict are left out.
 
     Where rejected pages are joined by accepted pairs, the shortest such chain is listed, and
     neither the rejection nor the pairs of the chain are obeyed. Where a chain joins pages of two

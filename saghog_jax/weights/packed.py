@@ -63,18 +63,20 @@ def save_model(folder: Path, variables: dict, words: Mapping[str, np.ndarray], k
         for name, value in flatten_dict(variables, sep="/").items()
     }
     arrays |= {_WORDS + name: np.asarray(value, np.float32) for name, value in words.items()}
-    with atomic_write(folder / MODEL, "wb") as file:
-        file.write(save(arrays, metadata={"kind": kind}))
+    save_arrays(folder / MODEL, arrays, {"kind": kind})
 
 
 def load_model(folder: Path) -> tuple[dict, str]:
     """The variables of a packed model, float32, and its kind.
 
+    All files of the folder are compared with digests.json here, so that those who read further
+    files of it need not do so again.
+
     Raises:
       UserError: a file is damaged or missing.
     """
     check(folder)
-    arrays, metadata = _read(folder / MODEL)
+    arrays, metadata = load_arrays(folder / MODEL)
     variables = {n: a.astype(np.float32) for n, a in arrays.items() if not n.startswith(_WORDS)}
     return unflatten_dict(variables, sep="/"), metadata["kind"]
 
@@ -85,7 +87,7 @@ def load_words(folder: Path, kind: str) -> np.ndarray:
     Raises:
       UserError: the model has none.
     """
-    arrays, _ = _read(folder / MODEL)
+    arrays, _ = load_arrays(folder / MODEL)
     if _WORDS + kind not in arrays:
         raise UserError(f"{folder / MODEL} has no visual words of SIFT {kind!r}")
     return arrays[_WORDS + kind]
@@ -98,13 +100,17 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a file of `save_arrays` in a packed model.
+    """Reads a file of `save_arrays`.
 
     Raises:
-      UserError: the file is damaged or missing.
+      UserError: the file is missing, or is no such file.
     """
-    check(path.parent)
-    return _read(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def to_bytes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,12 +150,3 @@ def check(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
