@@ -8,36 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from places import ROOT
-from toy import toy
+from toy import SMALL, make_small, toy
 
 import saghog_jax as sj
-from saghog_jax.configs import embed, finetune, pretrain, retrieve
+from saghog_jax.configs import embed, finetune, retrieve
 from saghog_jax.embedding import compact
-from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus
 from saghog_jax.input_pipeline.errors import PageError, UserError
 from saghog_jax.stages import STAGES
 
 TINY = Corpus(train_writers=4, test_writers=2, pages=2, width=320, height=160, lines=2)
-SMALL = {
-    "store.scale": 1.25,
-    "total_steps": 2,
-    "global_batch_size": 16,
-    "patches_per_class": 8,
-    "patches_per_bag": 2,
-    "labels": "page",
-    "sift_words": 5,
-}
+LARGER = {"store.scale": 1.25}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Pages, a model of the recipe `small` for pages enlarged 1.25 times, and embeddings."""
     folder = tmp_path_factory.mktemp("api")
-    (folder / "pages").mkdir()
-    write_corpus(folder / "pages", TINY, workers=1)
-    few = {"store.scale": 1.25, "total_steps": 2}
-    sj.run_stage(toy(pretrain.get_config("small"), folder, **few), folder / "pretrain")
-    sj.run_stage(toy(finetune.get_config("small"), folder, **SMALL), folder / "finetune")
+    make_small(folder, TINY, **LARGER)
     sj.run_stage(toy(embed.get_config("plain"), folder), folder / "embed")
     return folder
 
@@ -235,7 +223,7 @@ def test_other_descriptors_than_the_fitted_ones_are_long(folder, tmp_path, caplo
 def test_the_projection_is_fitted_once_and_belongs_to_its_weights(folder, tmp_path):
     path = folder / "finetune" / "projection_last.npz"
     before = path.stat().st_mtime_ns
-    config = toy(finetune.get_config("small"), folder, **SMALL)
+    config = toy(finetune.get_config("small"), folder, **SMALL, **LARGER)
     sj.run_stage(config, folder / "finetune")
     assert path.stat().st_mtime_ns == before
     content = path.read_bytes()

@@ -5,7 +5,10 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from saghog_jax.configs import finetune, pretrain
 from saghog_jax.configs.regions import regions_config
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.stages import run_stage
 
 SIZES = {
     "store.workers": 1,
@@ -26,6 +29,15 @@ SIZES = {
     "pseudo_labels.num_clusters": 12,
     "pseudo_labels.pca_dim": 8,
     "local_batch_size": 64,
+}
+# Beside `SIZES`, for the variant `small` of finetuning.
+SMALL = {
+    "total_steps": 2,
+    "global_batch_size": 16,
+    "patches_per_class": 8,
+    "patches_per_bag": 2,
+    "labels": "page",
+    "sift_words": 5,
 }
 
 
@@ -55,3 +67,16 @@ def toy(config: ConfigDict, folder: Path, **changes: object) -> ConfigDict:
     fitting = {key: value for key, value in (SIZES | places).items() if key in known}
     config.lock().update_from_flattened_dict(fitting | changes)
     return config
+
+
+def make_small(folder: Path, corpus: Corpus, **changes: object) -> None:
+    """Pages, and a pretrained and a finetuned model of the recipe `small`, in `folder`.
+
+    Args:
+      changes: of both configs.
+    """
+    (folder / "pages").mkdir()
+    write_corpus(folder / "pages", corpus, workers=1)
+    few = {"total_steps": 2, **changes}
+    run_stage(toy(pretrain.get_config("small"), folder, **few), folder / "pretrain")
+    run_stage(toy(finetune.get_config("small"), folder, **SMALL, **changes), folder / "finetune")

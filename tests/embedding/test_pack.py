@@ -6,35 +6,24 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from toy import toy
+from toy import SMALL, make_small, toy
 
 import saghog_jax as sj
-from saghog_jax.configs import convert, embed, finetune, pretrain, retrieve
+from saghog_jax.configs import convert, embed, finetune, retrieve
 from saghog_jax.embedding import compact
 from saghog_jax.embedding.describers import Checkpoint
-from saghog_jax.input_pipeline.datasets.synthetic import Corpus, write_corpus
+from saghog_jax.input_pipeline.datasets.synthetic import Corpus
 from saghog_jax.input_pipeline.errors import UserError
 from saghog_jax.weights import packed
 
 TINY = Corpus(train_writers=4, test_writers=2, pages=2, width=400, height=240, lines=3)
-SMALL = {
-    "total_steps": 2,
-    "global_batch_size": 16,
-    "patches_per_class": 8,
-    "patches_per_bag": 2,
-    "labels": "page",
-    "sift_words": 5,
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model of the recipe `small`, its packed form in `model`, and embeddings by both."""
     folder = tmp_path_factory.mktemp("pack")
-    (folder / "pages").mkdir()
-    write_corpus(folder / "pages", TINY, workers=1)
-    sj.run_stage(toy(pretrain.get_config("small"), folder, total_steps=2), folder / "pretrain")
-    sj.run_stage(toy(finetune.get_config("small"), folder, **SMALL), folder / "finetune")
+    make_small(folder, TINY)
     made = convert.get_config("packed")
     made.checkpoint = str(folder / "finetune")
     sj.run_stage(made, folder / "model")
